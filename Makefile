@@ -1,0 +1,38 @@
+# Every target sets up what it needs: its own virtual environment, pinned by constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+SAMPLE := $(CURDIR)/sample-lake
+DATA_LAKE ?= $(CURDIR)/DATA_LAKE
+
+.PHONY: demo test dev timestamp-aggregation lint clean
+
+demo: .venv/ready  ## aggregate a small sample lake and show what came of it
+	@echo "Making a sample lake (synthetic pixels on the real tiles of Thessaloniki, a few seconds) ..."
+	@$(BIN)/python -m thess_agg_dagster.sample $(SAMPLE)
+	@# One scene is missing on purpose: exit status 1 ("some timestamp failed") is what a demo should end with.
+	@env -u DAGSTER_HOME $(BIN)/python -m thess_agg_dagster --data-lake $(SAMPLE) --force || test $$? -eq 1
+	@echo
+	@echo "One scene was left out on purpose, to show what a failure looks like. The UI on this lake:  make dev"
+
+test: .venv/ready  ## run all tests
+	$(BIN)/python -m pytest
+
+dev: .venv/ready  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
+	@lake=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \
+	DATA_LAKE=$$lake DAGSTER_HOME=$$($(BIN)/python -m thess_agg_dagster.instance $$lake) $(BIN)/dagster dev
+
+timestamp-aggregation: .venv/ready  ## aggregate every timestamp of $DATA_LAKE
+	DATA_LAKE=$(DATA_LAKE) $(BIN)/python -m thess_agg_dagster
+
+lint: .venv/ready  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the virtual environment and the sample lake
+	rm -rf .venv sample-lake
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,123 @@
+"""The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from thess_agg_dagster.attempt import AGGREGATED, Attempt
+from thess_agg_dagster.audit import audit_tables
+from thess_agg_dagster.checks import (
+    AGGREGATED_CHECKS,
+    REPORT_CHECKS,
+    TIME_SERIE_CHECKS,
+    check_mosaics,
+    check_plan,
+    check_report,
+    check_time_serie,
+    failed_schema,
+)
+from thess_agg_dagster.io_manager import AuditTables, DataLakeIOManager
+from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
+from thess_agg_dagster.mosaic.tiles import first_line
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.partitions import timestamps
+from thess_agg_dagster.timestamp_plan import plan_timestamp
+
+# Rows of a table shown as metadata; the event log is no place for long lists.
+_PREVIEW_ROWS = 50
+
+AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  # type: ignore[type-arg]
+
+
+@dg.asset(
+    check_specs=TIME_SERIE_CHECKS,
+    group_name="aggregation",
+    kinds={"csv"},
+    description="The list of acquisitions, `tables/time_serie.csv`: read, validated, and registered as partitions.",
+)
+def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> AssetEvents:
+    try:
+        series = read_time_serie(io_manager.lake.time_serie)
+    except TimeSerieError as error:
+        yield failed_schema(str(error))
+        raise dg.Failure(str(error), allow_retries=False) from error
+    context.instance.add_dynamic_partitions(str(timestamps.name), list(series.acquisitions))
+    for row in series.refused:
+        context.log.warning(f"{series.path}: {row}")
+    if not series.acquisitions:
+        context.log.warning(f"{series.path}: no usable rows, so there is nothing to aggregate")
+    acquisitions = list(series.acquisitions.values())
+    yield dg.MaterializeResult(
+        metadata={
+            "path": dg.MetadataValue.path(str(series.path)),
+            "timestamps": len(acquisitions),
+            "refused_rows": len(series.refused),
+            "first_rows": dg.MetadataValue.table(
+                [
+                    dg.TableRecord(
+                        {"acq_datetime": a.timestamp, "tiles": len(a.scene_ids), "tile_ids": "|".join(a.scene_ids)}
+                    )
+                    for a in acquisitions[:_PREVIEW_ROWS]
+                ],
+                schema=dg.TableSchema(
+                    [
+                        dg.TableColumn("acq_datetime"),
+                        dg.TableColumn("tiles", "int"),
+                        dg.TableColumn("tile_ids"),
+                    ]
+                ),
+            ),
+        }
+    )
+    yield from check_time_serie(series)
+
+
+@dg.asset(
+    key=AGGREGATED,
+    ins={"time_serie": dg.AssetIn("time_serie")},
+    partitions_def=timestamps,
+    check_specs=AGGREGATED_CHECKS,
+    group_name="aggregation",
+    kinds={"geotiff"},
+    description="One mosaic per band of a timestamp, in `data_raw/aggregated/<timestamp>/`.",
+)
+def aggregated(
+    context: dg.AssetExecutionContext,
+    time_serie: TimeSerie,
+    params: TimestampsAggregationParams,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+) -> AssetEvents:
+    timestamp = context.partition_key
+    lake = io_manager.lake
+    try:
+        if timestamp not in time_serie.acquisitions:
+            raise ValueError(f"{time_serie.path} has no (usable) row for {timestamp}; add it, or delete this partition")
+        plan = plan_timestamp(time_serie.acquisitions[timestamp], lake, params)
+    except Exception as error:
+        attempt = Attempt(timestamp, "exception", f"{type(error).__name__}: {first_line(error)}")
+        context.log_event(attempt.observation())
+        raise
+    yield from check_plan(plan)
+    if plan.problems or not plan.mosaics:
+        attempt = plan.unplanned_attempt()
+        context.log_event(attempt.observation())
+        raise dg.Failure(attempt.message, allow_retries=False)
+    yield dg.Output(plan)  # the IO manager makes the mosaics
+    yield check_mosaics(plan, lake.timestamp_folder(timestamp))
+
+
+@dg.asset(
+    deps=[AGGREGATED],
+    check_specs=REPORT_CHECKS,
+    group_name="aggregation",
+    kinds={"csv"},
+    description="The audit tables: what became of every timestamp and band, from the events of all runs.",
+)
+def timestamps_aggregation(
+    context: dg.AssetExecutionContext,
+    params: TimestampsAggregationParams,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+) -> AssetEvents:
+    yield dg.Output(AuditTables(audit_tables(context.instance, params.bands)))
+    registered = context.instance.get_dynamic_partitions(str(timestamps.name))
+    yield check_report(io_manager.lake, registered)

@@ -1,0 +1,155 @@
+"""The audit tables: from Dagster's event log, never from the disk, one row per registered timestamp (and band)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from thess_agg_dagster.attempt import Attempt, BandRecord, RecordedAttempt, latest_attempts, unreported
+from thess_agg_dagster.partitions import timestamps
+
+#: Columns of each table, in order; the first ones are a promise to those who read them.
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "status": ("timestamp", "status", "message", "seconds", "run_id", "finished_at"),
+    "summary": (
+        "timestamp",
+        "success",
+        "failed_bands",
+        "missing_files",
+        "error_message",
+        "output_folder",
+        "bands",
+        "crs",
+        "tiles",
+        "reprojected_tiles",
+        "valid_share",
+        "seconds",
+        "bytes",
+        "run_id",
+        "finished_at",
+    ),
+    "band_report": (
+        "timestamp",
+        "band",
+        "status",
+        "input_files",
+        "output_path",
+        "message",
+        "crs",
+        "dtype",
+        "nodata",
+        "width",
+        "height",
+        "tiles",
+        "reprojected_tiles",
+        "valid_share",
+        "seconds",
+        "bytes",
+        "run_id",
+        "finished_at",
+    ),
+}
+
+_SILENT = "the run ended before it could report (killed, crashed, or stopped); see the run in the UI, then run it again"
+
+
+def audit_tables(instance: dg.DagsterInstance, bands: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The three tables by short name, telling the latest truth about every registered timestamp.
+
+    ``bands`` are the rows a timestamp gets in the band report while nothing is known about it.
+    """
+    recorded = latest_attempts(instance)
+    silent = unreported(instance, recorded)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+    for key in sorted(instance.get_dynamic_partitions(str(timestamps.name))):
+        found = recorded.get(key)
+        if key in silent:
+            attempt = Attempt(key, "exception", _SILENT)
+        elif found is not None:
+            attempt = found.attempt
+        else:
+            attempt = Attempt(key, "not_run", "not aggregated yet")
+        if not attempt.bands:  # it ended before there was anything to say about a band
+            attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
+        provenance = _provenance(found if key not in silent else None)
+        rows["status"].append(_status_row(attempt) | provenance)
+        rows["summary"].append(_summary_row(attempt) | provenance)
+        rows["band_report"].extend(_band_row(attempt, band) | provenance for band in _sorted_bands(attempt))
+    return {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name]), dtype=object) for name in COLUMNS}
+
+
+def _sorted_bands(attempt: Attempt) -> list[BandRecord]:
+    return sorted(attempt.bands, key=lambda band: band.band)
+
+
+def _provenance(found: RecordedAttempt | None) -> dict[str, Any]:
+    if found is None:
+        return {"run_id": "", "finished_at": ""}
+    finished = datetime.fromtimestamp(found.finished_at, UTC).isoformat(timespec="seconds")
+    return {"run_id": found.run_id, "finished_at": finished}
+
+
+def _status_row(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "timestamp": attempt.timestamp,
+        "status": attempt.status,
+        "message": attempt.message,
+        "seconds": _total(attempt, "seconds"),
+    }
+
+
+def _summary_row(attempt: Attempt) -> dict[str, Any]:
+    bands = _sorted_bands(attempt)
+    success = attempt.status == "success"
+    shares = [band.valid_share for band in bands if band.valid_share is not None]
+    return {
+        "timestamp": attempt.timestamp,
+        "success": success,
+        "failed_bands": _joined(band.band for band in bands if band.status not in ("success", "skipped")),
+        "missing_files": _joined(path for band in bands for path in band.missing_files),
+        "error_message": "" if success else attempt.message,
+        "output_folder": attempt.output_folder,
+        "bands": _joined(band.band for band in bands),
+        "crs": _joined(band.crs for band in bands if band.crs),
+        "tiles": max((band.tiles for band in bands if band.tiles is not None), default=None),
+        "reprojected_tiles": _joined(tile for band in bands for tile in band.reprojected_tiles),
+        "valid_share": min(shares, default=None),
+        "seconds": _total(attempt, "seconds"),
+        "bytes": _total(attempt, "bytes"),
+    }
+
+
+def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
+    return {
+        "timestamp": attempt.timestamp,
+        "band": band.band,
+        "status": band.status,
+        "input_files": _joined(band.input_files),
+        "output_path": band.output_path,
+        "message": band.message,
+        "crs": band.crs,
+        "dtype": band.dtype,
+        "nodata": band.nodata,
+        "width": band.width,
+        "height": band.height,
+        "tiles": band.tiles,
+        "reprojected_tiles": _joined(band.reprojected_tiles),
+        "valid_share": band.valid_share,
+        "seconds": band.seconds,
+        "bytes": band.bytes,
+    }
+
+
+def _total(attempt: Attempt, name: str) -> Any:
+    values = [value for band in attempt.bands if (value := getattr(band, name)) is not None]
+    return round(sum(values), 3) if values else None
+
+
+def _joined(items: Any) -> str:
+    """A list in one cell: the distinct items, in order, between ``|``."""
+    return "|".join(dict.fromkeys(items))

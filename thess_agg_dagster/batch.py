@@ -1,0 +1,77 @@
+"""Dagster runs by the dozen: one per timestamp, in worker processes, without a daemon."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+import dagster as dg
+from pebble import ProcessExpired, ProcessPool
+
+from thess_agg_dagster.attempt import AGGREGATED
+from thess_agg_dagster.definitions import defs
+
+Resources = dict[str, Any]
+
+
+def run_asset(
+    instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
+) -> None:
+    """One Dagster run of one asset in this process. Raises what the asset raised."""
+    job = defs.resolve_implicit_global_asset_job_def()
+    job.execute_in_process(
+        instance=instance,
+        asset_selection=[key],
+        partition_key=partition,
+        # The event log has every line; the terminal is for progress.
+        run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+
+
+def run_timestamps(timestamps: Sequence[str], resources: Resources, workers: int) -> Iterator[tuple[str, str | None]]:
+    """Aggregate timestamps in ``workers`` processes; yields each as it ends, with what went wrong, if anything.
+
+    A worker that dies takes its own timestamp with it, no other.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPool(max_workers=workers, initializer=_start_worker, context=context) as pool:
+        futures: dict[Future[str | None], str] = {
+            pool.schedule(_run_timestamp, args=[key, resources]): key for key in timestamps
+        }
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield futures[future], _fault(future)
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def _run_timestamp(timestamp: str, resources: Resources) -> str | None:
+    with dg.DagsterInstance.get() as instance:
+        try:
+            run_asset(instance, resources, AGGREGATED, timestamp)
+        except dg.Failure as failure:
+            return failure.description
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _fault(future: Future[str | None]) -> str | None:
+    try:
+        return future.result()
+    except ProcessExpired as error:
+        return f"its worker process died ({error}); out of memory? use fewer workers"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"

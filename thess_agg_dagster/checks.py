@@ -1,0 +1,142 @@
+"""Asset checks: what can be wrong with inputs, mosaics and tables, each said once and by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import rasterio
+
+from thess_agg_dagster.attempt import AGGREGATED
+from thess_agg_dagster.audit import COLUMNS
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import TimeSerie
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env
+from thess_agg_dagster.partitions import timestamps
+from thess_agg_dagster.timestamp_plan import TimestampPlan
+
+TIME_SERIE = dg.AssetKey("time_serie")
+REPORT = dg.AssetKey("timestamps_aggregation")
+
+with warnings.catch_warnings():
+    # Checks per partition are a preview feature of Dagster 1.13; they work, and the warning says nothing to a user.
+    warnings.simplefilter("ignore", dg.PreviewWarning)
+    AGGREGATED_CHECKS = [
+        dg.AssetCheckSpec(name, asset=AGGREGATED, partitions_def=timestamps, description=description)
+        for name, description in (
+            ("inputs_complete", "Every tile of every band exists and can be read."),
+            ("crs_known", "Every tile has a CRS; a warning where tiles had to be reprojected."),
+            ("dtype_safe", "Dtypes and nodata agree; a warning where the dtype was promoted."),
+            ("mosaics_valid", "The published mosaics, reopened: grid, dtype, valid pixels, and the same ground."),
+        )
+    ]
+TIME_SERIE_CHECKS = [
+    dg.AssetCheckSpec("schema", asset=TIME_SERIE, description="The file is there and has the columns it needs."),
+    dg.AssetCheckSpec("rows", asset=TIME_SERIE, description="Every row could be used, and there is at least one."),
+]
+REPORT_CHECKS = [
+    dg.AssetCheckSpec("complete", asset=REPORT, description="Every registered timestamp stands in each table."),
+]
+
+
+def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
+    """The checks that are known before a pixel is read."""
+    faults: dict[str, list[str]] = {"inputs_complete": [], "crs_known": [], "dtype_safe": []}
+    by_kind = {"unknown_crs": "crs_known", "dtype_conflict": "dtype_safe"}
+    if not plan.scene_ids:
+        faults["inputs_complete"].append("time_serie.csv lists no tiles")
+    for problems in plan.problems.values():
+        for problem in problems:
+            faults[by_kind.get(problem.kind, "inputs_complete")].append(str(problem))
+    mosaics = plan.mosaics.values()
+    remarks = {
+        "crs_known": [
+            f"{m.band}: {len(m.reprojected)} of {len(m.tiles)} tiles reprojected to {crs_name(m.tiles[0].crs)}"
+            for m in mosaics
+            if m.reprojected
+        ],
+        "dtype_safe": [f"{m.band}: {note}" for m in mosaics for note in m.notes if "dtype" in note or "empty" in note],
+    }
+    for name, messages in faults.items():
+        yield _result(name, messages, remarks.get(name, []))
+
+
+def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
+    """Reopen what was published and compare it with the plan."""
+    faults: list[str] = []
+    for band, mosaic in plan.mosaics.items():
+        path = folder / f"{band}.tif"
+        try:
+            faults += [f"{path}: {fault}" for fault in _mosaic_faults(path, mosaic)]
+        except rasterio.RasterioIOError as error:
+            faults.append(f"{path}: cannot be reopened ({error})")
+    remarks = _ground_remarks(list(plan.mosaics.values()))
+    return _result("mosaics_valid", faults, remarks)
+
+
+def check_time_serie(series: TimeSerie) -> Iterator[dg.AssetCheckResult]:
+    """The checks of a list that could be read."""
+    yield _result("schema", [], [])
+    empty = [] if series.acquisitions else ["no usable rows: there is nothing to aggregate"]
+    yield _result("rows", [str(row) for row in series.refused], empty)
+
+
+def failed_schema(message: str) -> dg.AssetCheckResult:
+    """The check of a list that could not be read at all."""
+    return _result("schema", [message], [])
+
+
+def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResult:
+    """Read the tables back and look for every registered timestamp."""
+    faults = []
+    for name in COLUMNS:
+        path = lake.audit_table(name)
+        missing = sorted(set(registered) - set(pd.read_csv(path, dtype=str, usecols=["timestamp"])["timestamp"]))
+        if missing:
+            faults.append(f"{path}: lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
+    return _result("complete", faults, [])
+
+
+def _mosaic_faults(path: Path, plan: MosaicPlan) -> Iterator[str]:
+    with gdal_env(), rasterio.open(path, driver="GTiff") as mosaic:
+        rows, cols = plan.grid.shape
+        if (mosaic.height, mosaic.width) != (rows, cols) or not mosaic.transform.almost_equals(plan.grid.affine):
+            yield f"is not on the planned grid of {cols} x {rows} pixels"
+        if mosaic.dtypes[0] != plan.dtype:
+            yield f"has dtype {mosaic.dtypes[0]}, planned was {plan.dtype}"
+        # Ends at the first block that holds anything, so it costs a block or two.
+        blocks = (mosaic.read(1, window=window, masked=True) for _, window in mosaic.block_windows(1))
+        if not any(block.count() for block in blocks):
+            yield "holds no valid pixel; are all tiles empty here?"
+
+
+def _ground_remarks(plans: Sequence[MosaicPlan]) -> list[str]:
+    """Bands of one timestamp cover the same ground: their edges differ by less than the coarsest pixel."""
+    if not plans:
+        return []
+    reference = plans[0]
+    remarks = []
+    for plan in plans[1:]:
+        pixel = max(abs(plan.grid.resolution.x), abs(reference.grid.resolution.x))
+        gap = np.abs(np.subtract(plan.grid.boundingbox.bbox, reference.grid.boundingbox.bbox)).max()
+        if plan.grid.crs != reference.grid.crs or gap >= 2 * pixel:
+            remarks.append(f"{plan.band} and {reference.band} do not cover the same ground")
+    return remarks
+
+
+def _result(name: str, faults: Sequence[str], remarks: Sequence[str]) -> dg.AssetCheckResult:
+    """Faults fail the check; remarks alone are a warning."""
+    messages = [*faults, *remarks]
+    metadata: Mapping[str, str] = {"details": "\n".join(messages)} if messages else {}
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=not messages,
+        severity=dg.AssetCheckSeverity.ERROR if faults else dg.AssetCheckSeverity.WARN,
+        description=messages[0] if messages else None,
+        metadata=metadata,
+    )

@@ -1,0 +1,172 @@
+"""The IO manager: owns where everything in the DATA_LAKE is put and found, and writes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field
+
+from thess_agg_dagster.attempt import AGGREGATED, Attempt, BandRecord, BandStatus
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.publish import staged_file, staged_folder
+from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
+from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.tiles import TileError, first_line
+from thess_agg_dagster.timestamp_plan import TimestampPlan
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+
+class AuditTables(dict[str, pd.DataFrame]):
+    """The audit tables by short name, as the report asset hands them to the IO manager."""
+
+
+@dataclass(frozen=True)
+class TimestampMosaics:
+    """The published mosaics of one timestamp, as a downstream asset receives them: paths, not arrays."""
+
+    timestamp: str
+    paths: Mapping[str, Path]
+
+    def open(self, band: str) -> DatasetReader:
+        """Open one band's mosaic; the caller closes it. Raises ``KeyError`` for a band that is not there."""
+        import rasterio
+
+        return rasterio.open(self.paths[band])
+
+
+class DataLakeIOManager(dg.ConfigurableIOManager):
+    """Streams planned mosaics into the lake, writes the audit tables, and finds both again."""
+
+    data_lake: str = Field("DATA_LAKE", description="Root folder of the lake.")
+    tables: str | None = Field(None, description="Folder of the tables; unset: `tables` in the lake.")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DataLakeIOManager:
+        """``DATA_LAKE`` and ``THESS_TABLES``; ``./DATA_LAKE`` when unset."""
+        return cls(
+            data_lake=str(Path(environment.get("DATA_LAKE") or "DATA_LAKE").absolute()),
+            tables=environment.get("THESS_TABLES") or None,
+        )
+
+    @property
+    def lake(self) -> DataLake:
+        return DataLake(Path(self.data_lake).absolute(), Path(self.tables).absolute() if self.tables else None)
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        self._write(obj, context)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """``time_serie``: the parsed list. ``data_raw/aggregated``: the mosaics of the partition(s) asked for."""
+        if context.asset_key == AGGREGATED:
+            found = {key: self.mosaics(key) for key in context.asset_partition_keys}
+            return found if len(found) != 1 else next(iter(found.values()))
+        try:
+            return read_time_serie(self.lake.time_serie)
+        except TimeSerieError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+
+    def mosaics(self, timestamp: str) -> TimestampMosaics:
+        """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""
+        folder = self.lake.timestamp_folder(timestamp)
+        paths = {path.stem: path for path in sorted(folder.glob("*.tif"))}
+        if not paths:
+            raise FileNotFoundError(
+                f"{folder}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"
+            )
+        return TimestampMosaics(timestamp, paths)
+
+    @singledispatchmethod
+    def _write(self, obj: object, context: dg.OutputContext) -> None:
+        raise TypeError(f"{type(self).__name__} writes mosaics and audit tables, not {type(obj).__name__}")
+
+    @_write.register
+    def _(self, obj: AuditTables, context: dg.OutputContext) -> None:
+        for name, table in obj.items():
+            with staged_file(self.lake.audit_table(name)) as file:
+                table.to_csv(file, index=False)
+        context.add_output_metadata(
+            {name: dg.MetadataValue.path(str(self.lake.audit_table(name))) for name in obj}
+            | {"timestamps": len(obj["status"])}
+        )
+
+    @_write.register
+    def _(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
+        """Write every band into a staging folder; publish the folder when all of them stand."""
+        target = self.lake.timestamp_folder(obj.timestamp)
+        records: list[BandRecord] = []
+        try:
+            with staged_folder(target, self.lake.staging) as folder:
+                errors: list[Exception] = []
+                for band, plan in obj.mosaics.items():
+                    context.log.info(
+                        f"{band}: {len(plan.tiles)} tiles into {plan.grid.width} x {plan.grid.height} pixels"
+                    )
+                    try:
+                        records.append(_write_band(plan, folder / f"{band}.tif", target / f"{band}.tif", obj))
+                    except Exception as error:  # the other bands are tried, too, so that one report shows every problem
+                        errors.append(error)
+                        records.append(obj.band_record(plan, *_fault(error, folder, target)))
+                if errors:
+                    raise _UnpublishedError from errors[0]
+        except _UnpublishedError as unpublished:
+            self._fail(context, obj.failed_attempt(records), unpublished.__cause__)
+        except OSError as error:
+            why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
+            faults = [obj.band_record(plan, "write_failed", why) for plan in obj.mosaics.values()]
+            self._fail(context, obj.failed_attempt(faults), error)
+        attempt = Attempt(obj.timestamp, "success", _notes(records), records, str(target), obj.inputs)
+        context.add_output_metadata(attempt.metadata())
+
+    def _fail(self, context: dg.OutputContext, attempt: Attempt, cause: BaseException | None) -> NoReturn:
+        context.log_event(attempt.observation())
+        raise dg.Failure(attempt.message, allow_retries=False) from cause
+
+
+class _UnpublishedError(Exception):
+    """Some band could not be made, so the staged folder is thrown away."""
+
+
+def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: TimestampPlan) -> BandRecord:
+    tags = {
+        "timestamp": timestamp.timestamp,
+        "band": plan.band,
+        "scenes": "|".join(tile.path.parent.name for tile in plan.tiles),
+        "merge_method": plan.options.merge_method,
+        "resampling": plan.resampling.name,
+    }
+    stats = write_mosaic(plan, staged, tags)
+    notes = list(plan.notes)
+    if stats.overwritten_pixels:
+        notes.append(
+            f"{stats.overwritten_pixels} valid pixels have the value of nodata ({plan.nodata:g}) and read as empty"
+        )
+    return replace(
+        timestamp.band_record(plan, "success", "; ".join(notes)),
+        output_path=str(final),
+        valid_share=round(stats.valid_share, 6),
+        seconds=round(stats.seconds, 3),
+        bytes=stats.bytes,
+    )
+
+
+def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, str]:
+    """Status and message of a band that could not be made."""
+    if isinstance(error, TileError):
+        return "unreadable_input", str(error)
+    if isinstance(error, WriteError):
+        return "write_failed", str(error).replace(str(staging), str(target))
+    return "merge_failed", f"{type(error).__name__}: {first_line(error)}"
+
+
+def _notes(records: Sequence[BandRecord]) -> str:
+    return "; ".join(f"{record.band}: {record.message}" for record in records if record.message)

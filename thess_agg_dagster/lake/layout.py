@@ -1,0 +1,68 @@
+"""Where everything in a DATA_LAKE is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+#: The audit tables by short name.
+AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
+    {
+        "status": "timestamps_aggregation_status.csv",
+        "summary": "timestamps_aggregation_summary.csv",
+        "band_report": "timestamps_aggregation_band_report.csv",
+    }
+)
+
+# A scene or band is one name in a path: no separators, no leading dot, ASCII only (no look-alikes), no surprises.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether ``text`` can stand in a path as a single, harmless name."""
+    return _PLAIN_NAME.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class DataLake:
+    """The layout of one lake. ``tables`` overrides the tables folder (default ``<root>/tables``)."""
+
+    root: Path
+    tables: Path | None = None
+
+    @property
+    def tables_folder(self) -> Path:
+        return self.tables or self.root / "tables"
+
+    @property
+    def time_serie(self) -> Path:
+        return self.tables_folder / "time_serie.csv"
+
+    @property
+    def aggregated(self) -> Path:
+        return self.root / "data_raw" / "aggregated"
+
+    @property
+    def staging(self) -> Path:
+        """Unfinished timestamps; on the same file system as the finished ones, hidden from ``aggregated/*``."""
+        return self.aggregated / ".staging"
+
+    def audit_table(self, name: str) -> Path:
+        return self.tables_folder / AUDIT_TABLES[name]
+
+    def tile(self, scene_id: str, band: str) -> Path:
+        """The raw tile of a scene and band. Raises ``ValueError`` unless both are plain names."""
+        for name in (scene_id, band):
+            if not is_plain_name(name):
+                raise ValueError(f"{name[:80]!r} is not a plain name")
+        return self.root / "cache" / "s2" / scene_id / f"{band}.tif"
+
+    def timestamp_folder(self, timestamp: str) -> Path:
+        """The folder of a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""
+        return self.aggregated / re.sub(r"[:/]", "_", timestamp)
+
+    def mosaic(self, timestamp: str, band: str) -> Path:
+        return self.timestamp_folder(timestamp) / f"{band}.tif"

@@ -1,0 +1,129 @@
+"""``time_serie.csv``: which tiles belong to which acquisition timestamp."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from thess_agg_dagster.lake.layout import is_plain_name
+
+COLUMNS = ("acq_datetime", "tile_ids")
+
+# A timestamp is a partition key and, nearly, a folder name: ISO 8601 in plain ASCII. No commas (a key with one
+# breaks Dagster's UI), no slashes, and nothing that ":" -> "_" could make equal.
+_TIMESTAMP = re.compile(r"[0-9TWZ:+\-. ]{4,40}", re.ASCII)
+_SEPARATORS = re.compile(r"[,;|]")
+
+
+class TimeSerieError(Exception):
+    """``time_serie.csv`` cannot be used at all: missing, no such columns, not text."""
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One acquisition time and its scenes, in merge order."""
+
+    timestamp: str
+    scene_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """A row that was left out: its line number in the file and why."""
+
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class TimeSerie:
+    """The usable rows of ``time_serie.csv``, by timestamp in order of time, and the refused ones."""
+
+    path: Path
+    acquisitions: Mapping[str, Acquisition]
+    refused: tuple[RefusedRow, ...]
+
+
+def read_time_serie(path: Path) -> TimeSerie:
+    """Read and validate ``time_serie.csv``.
+
+    Rows with the same ``acq_datetime`` are united in order. Raises :class:`TimeSerieError` where the file is
+    missing, unreadable, or lacks a column; a bad row is refused by line number and the others go on.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return _read(path, file)
+    except FileNotFoundError as error:
+        raise TimeSerieError(
+            f"{path}: no such file; put the list of acquisitions there, with the columns {', '.join(COLUMNS)}"
+        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TimeSerieError(f"{path}: cannot be read as UTF-8 CSV ({error}); export it again") from error
+
+
+def _read(path: Path, file: TextIO) -> TimeSerie:
+    rows = csv.reader(file, skipinitialspace=True)
+    header = [name.strip() for name in next(rows, [])]
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        found = ", ".join(header)[:200] or "none"
+        raise TimeSerieError(f"{path}: lacks the column(s) {', '.join(missing)} (found: {found}); add them")
+    where = {column: header.index(column) for column in COLUMNS}
+    scenes: dict[str, dict[str, None]] = {}
+    keys_by_instant: dict[datetime, tuple[str, int]] = {}
+    refused: list[RefusedRow] = []
+    for line, row in _numbered(rows):
+        try:
+            if len(row) <= max(where.values()):
+                raise ValueError(f"has {len(row)} fields, the header has {len(header)}")
+            timestamp, instant = _parse_timestamp(row[where["acq_datetime"]])
+            scene_ids = _parse_scene_ids(row[where["tile_ids"]])
+            known, first_line = keys_by_instant.setdefault(instant, (timestamp, line))
+            if known != timestamp:
+                raise ValueError(f"acq_datetime {timestamp!r} is the instant of {known!r} on line {first_line}")
+        except ValueError as error:
+            refused.append(RefusedRow(line, str(error)))
+            continue
+        scenes.setdefault(timestamp, {}).update(dict.fromkeys(scene_ids))
+    acquisitions = {
+        key: Acquisition(key, tuple(scenes[key])) for _, (key, _) in sorted(keys_by_instant.items()) if key in scenes
+    }
+    return TimeSerie(path, acquisitions, tuple(refused))
+
+
+def _numbered(rows: Iterator[list[str]] | Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Rows that hold anything, with the number of the line each starts on."""
+    start = rows.line_num + 1  # type: ignore[union-attr]
+    for row in rows:
+        if any(cell.strip() for cell in row):
+            yield start, row
+        start = rows.line_num + 1  # type: ignore[union-attr]
+
+
+def _parse_timestamp(cell: str) -> tuple[str, datetime]:
+    text = cell.strip()
+    if not _TIMESTAMP.fullmatch(text):
+        raise ValueError(f"acq_datetime {text[:80]!r} is not an ISO 8601 datetime")
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"acq_datetime {text!r} is not an ISO 8601 datetime") from error
+    if instant.tzinfo is None:  # Sentinel-2 times are UTC
+        instant = instant.replace(tzinfo=UTC)
+    return text, instant.astimezone(UTC)
+
+
+def _parse_scene_ids(cell: str) -> list[str]:
+    scene_ids = [part for piece in _SEPARATORS.split(cell) if (part := piece.strip())]
+    for scene_id in scene_ids:
+        if not is_plain_name(scene_id):
+            raise ValueError(f"tile id {scene_id[:80]!r} is not a plain name")
+    return scene_ids

@@ -1,0 +1,229 @@
+"""Source blocks: each decoded once, kept while some window still needs it.
+
+Decoding is what a mosaic costs (JPEG 2000: 12 MB/s a core), and windows of the target grid never follow
+the blocks of every tile. So every window announces the blocks it will read; a block is decoded by whoever
+needs it first and dropped after its last reader. What has to wait longer than memory allows, waits on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, LifoQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from thess_agg_dagster.mosaic.grid import Box
+from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, first_line, open_tile
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+Pixels = NDArray[Any]
+
+# Blocks smaller than this a side are decoded several at a time: one call costs as much as 64x64 pixels do.
+CHUNK = 512
+
+
+class TileReader:
+    """Decodes chunks of one tile: whole blocks of the file, several where they are small.
+
+    A dataset handle serves one thread at a time, so handles are borrowed from a pool that grows to the
+    number of threads that decode at once.
+    """
+
+    def __init__(self, tile: Tile) -> None:
+        self.tile = tile
+        rows, cols = tile.block_shape
+        cols *= math.ceil(min(CHUNK, tile.shape[1]) / cols)
+        # Strips as wide as the tile are taken few at a time, so that a chunk stays near a million pixels.
+        rows *= max(1, min(CHUNK, 2**20 // cols) // rows)
+        self.chunk_shape = rows, cols
+        self._handles: LifoQueue[DatasetReader] = LifoQueue()
+
+    def chunks(self, box: Box) -> Iterator[tuple[int, int]]:
+        """Indices ``(row, col)`` of the chunks that a rectangle of the tile touches."""
+        rows, cols = self.chunk_shape
+        for row in range(box.top // rows, (box.bottom - 1) // rows + 1):
+            for col in range(box.left // cols, (box.right - 1) // cols + 1):
+                yield row, col
+
+    def box(self, chunk: tuple[int, int]) -> Box:
+        """The rectangle of the tile that a chunk covers."""
+        rows, cols = self.chunk_shape
+        top, left = chunk[0] * rows, chunk[1] * cols
+        return Box(top, min(top + rows, self.tile.shape[0]), left, min(left + cols, self.tile.shape[1]))
+
+    def decode(self, chunk: tuple[int, int]) -> Pixels:
+        """Decode one chunk. Raises :class:`TileError` (``unreadable_input``) where the file is damaged."""
+        box = self.box(chunk)
+        path = self.tile.path
+        try:
+            try:
+                handle = self._handles.get_nowait()
+            except Empty:
+                handle = open_tile(path)
+            pixels: Pixels = handle.read(1, window=Window(box.left, box.top, box.shape[1], box.shape[0]))
+        except (RasterioError, OSError) as error:
+            cause = error.__cause__ or error
+            reason = (
+                f"pixels from row {box.top}, column {box.left} cannot be read ({first_line(cause)}); "
+                "the file is truncated or damaged, download the tile again"
+            )
+            raise TileError(Problem("unreadable_input", reason, path)) from error
+        self._handles.put(handle)
+        return pixels
+
+    def close(self) -> None:
+        while not self._handles.empty():
+            self._handles.get_nowait().close()
+
+
+@dataclass
+class _Block:
+    readers: int = 0
+    decoding: Future[None] | None = None
+    pixels: Pixels | None = None
+    parked_at: int | None = None
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype("uint8"))
+
+
+class BlockCache:
+    """Decoded chunks of several tiles, shared by all threads.
+
+    Call :meth:`announce` for every read to come, then exactly one :meth:`read` or :meth:`skip` for each.
+
+    Parameters
+    ----------
+    readers
+        One per tile; a tile is named by its position.
+    max_bytes
+        Bytes of decoded pixels kept in memory. Past that, the oldest are parked in a temporary file.
+    scratch
+        Folder for that file (it has no name and vanishes with the process).
+    cores
+        Held while decoding and given back while waiting for a chunk that another thread decodes.
+    """
+
+    def __init__(
+        self, readers: Sequence[TileReader], max_bytes: int, scratch: Path, cores: threading.Semaphore
+    ) -> None:
+        self._readers = readers
+        self._max_bytes = max_bytes
+        self._cores = cores
+        self._lock = threading.Lock()
+        self._blocks: dict[tuple[int, int, int], _Block] = {}
+        self._in_memory: dict[tuple[int, int, int], None] = {}  # oldest first
+        self._bytes = 0
+        self._parking = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - closed in close()
+        self._parked_bytes = 0
+        self.decoded = 0  # chunks decoded so far
+        self.parked = 0  # chunks that had to wait on disk
+
+    def announce(self, tile: int, box: Box) -> None:
+        for chunk in self._readers[tile].chunks(box):
+            self._blocks.setdefault((tile, *chunk), _Block()).readers += 1
+
+    def skip(self, tile: int, box: Box) -> None:
+        """Give up an announced read: its pixels are not needed after all."""
+        for chunk in self._readers[tile].chunks(box):
+            self._release((tile, *chunk))
+
+    def read(self, tile: int, box: Box) -> Pixels:
+        """The pixels of a rectangle of a tile, which the caller must not change.
+
+        Raises :class:`TileError` where a block is damaged.
+        """
+        reader = self._readers[tile]
+        chunks = list(reader.chunks(box))
+        if len(chunks) == 1:
+            pixels = self._get(tile, chunks[0])
+            self._release((tile, *chunks[0]))
+            return pixels[box.within(reader.box(chunks[0])).slices]
+        out: Pixels = np.empty(box.shape, reader.tile.dtype)
+        # What nobody decodes yet comes first, so that no thread waits while there is work.
+        chunks.sort(key=lambda chunk: self._blocks[(tile, *chunk)].decoding is not None)
+        for chunk in chunks:
+            whole_chunk = reader.box(chunk)
+            shared = box.overlap(whole_chunk)
+            pixels = self._get(tile, chunk)
+            out[shared.within(box).slices] = pixels[shared.within(whole_chunk).slices]
+            self._release((tile, *chunk))
+        return out
+
+    def close(self) -> None:
+        self._parking.close()
+
+    def _get(self, tile: int, chunk: tuple[int, int]) -> Pixels:
+        key = (tile, *chunk)
+        block = self._blocks[key]
+        with self._lock:
+            ours = block.decoding is None
+            if ours:
+                block.decoding = Future()
+        assert block.decoding is not None
+        if ours:
+            try:
+                pixels = self._readers[tile].decode(chunk)
+            except BaseException as error:
+                block.decoding.set_exception(error)
+                raise
+            with self._lock:
+                self.decoded += 1
+                self._keep(key, block, pixels)
+            block.decoding.set_result(None)
+            return pixels
+        if not block.decoding.done():
+            self._cores.release()
+            try:
+                block.decoding.exception()
+            finally:
+                self._cores.acquire()
+        block.decoding.result()
+        with self._lock:
+            if block.pixels is not None:
+                return block.pixels
+            assert block.parked_at is not None
+        shape = self._readers[tile].box(chunk).shape
+        raw = os.pread(self._parking.fileno(), math.prod(shape) * block.dtype.itemsize, block.parked_at)
+        return np.frombuffer(raw, block.dtype).reshape(shape)
+
+    def _keep(self, key: tuple[int, int, int], block: _Block, pixels: Pixels) -> None:
+        block.pixels = pixels
+        block.dtype = pixels.dtype
+        self._in_memory[key] = None
+        self._bytes += pixels.nbytes
+        while self._bytes > self._max_bytes and len(self._in_memory) > 1:
+            oldest = next(iter(self._in_memory))
+            self._park(oldest, self._blocks[oldest])
+
+    def _park(self, key: tuple[int, int, int], block: _Block) -> None:
+        assert block.pixels is not None
+        block.parked_at = self._parked_bytes
+        os.pwrite(self._parking.fileno(), np.ascontiguousarray(block.pixels).data, block.parked_at)
+        self._parked_bytes += block.pixels.nbytes
+        self.parked += 1
+        self._drop(key, block)
+
+    def _drop(self, key: tuple[int, int, int], block: _Block) -> None:
+        if block.pixels is not None:
+            self._bytes -= block.pixels.nbytes
+            block.pixels = None
+            del self._in_memory[key]
+
+    def _release(self, key: tuple[int, int, int]) -> None:
+        with self._lock:
+            block = self._blocks[key]
+            block.readers -= 1
+            if block.readers == 0:
+                self._drop(key, block)

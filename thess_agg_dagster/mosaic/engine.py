@@ -1,0 +1,235 @@
+"""The engine: a planned mosaic, written window by window.
+
+Threads take windows of the target grid; each fetches the source pixels it needs from the shared
+:class:`BlockCache`, merges them, and writes. Memory is bounded by windows and that cache, whatever the
+size of the mosaic.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.merge import MERGE_METHODS
+from rasterio.windows import Window
+
+from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels, TileReader
+from thess_agg_dagster.mosaic.grid import Box, windows
+from thess_agg_dagster.mosaic.placement import Placement, place
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.tiles import first_line, gdal_env
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetWriter
+
+logger = logging.getLogger(__name__)
+
+#: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden.
+WINDOW = 1024
+#: Pixels a side of the output's internal tiles.
+BLOCK = 512
+# Windows side by side in one strip, and bytes of decoded blocks that may wait in memory for their next window.
+_STRIP = 12
+_CACHE_BYTES = 96 * 2**20
+
+#: Values of ``compress`` and the GeoTIFF creation options behind them.
+COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
+    "zstd": {"compress": "ZSTD", "zstd_level": 1},
+    "deflate": {"compress": "DEFLATE", "zlevel": 6},
+    "lzw": {"compress": "LZW"},
+    "none": {},
+}
+
+
+class WriteError(Exception):
+    """The mosaic could not be written (disk full, no permission, ...)."""
+
+
+@dataclass(frozen=True)
+class MosaicStats:
+    """What making a mosaic took and gave. ``valid_share`` counts pixels of the whole grid, 0 to 1."""
+
+    valid_pixels: int
+    valid_share: float
+    overwritten_pixels: int
+    blocks_decoded: int
+    seconds: float
+    bytes: int
+
+
+def creation_options(plan: MosaicPlan) -> dict[str, Any]:
+    """Creation options of a mosaic's GeoTIFF."""
+    rows, cols = plan.grid.shape
+    options: dict[str, Any] = {
+        "driver": "GTiff",
+        "width": int(cols),
+        "height": int(rows),
+        "count": 1,
+        "dtype": plan.dtype,
+        "crs": CRS.from_wkt(str(plan.grid.crs.wkt)) if plan.grid.crs else None,
+        "transform": plan.grid.affine,
+        "nodata": plan.nodata,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "bigtiff": "IF_SAFER",
+        "sparse_ok": True,
+    }
+    compression = COMPRESSIONS[plan.options.compress]
+    if compression:
+        options |= compression
+        options["predictor"] = 3 if np.dtype(plan.dtype).kind == "f" else 2
+    return options
+
+
+def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = None) -> MosaicStats:
+    """Make a planned mosaic at ``path`` (a new file).
+
+    Parameters
+    ----------
+    plan
+        From :func:`plan_mosaic`.
+    path
+        Where the GeoTIFF goes. Half a file may stay there after an error: publish by rename.
+    tags
+        Metadata written into the file.
+
+    Raises
+    ------
+    TileError
+        A tile's pixels are damaged.
+    WriteError
+        The file could not be written.
+    """
+    started = time.perf_counter()
+    with gdal_env():
+        try:
+            with rasterio.open(path, "w", **creation_options(plan)) as target:
+                target.set_band_description(1, plan.band)
+                target.update_tags(**(tags or {}))
+                merger = _Merger(plan, target, path.parent)
+                try:
+                    merger.run()
+                finally:
+                    merger.close()
+        except (RasterioError, OSError) as error:
+            raise WriteError(
+                f"{path}: cannot be written ({first_line(error)}); check disk space and permissions"
+            ) from error
+    rows, cols = plan.grid.shape
+    return MosaicStats(
+        valid_pixels=merger.valid_pixels,
+        valid_share=merger.valid_pixels / (int(rows) * int(cols)),
+        overwritten_pixels=merger.overwritten_pixels,
+        blocks_decoded=merger.cache.decoded,
+        seconds=time.perf_counter() - started,
+        bytes=path.stat().st_size,
+    )
+
+
+class _Merger:
+    """One mosaic in the making."""
+
+    def __init__(self, plan: MosaicPlan, target: DatasetWriter, scratch: Path) -> None:
+        self._plan = plan
+        self._target = target
+        self._dtype = np.dtype(plan.dtype)
+        method = plan.options.merge_method
+        self._hides = method in ("first", "last")
+        order = list(zip(plan.tiles, plan.empty_values, strict=True))
+        if method == "last":  # the last valid pixel is the first one from the other end
+            order.reverse()
+        self._merge = MERGE_METHODS["first" if self._hides else method]
+        self._placements = [place(tile, empty, plan.grid, plan.resampling) for tile, empty in order]
+        self._readers = [TileReader(placement.tile) for placement in self._placements]
+        self._threads = plan.options.threads or os.cpu_count() or 1
+        # As many threads compute as there are cores to use; a few more exist, to go on while others wait for a block.
+        self._cores = threading.Semaphore(self._threads)
+        self._stop = threading.Event()
+        self._write_lock = threading.Lock()
+        self._stats_lock = threading.Lock()
+        self.cache = BlockCache(self._readers, _CACHE_BYTES, scratch, self._cores)
+        self.valid_pixels = 0
+        self.overwritten_pixels = 0
+
+    def run(self) -> None:
+        jobs = []
+        for window in windows(self._plan.grid, WINDOW, _STRIP):
+            reads = list(self._reads(window))
+            for tile, _, source in reads:
+                self.cache.announce(tile, source)
+            if reads:  # an empty window is a hole in the sparse file
+                jobs.append((window, reads))
+        with ThreadPoolExecutor(self._threads + 2, thread_name_prefix="mosaic") as pool:
+            futures = [pool.submit(self._window, window, reads) for window, reads in jobs]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            finally:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        self.cache.close()
+        for reader in self._readers:
+            reader.close()
+
+    def _reads(self, window: Box) -> list[tuple[int, Box, Box]]:
+        """What a window reads: the tile, the part of the window it may cover, and the tile's pixels for it."""
+        reads = []
+        for number, placement in enumerate(self._placements):
+            part = window.overlap(placement.footprint)
+            if part and (source := placement.source_box(part)):
+                reads.append((number, part, source))
+        return reads
+
+    def _window(self, window: Box, reads: Sequence[tuple[int, Box, Box]]) -> None:
+        if self._stop.is_set():
+            return
+        with gdal_env(), self._cores:
+            merged: Pixels = np.full(window.shape, self._plan.nodata, self._dtype)
+            empty = np.ones(window.shape, dtype=bool)
+            for number, part, source in reads:
+                inside = part.within(window).slices
+                if self._hides and not empty[inside].any():
+                    self.cache.skip(number, source)
+                    continue
+                self._add(self._placements[number], number, part, source, merged[inside], empty[inside])
+        valid = empty.size - int(np.count_nonzero(empty))
+        with self._stats_lock:
+            self.valid_pixels += valid
+        if valid:
+            height, width = window.shape
+            with self._write_lock, self._cores:
+                self._target.write(merged, 1, window=Window(window.left, window.top, width, height))
+
+    def _add(
+        self, placement: Placement, number: int, part: Box, source: Box, merged: Pixels, empty: np.ndarray[Any, Any]
+    ) -> None:
+        """Merge one tile into (views of) a window's pixels and its mask of empty ones."""
+        new = placement.resample(self.cache.read(number, source), source, part)
+        new_empty = placement.is_empty(new)
+        if not _same(placement.empty, self._plan.nodata):
+            lost = int(np.count_nonzero(~new_empty & (new == self._plan.nodata)))
+            if lost:
+                with self._stats_lock:
+                    self.overwritten_pixels += lost
+        self._merge(merged, new.astype(self._dtype, copy=False), empty, new_empty)
+        empty &= new_empty
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))

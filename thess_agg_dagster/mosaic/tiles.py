@@ -1,0 +1,168 @@
+"""Tiles: one raster file of one scene and one band, as its header describes it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import rasterio
+from odc.geo.geobox import GeoBox
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+ProblemKind = Literal["missing_input", "unreadable_input", "unknown_crs", "dtype_conflict", "merge_failed"]
+
+# First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name.
+_JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+
+# What GDAL may look at and keep while we read and write.
+GDAL_OPTIONS = {
+    # A tile is one file: no .aux.xml, .ovr, .msk or world file beside it changes what it says.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    # Blocks are decoded once and kept by our own cache; GDAL's only has to hold what is being written.
+    "GDAL_CACHEMAX": 48,
+    # Threads are ours to spend: one block is decoded by one thread.
+    "GDAL_NUM_THREADS": "1",
+}
+
+# Dtypes a mosaic can keep exactly; 64-bit integers and complex numbers are refused by name.
+SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+# A header can claim any size; no Sentinel-2 tile or mosaic comes near this (131 072 pixels squared).
+MAX_PIXELS = 2**34
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a mosaic cannot be made: what kind of fault, what to do about it, and in which file (if in one)."""
+
+    kind: ProblemKind
+    reason: str
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
+
+class TileError(Exception):
+    """A tile cannot be used. Carries the :class:`Problem`."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What the header of a tile says.
+
+    ``geobox`` holds CRS, affine transform and shape ``(rows, cols)``; ``nodata_tag`` is ``None``
+    where the file carries none; ``block_shape`` is ``(rows, cols)`` of what the codec decodes at once.
+    """
+
+    path: Path
+    geobox: GeoBox
+    crs: CRS
+    dtype: str
+    nodata_tag: float | None
+    driver: str
+    block_shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, cols = self.geobox.shape
+        return int(rows), int(cols)
+
+
+@contextmanager
+def gdal_env() -> Iterator[None]:
+    """GDAL settings of this thread for everything this package opens."""
+    with rasterio.Env(**GDAL_OPTIONS):
+        yield
+
+
+def open_tile(path: Path) -> DatasetReader:
+    """Open a tile as what its first bytes say, GeoTIFF or JPEG 2000. Call inside :func:`gdal_env`.
+
+    GDAL left to itself sniffs content, so a "tile" could be a VRT that names other files or URLs;
+    naming the driver leaves it no choice.
+    """
+    with path.open("rb") as file:
+        signature = file.read(12)
+    # A tile without a transform is refused by name; rasterio need not warn of it as well.
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+    return rasterio.open(path, driver="JP2OpenJPEG" if signature.startswith(_JPEG2000) else "GTiff")
+
+
+def crs_name(crs: CRS) -> str:
+    """``EPSG:32635`` where the CRS has a code, else its WKT."""
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs.to_wkt())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def inspect_tile(path: Path) -> Tile:
+    """Read a tile's header and validate it, without reading pixels.
+
+    Raises
+    ------
+    TileError
+        ``missing_input``: no such file. ``unreadable_input``: empty, not a GeoTIFF or JPEG 2000 file,
+        more than one band, rotated or south-up, or absurdly large. ``unknown_crs``: no CRS, no
+        transform, or a CRS that is not tied to the Earth. ``dtype_conflict``: a dtype no mosaic keeps exactly.
+    """
+
+    def refuse(kind: ProblemKind, why: str) -> TileError:
+        return TileError(Problem(kind, why, path))
+
+    if not path.is_file():
+        raise refuse("missing_input", "no such file; download the tile again or take the scene off the list")
+    if path.stat().st_size == 0:
+        raise refuse("unreadable_input", "the file is empty; download the tile again")
+    with gdal_env():
+        try:
+            with open_tile(path) as source:
+                if source.count != 1:
+                    raise refuse("unreadable_input", f"has {source.count} bands; a tile holds exactly one")
+                if source.crs is None or not (source.crs.is_geographic or source.crs.is_projected):
+                    what = "has no CRS" if source.crs is None else "has a CRS that is not tied to the Earth"
+                    raise refuse("unknown_crs", f"{what}; assign the tile's UTM zone, e.g. with `rio edit-info --crs`")
+                transform = source.transform
+                if transform.is_identity or not all(map(math.isfinite, transform)):
+                    raise refuse("unknown_crs", "has no geotransform; download the tile again")
+                if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
+                    raise refuse("unreadable_input", "is rotated or not north-up; warp it north-up with `gdalwarp`")
+                if source.dtypes[0] not in SUPPORTED_DTYPES:
+                    allowed = ", ".join(SUPPORTED_DTYPES)
+                    raise refuse("dtype_conflict", f"has dtype {source.dtypes[0]}; supported are {allowed}")
+                if source.width * source.height > MAX_PIXELS:
+                    raise refuse("unreadable_input", f"claims {source.width} x {source.height} pixels; not a tile")
+                return Tile(
+                    path=path,
+                    geobox=GeoBox.from_rio(source),
+                    crs=source.crs,
+                    dtype=str(np.dtype(source.dtypes[0])),
+                    nodata_tag=source.nodata,
+                    driver=source.driver,
+                    block_shape=source.block_shapes[0],
+                )
+        except (RasterioError, OSError) as error:
+            raise refuse(
+                "unreadable_input",
+                f"is not a readable GeoTIFF or JPEG 2000 file ({first_line(error)}); download the tile again",
+            ) from error

@@ -1,0 +1,121 @@
+"""What one timestamp will become: a planned mosaic per band, or everything that stands in the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from thess_agg_dagster import __version__
+from thess_agg_dagster.attempt import Attempt, BandRecord, BandStatus, status_of
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.mosaic.plan import MosaicPlan, PlanError, plan_mosaic
+from thess_agg_dagster.mosaic.tiles import Problem, crs_name
+from thess_agg_dagster.params import TimestampsAggregationParams
+
+
+@dataclass(frozen=True)
+class TimestampPlan:
+    """One timestamp, decided. Every band stands in exactly one of ``mosaics`` and ``problems``."""
+
+    timestamp: str
+    scene_ids: Sequence[str]
+    mosaics: Mapping[str, MosaicPlan]
+    problems: Mapping[str, Sequence[Problem]]
+    inputs: str
+
+    def band_record(self, plan: MosaicPlan, status: BandStatus, message: str) -> BandRecord:
+        """A row of the band report for a band that got as far as a plan."""
+        rows, cols = plan.grid.shape
+        return BandRecord(
+            band=plan.band,
+            status=status,
+            message=message,
+            input_files=[str(tile.path) for tile in plan.tiles],
+            crs=crs_name(plan.tiles[0].crs),
+            dtype=plan.dtype,
+            nodata="nan" if plan.nodata != plan.nodata else plan.nodata,
+            width=int(cols),
+            height=int(rows),
+            tiles=len(plan.tiles),
+            reprojected_tiles=[tile.path.parent.name for tile in plan.reprojected],
+        )
+
+    def unplanned_attempt(self) -> Attempt:
+        """The attempt that ends here: no tiles listed, or no plan for some band."""
+        if not self.scene_ids:
+            message = "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
+            return Attempt(self.timestamp, "failed_no_tiles", message, inputs=self.inputs)
+        broken = ", ".join(self.problems)
+        records = [
+            self.band_record(plan, "skipped", f"not merged, because of {broken}") for plan in self.mosaics.values()
+        ]
+        for band, problems in self.problems.items():
+            records.append(
+                BandRecord(
+                    band=band,
+                    status=problems[0].kind,
+                    message="; ".join(map(str, problems)),
+                    input_files=[str(p.path) for p in problems if p.path and p.kind != "missing_input"],
+                    missing_files=[str(p.path) for p in problems if p.path and p.kind == "missing_input"],
+                )
+            )
+        return Attempt(self.timestamp, status_of(records), self._problem_message(), records, inputs=self.inputs)
+
+    def _problem_message(self) -> str:
+        """All problems in one line: bands that share a scene and a reason are named together."""
+        bands: dict[tuple[str, str], list[str]] = {}
+        for band, problems in self.problems.items():
+            for problem in problems:
+                where = problem.path.parent.name if problem.path else ""
+                bands.setdefault((where, problem.reason), []).append(band)
+        return "; ".join(
+            f"{', '.join(names)} of {where}: {reason}" if where else f"{', '.join(names)}: {reason}"
+            for (where, reason), names in bands.items()
+        )
+
+    def failed_attempt(self, records: Sequence[BandRecord]) -> Attempt:
+        """An attempt that had a plan and published nothing: made bands are withheld, the message names the faults."""
+        failed = [record for record in records if record.status not in ("success", "skipped")]
+        names = ", ".join(record.band for record in failed)
+        withheld = [
+            record
+            if record.status != "success"
+            else BandRecord(
+                record.band, "skipped", f"made, but not published, because of {names}", input_files=record.input_files
+            )
+            for record in records
+        ]
+        message = "; ".join(f"{record.band}: {record.message}" for record in failed)
+        return Attempt(self.timestamp, status_of(failed), message, withheld, inputs=self.inputs)
+
+
+def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> TimestampPlan:
+    """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found."""
+    mosaics: dict[str, MosaicPlan] = {}
+    problems: dict[str, Sequence[Problem]] = {}
+    options = params.mosaic_options()
+    for band in params.bands if acquisition.scene_ids else ():
+        try:
+            paths = [lake.tile(scene_id, band) for scene_id in acquisition.scene_ids]
+            mosaics[band] = plan_mosaic(paths, band, options)
+        except PlanError as error:
+            problems[band] = error.problems
+    return TimestampPlan(
+        acquisition.timestamp, acquisition.scene_ids, mosaics, problems, identify_inputs(acquisition, lake, params)
+    )
+
+
+def identify_inputs(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> str:
+    """A short text that changes with the parameters, the tile list, and any tile's size or modification time."""
+    digest = hashlib.sha256(f"{__version__}\n{params.pixel_identity()}\n".encode())
+    for scene_id in acquisition.scene_ids:
+        for band in params.bands:
+            path = lake.tile(scene_id, band)
+            try:
+                stat = path.stat()
+                digest.update(f"{scene_id}/{band} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            except OSError:
+                digest.update(f"{scene_id}/{band} missing\n".encode())
+    return digest.hexdigest()[:32]
