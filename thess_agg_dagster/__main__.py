@@ -28,7 +28,7 @@ from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_ti
 from thess_agg_dagster.mosaic.engine import COMPRESSIONS
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
-from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.params import ENVIRONMENT_PREFIX, TimestampsAggregationParams
 from thess_agg_dagster.timestamp_plan import identify_inputs
 
 ALL_GOOD, SOME_FAILED, UNUSABLE = 0, 1, 2
@@ -60,9 +60,13 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given
     """
     console = Console(stderr=True)
     try:
-        params = _params(given)
-    except (ValidationError, ValueError) as error:
+        params = TimestampsAggregationParams(
+            **{name: value for name, value in given.items() if value is not None and value is not False}
+        )
+    except ValidationError as error:
         raise click.UsageError(_plain(error)) from error
+    for name in TimestampsAggregationParams.model_fields:  # settled here; workers get them as run config
+        os.environ.pop(ENVIRONMENT_PREFIX + name.upper(), None)
     if data_lake:
         os.environ["DATA_LAKE"] = str(data_lake.absolute())  # workers load the definitions anew
     io_manager = DataLakeIOManager.from_environment()
@@ -172,7 +176,7 @@ class _Session:
         out.print(table)
         for key in keys:
             if status.loc[key, "status"] != "success":
-                out.print(f"\n[red]{key}[/]  {str(status.loc[key, 'message'])}", highlight=False, soft_wrap=True)
+                out.print(f"\n[red]{key}[/]  {status.loc[key, 'message']!s}", highlight=False, soft_wrap=True)
         out.print(
             f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
             f"\nMosaics  {self.lake.aggregated}\nTables   {self.lake.tables_folder}/timestamps_aggregation_*.csv"
@@ -182,22 +186,12 @@ class _Session:
         )
 
 
-def _params(given: dict[str, Any]) -> TimestampsAggregationParams:
-    """Command line over environment over defaults."""
-    if given.get("bands") is not None:
-        given["bands"] = [band.strip() for band in given["bands"].split(",") if band.strip()]
-    environment = TimestampsAggregationParams.from_environment()
-    chosen = {name: value for name, value in given.items() if value is not None and value is not False}
-    return TimestampsAggregationParams(
-        **{name: chosen.get(name, getattr(environment, name)) for name in TimestampsAggregationParams.model_fields}
-    )
-
-
-def _plain(error: Exception) -> str:
+def _plain(error: ValidationError) -> str:
     """A validation error as a user reads it: what is wrong and what is allowed."""
-    if isinstance(error, ValidationError):
-        return "; ".join(str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors())
-    return str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: {str(fault['msg']).removeprefix('Value error, ')}"
+        for fault in error.errors()
+    )
 
 
 def _selected(series: TimeSerie, wanted: Sequence[str]) -> list[str]:

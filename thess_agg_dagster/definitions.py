@@ -10,7 +10,7 @@ defs = dg.Definitions(
     assets=[time_serie, aggregated, timestamps_aggregation],
     resources={
         "io_manager": DataLakeIOManager.from_environment(),
-        "params": TimestampsAggregationParams.from_environment(),
+        "params": TimestampsAggregationParams(),
     },
     # A run is already a process of its own; another one per step would only cost start-up.
     executor=dg.in_process_executor,

@@ -47,8 +47,8 @@ class TimestampMosaics:
 class DataLakeIOManager(dg.ConfigurableIOManager):
     """Streams planned mosaics into the lake, writes the audit tables, and finds both again."""
 
-    data_lake: str = Field("DATA_LAKE", description="Root folder of the lake.")
-    tables: str | None = Field(None, description="Folder of the tables; unset: `tables` in the lake.")
+    data_lake: str = Field(default="DATA_LAKE", description="Root folder of the lake.")
+    tables: str | None = Field(default=None, description="Folder of the tables; unset: `tables` in the lake.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DataLakeIOManager:
@@ -88,6 +88,10 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     @singledispatchmethod
     def _write(self, obj: object, context: dg.OutputContext) -> None:
         raise TypeError(f"{type(self).__name__} writes mosaics and audit tables, not {type(obj).__name__}")
+
+    @_write.register
+    def _(self, obj: None, context: dg.OutputContext) -> None:
+        """An asset that keeps its result elsewhere has nothing to store here."""
 
     @_write.register
     def _(self, obj: AuditTables, context: dg.OutputContext) -> None:

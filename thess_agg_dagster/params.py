@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -21,6 +20,15 @@ from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 ENVIRONMENT_PREFIX = "THESS_"
 
 
+def _parameter(name: str, default: Any, description: str) -> Any:
+    """A field whose default the environment may set, read anew in every process that makes the parameters."""
+    return Field(
+        default_factory=lambda: os.environ.get(ENVIRONMENT_PREFIX + name.upper(), "").strip() or default,
+        validate_default=True,
+        description=description,
+    )
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
@@ -30,34 +38,48 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
 class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type-arg]
     """How timestamps are aggregated.
 
-    Set it in the launchpad (``resources: params: config:``), on the command line of
-    ``python -m thess_agg_dagster``, or in the environment (``THESS_BANDS=B04,B08``) for backfills and sensors.
+    Each parameter comes from the run config (``resources: params: config:`` in the launchpad) or the command line of
+    ``python -m thess_agg_dagster``; else from the environment (``THESS_BANDS=B04,B08``: for backfills and sensors);
+    else it has its default. Raises ``pydantic.ValidationError`` that lists what is allowed.
     """
 
-    bands: list[str] = Field(["B04", "B08", "SCL"], description="Bands to mosaic, one file each.")
-    merge_method: str = Field("first", description=f"Which pixel wins where tiles overlap: {', '.join(METHODS)}.")
-    resampling: str = Field(
-        "nearest",
-        description="For tiles in another CRS or pixel size; SCL is never interpolated: " + ", ".join(RESAMPLINGS),
+    bands: list[str] = _parameter("bands", ["B04", "B08", "SCL"], "Bands to mosaic, one file each.")
+    merge_method: str = _parameter(
+        "merge_method", "first", f"Which pixel wins where tiles overlap: {', '.join(METHODS)}. Default: first."
     )
-    nodata: float = Field(
+    resampling: str = _parameter(
+        "resampling",
+        "nearest",
+        f"For tiles in another CRS or pixel size; SCL is never interpolated: {', '.join(RESAMPLINGS)}. Default: nearest.",
+    )
+    nodata: float = _parameter(
+        "nodata",
         math.nan,
-        description="Value of empty pixels in the mosaics. NaN: no override, integer mosaics keep the tiles' value "
+        "Value of empty pixels in the mosaics. Default: NaN, no override: integer mosaics keep the tiles' value "
         "(0 where untagged), float mosaics get NaN.",
     )
-    dtype: str | None = Field(
-        None, description=f"Dtype of the mosaics; unset keeps the tiles': {', '.join(SUPPORTED_DTYPES)}."
+    dtype: str | None = _parameter(
+        "dtype", None, f"Dtype of the mosaics: {', '.join(SUPPORTED_DTYPES)}. Default: the tiles'."
     )
-    compress: str = Field("zstd", description=f"Compression of the mosaics: {', '.join(COMPRESSIONS)}.")
-    max_workers: int | None = Field(
-        None, description="Timestamps at a time in `python -m thess_agg_dagster`; unset: one per core, at most 4."
+    compress: str = _parameter(
+        "compress", "zstd", f"Compression of the mosaics: {', '.join(COMPRESSIONS)}. Default: zstd."
     )
-    threads: int | None = Field(
-        None, description="Threads within a mosaic; unset: the cores that max_workers leaves to each worker."
+    max_workers: int | None = _parameter(
+        "max_workers",
+        None,
+        "Timestamps at a time in `python -m thess_agg_dagster`. Default: one per core, at most 4.",
     )
-    debug: bool = Field(
-        False, description="`python -m thess_agg_dagster` only: one timestamp after the other, stop at the first error."
+    threads: int | None = _parameter(
+        "threads", None, "Threads within a mosaic. Default: the cores that max_workers leaves to each worker."
     )
+    debug: bool = _parameter(
+        "debug", False, "`python -m thess_agg_dagster` only: one timestamp after the other, stop at the first error."
+    )
+
+    @field_validator("bands", mode="before")
+    @classmethod
+    def _split_bands(cls, bands: Any) -> Any:
+        return [band.strip() for band in bands.split(",") if band.strip()] if isinstance(bands, str) else bands
 
     @field_validator("bands")
     @classmethod
@@ -106,16 +128,6 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             raise ValueError(f"{value} is not a number of workers or threads; give 1 or more")
         return value
 
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> TimestampsAggregationParams:
-        """The defaults, with what ``THESS_*`` variables say. Raises ``ValueError`` that lists what is allowed."""
-        given: dict[str, Any] = {}
-        for name in cls.model_fields:
-            value = environment.get(ENVIRONMENT_PREFIX + name.upper(), "").strip()
-            if value:
-                given[name] = [band.strip() for band in value.split(",") if band.strip()] if name == "bands" else value
-        return cls(**given)
-
     def mosaic_options(self) -> MosaicOptions:
         """What the engine needs to know."""
         return MosaicOptions(
@@ -128,8 +140,8 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         )
 
     def run_config(self) -> dict[str, Any]:
-        """These parameters as run config; what stands at its default is left out (NaN is no JSON)."""
-        return {name: value for name, value in self._values().items() if not _is_default(type(self), name, value)}
+        """These parameters as run config; unset ones are left out, as is NaN, which is no JSON."""
+        return {name: value for name, value in self._values().items() if value is not None and value == value}
 
     def pixel_identity(self) -> str:
         """The parameters that decide what the mosaics hold, as text: the same text, the same pixels."""
@@ -138,8 +150,3 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
 
     def _values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in type(self).model_fields}
-
-
-def _is_default(cls: type[TimestampsAggregationParams], name: str, value: object) -> bool:
-    default = cls.model_fields[name].default
-    return value == default or (value != value and default != default)  # NaN equals NaN here

@@ -95,11 +95,9 @@ def _write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool) -> N
                 "codec": "JP2",
                 "quality": 100,
                 "reversible": "YES",
-                "blockxsize": 256,
-                "blockysize": 256,
             }
             if jpeg2000
-            else {"driver": "GTiff", "compress": "deflate", "tiled": True, "blockxsize": 256, "blockysize": 256}
+            else {"driver": "GTiff", "compress": "deflate", "tiled": True}
         )
         with rasterio.open(
             path,

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox, geobox_union_conservative
+
+Floats = NDArray[np.float64]
 
 #: Fraction of a pixel below which two positions are one; far above float noise, far below what shows.
 ALIGNED = 1e-3
@@ -54,6 +57,17 @@ def whole(geobox: GeoBox) -> Box:
     return Box(0, int(rows), 0, int(cols))
 
 
+def project_pixels(source: GeoBox, target: GeoBox, col: Floats, row: Floats) -> tuple[Floats, Floats]:
+    """Pixel coordinates (column, row; 0.5 is the first pixel's centre) of one geobox in another, exactly."""
+    x, y = source.pix2wld(col, row)
+    if source.crs != target.crs:
+        assert source.crs is not None
+        assert target.crs is not None
+        x, y = (np.reshape(v, col.shape) for v in source.crs.transformer_to_crs(target.crs)(x.ravel(), y.ravel()))
+    there: tuple[Floats, Floats] = target.wld2pix(x, y)
+    return there
+
+
 def footprint_on(anchor: GeoBox, tile: GeoBox) -> Box:
     """The pixels of ``anchor``'s grid (extended without end) that a tile covers, edges rounded outwards.
 
@@ -61,14 +75,9 @@ def footprint_on(anchor: GeoBox, tile: GeoBox) -> Box:
     100 points a side leave less than 0.01 pixel between chord and curve for a 110 km tile in a
     neighbouring UTM zone. Raises ``ValueError`` where the tile has no place in the anchor's CRS.
     """
-    x, y = tile.pix2wld(*tile.boundary(100).T)
-    if tile.crs != anchor.crs:
-        assert tile.crs is not None
-        assert anchor.crs is not None
-        x, y = tile.crs.transformer_to_crs(anchor.crs)(x, y)
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+    cols, rows = project_pixels(tile, anchor, *tile.boundary(100).T)
+    if not (np.isfinite(cols).all() and np.isfinite(rows).all()):
         raise ValueError(f"it cannot be projected to {anchor.crs}")
-    cols, rows = anchor.wld2pix(np.asarray(x), np.asarray(y))
     return Box(
         int(np.floor(rows.min() + ALIGNED)),
         int(np.ceil(rows.max() - ALIGNED)),

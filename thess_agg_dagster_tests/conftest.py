@@ -1,0 +1,118 @@
+"""A small lake and a real Dagster instance (SQLite) for the tests of the top floor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt, latest_attempts
+from thess_agg_dagster.batch import run_asset
+from thess_agg_dagster.checks import REPORT, TIME_SERIE
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, write_tile
+
+FIRST, SECOND, THIRD = (
+    "2023-02-02 09:21:09.024000+00:00",
+    "2023-04-13 09:20:29.024000+00:00",
+    "2023-06-22 09:15:59.024000+00:00",
+)
+BANDS = ("B04", "B08", "SCL")
+
+# Two tiles at the border of two zones, a few hundred pixels of 100 m and 200 m.
+WEST, EAST = (ZONE_34, (690000, 4500000)), (ZONE_35, (199980, 4500000))
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("THESS_", "DAGSTER_", "DATA_LAKE"))]:
+        monkeypatch.delenv(name)
+
+
+def scene(timestamp: str, tile: str) -> str:
+    day = timestamp[:10].replace("-", "")
+    return f"S2B_MSIL2A_{day}T092109_N0510_R093_{tile}_20240815T155145"
+
+
+@dataclass
+class SmallLake:
+    """A lake in the making: tiles are written, rows are listed, assets are run."""
+
+    root: Path
+    instance: dg.DagsterInstance
+
+    @property
+    def lake(self) -> DataLake:
+        return DataLake(self.root)
+
+    def add_tile(self, scene_id: str, band: str, *, east: bool = False, **options: Any) -> Path:
+        crs, corner = EAST if east else WEST
+        step = 2 if band == "SCL" else 1
+        shape = (120 // step, 120 // step)
+        pixels = noise(len(scene_id) + ord(band[-1]) + east, shape, high=12 if band == "SCL" else 10000)
+        pixels = pixels.astype("uint8" if band == "SCL" else "uint16")
+        given: dict[str, Any] = {"crs": crs, "corner": corner, "pixel": 100 * step, "pixels": pixels} | options
+        return write_tile(self.lake.tile(scene_id, band), given.pop("pixels"), **given)
+
+    def add_timestamp(self, timestamp: str, bands: Sequence[str] = BANDS, jpeg2000: bool = False) -> list[str]:
+        """Both tiles of a timestamp, the one in zone 35 first."""
+        ids = [scene(timestamp, "T35TKF"), scene(timestamp, "T34TFL")]
+        for scene_id in ids:
+            for band in bands:
+                self.add_tile(scene_id, band, east=scene_id == ids[0], jpeg2000=jpeg2000)
+        return ids
+
+    def list_rows(self, *rows: tuple[str, Sequence[str]]) -> None:
+        self.lake.tables_folder.mkdir(parents=True, exist_ok=True)
+        lines = ["acq_datetime,tile_ids", *(f"{timestamp},{'|'.join(ids)}" for timestamp, ids in rows)]
+        self.lake.time_serie.write_text("\n".join(lines) + "\n")
+
+    def resources(self, **params: Any) -> dict[str, Any]:
+        return {"io_manager": {"config": {"data_lake": str(self.root)}}, "params": {"config": params}}
+
+    def read_list(self) -> None:
+        run_asset(self.instance, self.resources(), TIME_SERIE)
+
+    def aggregate(self, timestamp: str, **params: Any) -> RecordedAttempt:
+        """Run the asset for a timestamp, failing or not, and return the attempt as recorded in the event log."""
+        try:
+            run_asset(self.instance, self.resources(**params), AGGREGATED, timestamp)
+        except Exception as error:
+            self.error = error
+        return latest_attempts(self.instance)[timestamp]
+
+    def tables(self, **params: Any) -> dict[str, pd.DataFrame]:
+        """Run the report and read the tables back from disk, as a user would."""
+        run_asset(self.instance, self.resources(**params), REPORT)
+        return {
+            name: pd.read_csv(self.lake.audit_table(name), dtype=str, keep_default_na=False)
+            for name in ("status", "summary", "band_report")
+        }
+
+    def checks(self, key: dg.AssetKey = AGGREGATED) -> dict[str, dg.AssetCheckEvaluation]:
+        """The check results of the latest run that left any, by name."""
+        records = self.instance.get_event_records(
+            dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION), limit=50
+        )
+        found: dict[str, dg.AssetCheckEvaluation] = {}
+        for record in records:
+            event = record.event_log_entry.dagster_event
+            assert event is not None
+            evaluation = event.asset_check_evaluation_data
+            if evaluation.asset_key == key:
+                found.setdefault(evaluation.check_name, evaluation)
+        return found
+
+
+@pytest.fixture
+def small_lake(tmp_path: Path) -> Iterator[SmallLake]:
+    home = tmp_path / "home"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        yield SmallLake(tmp_path / "lake", instance)

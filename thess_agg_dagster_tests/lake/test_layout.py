@@ -1,0 +1,53 @@
+"""Where things are in a lake, and names that are never paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thess_agg_dagster.lake.layout import DataLake, is_plain_name
+
+SCENE = "S2B_MSIL2A_20230202T092109_N0510_R093_T35TKF_20240815T155145"
+HOSTILE = [
+    "..",
+    ".",
+    "",
+    "a/b",
+    "a\\b",
+    "/etc",
+    "a\0b",
+    "a\nb",
+    "x" * 10_000,
+    "=HYPERLINK(1)",
+    "@x",
+    "B０4",
+    "B04\u202e",
+    "~",
+    "-rf",
+]
+
+
+def test_the_layout_of_the_design() -> None:
+    lake = DataLake(Path("/lake"))
+    assert lake.time_serie == Path("/lake/tables/time_serie.csv")
+    assert lake.tile(SCENE, "B04") == Path(f"/lake/cache/s2/{SCENE}/B04.tif")
+    folder = Path("/lake/data_raw/aggregated/2023-02-02 09_21_09.024000+00_00")
+    assert lake.timestamp_folder("2023-02-02 09:21:09.024000+00:00") == folder
+    assert lake.mosaic("2023-02-02 09:21:09.024000+00:00", "SCL") == folder / "SCL.tif"
+    assert lake.audit_table("band_report") == Path("/lake/tables/timestamps_aggregation_band_report.csv")
+
+
+def test_tables_may_live_elsewhere() -> None:
+    lake = DataLake(Path("/lake"), Path("/tables"))
+    assert lake.time_serie == Path("/tables/time_serie.csv")
+    assert lake.audit_table("status") == Path("/tables/timestamps_aggregation_status.csv")
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:12]))
+def test_a_name_is_never_a_path(name: str) -> None:
+    assert not is_plain_name(name)
+    with pytest.raises(ValueError, match="not a plain name"):
+        DataLake(Path("/lake")).tile(name, "B04")
+    with pytest.raises(ValueError, match="not a plain name"):
+        DataLake(Path("/lake")).tile(SCENE, name)

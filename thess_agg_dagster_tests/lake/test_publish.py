@@ -1,0 +1,118 @@
+"""What appears in the lake appears whole, and what was there stays until then."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from thess_agg_dagster.lake import publish
+from thess_agg_dagster.lake.publish import exchange, staged_file, staged_folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "two renames":
+        monkeypatch.setattr(publish, "exchange", lambda new, target: False)
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_folder_appears_and_is_replaced_whole(tmp_path: Path) -> None:
+    target, staging = tmp_path / "2023", tmp_path / ".staging"
+    for text in ("old", "new"):
+        with staged_folder(target, staging) as folder:
+            (folder / "B04.tif").write_text(text)
+            (folder / f"only-{text}").write_text(text)
+        assert contents(target) == {"B04.tif": text, f"only-{text}": text}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.usefixtures("_way")
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    target, staging = tmp_path / "2023", tmp_path / ".staging"
+    with staged_folder(target, staging) as folder:
+        (folder / "B04.tif").write_text("old")
+    with pytest.raises(error), staged_folder(target, staging) as folder:
+        (folder / "B04.tif").write_text("half")
+        raise error
+    assert contents(target) == {"B04.tif": "old"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_reader_always_finds_one_whole_set(tmp_path: Path) -> None:
+    """While the folder is replaced 300 times, a reader that holds it open never misses a file or mixes two sets."""
+    target, staging = tmp_path / "2023", tmp_path / ".staging"
+    stop, reads = threading.Event(), 0
+    faults: list[object] = []
+
+    def publish_once(text: str) -> None:
+        with staged_folder(target, staging) as folder:
+            for band in ("B04", "B08"):
+                (folder / band).write_text(text)
+
+    def read() -> None:
+        nonlocal reads
+        while not stop.is_set():
+            handle = os.open(target, os.O_RDONLY)
+            try:
+                files = [os.open(band, os.O_RDONLY, dir_fd=handle) for band in ("B04", "B08")]
+                found = {os.read(file, 100) for file in files}
+                for file in files:
+                    os.close(file)
+                if len(found) != 1:
+                    faults.append(found)
+            except FileNotFoundError:
+                # The set was replaced and removed between opening the folder and its files: the name must still be there.
+                if not target.is_dir():
+                    faults.append("missing")
+            finally:
+                os.close(handle)
+            reads += 1
+
+    publish_once("0")
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(300):
+        publish_once(str(number))
+    stop.set()
+    reader.join()
+    assert faults == []
+    assert reads > 100
+
+
+def test_exchange_swaps_two_folders(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "is").write_text(name)
+    assert exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "is").read_text() == "b"
+    assert (tmp_path / "b" / "is").read_text() == "a"
+
+
+def test_exchange_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="No such file") as caught:
+        exchange(tmp_path / "a", tmp_path / "missing")
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "tables" / "status.csv"
+    with staged_file(target) as file:
+        file.write_text("old")
+    with pytest.raises(RuntimeError), staged_file(target) as file:
+        file.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    with staged_file(target) as file:
+        file.write_text("new")
+    assert contents(target.parent) == {"status.csv": "new"}
+    assert target.stat().st_mode & 0o777 == 0o644

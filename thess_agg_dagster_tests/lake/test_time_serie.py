@@ -1,0 +1,141 @@
+"""Reading ``time_serie.csv``: what is accepted, what is refused, and by which line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
+from thess_agg_dagster.sample import real_time_serie
+from thess_agg_dagster_tests.lake.test_layout import HOSTILE
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "time_serie.csv"
+
+
+def series(path: Path, text: str) -> TimeSerie:
+    path.write_text(text, encoding="utf-8", newline="")
+    return read_time_serie(path)
+
+
+def scenes(found: TimeSerie) -> dict[str, tuple[str, ...]]:
+    return {key: acquisition.scene_ids for key, acquisition in found.acquisitions.items()}
+
+
+def test_the_real_rows_all_parse() -> None:
+    import thess_agg_dagster
+
+    found = read_time_serie(Path(thess_agg_dagster.__file__).parent / "sample_time_serie.csv")
+    assert found.refused == ()
+    assert scenes(found) == {row["acq_datetime"]: tuple(row["tile_ids"].split("|")) for row in real_time_serie()}
+    assert len(found.acquisitions) == 14
+
+
+@pytest.mark.parametrize("cell", ["a|b|c", "a,b,c", "a;b;c", " a | b ,c; ", "a||b|c|", "a|b|a|c|b"])
+def test_separators_spaces_and_duplicates(path: Path, cell: str) -> None:
+    found = series(path, f'acq_datetime,tile_ids\n2023-01-01,"{cell}"\n')
+    assert scenes(found) == {"2023-01-01": ("a", "b", "c")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffacq_datetime,tile_ids\n2023-01-01,a\n",
+        "acq_datetime,tile_ids\r\n2023-01-01,a\r\n",
+        '"acq_datetime","tile_ids"\n"2023-01-01","a"\n',
+        " acq_datetime , tile_ids \n 2023-01-01 , a \n",
+        'extra,acq_datetime,tile_ids\n"x, y\nz",2023-01-01,a\n',
+        "acq_datetime,tile_ids\n\n2023-01-01,a\n,\n\n",
+    ],
+    ids=["BOM", "CRLF", "quotes", "spaces", "other columns", "blank lines"],
+)
+def test_how_the_file_is_written_does_not_matter(path: Path, text: str) -> None:
+    found = series(path, text)
+    assert scenes(found) == {"2023-01-01": ("a",)}
+    assert found.refused == ()
+
+
+def test_rows_of_one_timestamp_are_united_in_order(path: Path) -> None:
+    found = series(path, "acq_datetime,tile_ids\n2023-01-02,b|a\n2023-01-01,x\n2023-01-02,a|c\n")
+    assert scenes(found) == {"2023-01-01": ("x",), "2023-01-02": ("b", "a", "c")}
+
+
+def test_a_row_without_tiles_is_a_timestamp_without_tiles(path: Path) -> None:
+    assert scenes(series(path, "acq_datetime,tile_ids\n2023-01-01,\n")) == {"2023-01-01": ()}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("yesterday,a", "not an ISO 8601 datetime"),
+        ("2023-13-01,a", "not an ISO 8601 datetime"),
+        (",a", "not an ISO 8601 datetime"),
+        ('"2023-01-05 09:00:00,5",a', "not an ISO 8601 datetime"),
+        ("2023-01-05/09:00,a", "not an ISO 8601 datetime"),
+        ("=2023-01-05,a", "not an ISO 8601 datetime"),
+        ("２023-01-05,a", "not an ISO 8601 datetime"),
+        ("2023-01-01T00:00:00Z,a", "is the instant of '2023-01-01' on line 2"),
+        ("2023-01-01 02:00:00+02:00,a", "is the instant of '2023-01-01' on line 2"),
+        ("2023-01-05,../../etc/passwd", "'../../etc/passwd' is not a plain name"),
+        ("2023-01-05,a|/etc", "'/etc' is not a plain name"),
+        ("2023-01-05", "has 1 fields, the header has 2"),
+    ],
+)
+def test_a_bad_row_is_refused_by_line_and_the_others_go_on(path: Path, row: str, reason: str) -> None:
+    found = series(path, f"acq_datetime,tile_ids\n2023-01-01,a\n{row}\n2023-01-03,b\n")
+    assert scenes(found) == {"2023-01-01": ("a",), "2023-01-03": ("b",)}
+    (refused,) = found.refused
+    assert refused.line == 3
+    assert reason in str(refused)
+
+
+def test_lines_are_counted_as_in_an_editor(path: Path) -> None:
+    found = series(path, 'note,acq_datetime,tile_ids\n"two\nlines",2023-01-01,a\n\nx,nonsense,b\n')
+    assert [refused.line for refused in found.refused] == [5]
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name], ids=lambda name: repr(name[:12]))
+def test_hostile_tile_ids_are_refused_and_not_echoed_whole(path: Path, name: str) -> None:
+    found = series(path, f'acq_datetime,tile_ids\n2023-01-01,"good|{name}"\n')
+    assert scenes(found) == {}
+    assert len(str(found.refused[0])) < 200
+    assert str(found.refused[0]).isprintable()
+
+
+def test_no_rows(path: Path) -> None:
+    found = series(path, "acq_datetime,tile_ids\n")
+    assert (scenes(found), found.refused) == ({}, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lacks the column(s) acq_datetime, tile_ids (found: none)"),
+        ("acq_datetime,tiles\n", "lacks the column(s) tile_ids (found: acq_datetime, tiles)"),
+    ],
+)
+def test_missing_columns_are_named(path: Path, text: str, message: str) -> None:
+    with pytest.raises(TimeSerieError) as caught:
+        series(path, text)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_missing_file_is_named(path: Path) -> None:
+    with pytest.raises(TimeSerieError, match=r"time_serie.csv: no such file; put .* acq_datetime, tile_ids"):
+        read_time_serie(path)
+
+
+def test_not_text(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00\x01" * 100)
+    with pytest.raises(TimeSerieError, match="cannot be read as UTF-8 CSV"):
+        read_time_serie(path)
+
+
+def test_a_field_without_end_is_not_swallowed(path: Path) -> None:
+    path.write_text("acq_datetime,tile_ids\n2023-01-01," + "a" * 300_000)
+    with pytest.raises(TimeSerieError, match="cannot be read as UTF-8 CSV"):
+        read_time_serie(path)

@@ -1,0 +1,70 @@
+"""Rasters that tests make and read, with plain rasterio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+
+DATA = Path(__file__).parent / "data"
+ZONE_34, ZONE_35 = "EPSG:32634", "EPSG:32635"
+
+Array = NDArray[Any]
+
+
+def write_tile(
+    path: Path,
+    pixels: Array,
+    *,
+    crs: str | None = ZONE_34,
+    corner: tuple[float, float] = (600000, 4500000),
+    pixel: float = 10,
+    transform: Affine | None = None,
+    nodata: float | None = None,
+    jpeg2000: bool = False,
+    block: int = 64,
+    **options: Any,
+) -> Path:
+    """Write ``pixels`` (rows, cols) with its upper-left corner at ``corner``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.atleast_3d(pixels.T).T if pixels.ndim == 3 else pixels[None]
+    if jpeg2000:
+        options = {"driver": "JP2OpenJPEG", "codec": "JP2", "quality": 100, "reversible": "YES"} | options
+    else:
+        options = {"driver": "GTiff", "compress": "deflate", "tiled": True} | options
+    if jpeg2000 or options["tiled"]:
+        options = {"blockxsize": block, "blockysize": block} | options
+    with rasterio.open(
+        path,
+        "w",
+        width=pixels.shape[2],
+        height=pixels.shape[1],
+        count=pixels.shape[0],
+        dtype=pixels.dtype,
+        crs=crs,
+        transform=transform or Affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
+        nodata=nodata,
+        **options,
+    ) as file:
+        file.write(pixels)
+    path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path) -> Array:
+    with rasterio.open(path) as file:
+        return np.asarray(file.read(1))
+
+
+def noise(seed: int, shape: tuple[int, int], low: int = 1, high: int = 10000, dtype: str = "uint16") -> Array:
+    return np.random.default_rng(seed).integers(low, high, shape).astype(dtype)
+
+
+def half_empty(shape: tuple[int, int], dtype: str = "uint16") -> Array:
+    pixels = noise(9, shape).astype(dtype)
+    pixels[:, : shape[1] // 2] = 0
+    return pixels

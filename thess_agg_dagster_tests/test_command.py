@@ -1,0 +1,181 @@
+"""``python -m thess_agg_dagster`` and ``dagster asset materialize`` as a user runs them: as subprocesses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+from thess_agg_dagster_tests.rasters import noise
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("THESS_", "DAGSTER_", "DATA_LAKE"))}
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def statuses(lake: DataLake) -> dict[str, str]:
+    table = pd.read_csv(lake.audit_table("status"), dtype=str, keep_default_na=False)
+    return dict(zip(table["timestamp"], table["status"], strict=True))
+
+
+def finished(lake: DataLake) -> dict[str, str]:
+    table = pd.read_csv(lake.audit_table("status"), dtype=str, keep_default_na=False)
+    return dict(zip(table["timestamp"], table["finished_at"] + table["run_id"], strict=True))
+
+
+def test_a_whole_lake_then_only_what_changed(small_lake: SmallLake, tmp_path: Path) -> None:
+    rows = [(key, small_lake.add_timestamp(key)) for key in (FIRST, SECOND, THIRD)]
+    missing = small_lake.lake.tile(rows[1][1][0], "SCL")
+    missing.unlink()
+    small_lake.list_rows(*rows)
+    command = ("thess_agg_dagster", "--data-lake", str(small_lake.root))
+
+    first = run(*command)
+    assert first.returncode == 1, first.stderr
+    assert "failed" in first.stderr
+    assert f"SCL of {rows[1][1][0]}: no such file" in first.stdout
+    assert statuses(small_lake.lake) == {FIRST: "success", SECOND: "failed_missing_inputs", THIRD: "success"}
+    before = finished(small_lake.lake)
+
+    # Its tile arrives, and another's changes: those two are made again, the third is left alone.
+    small_lake.add_tile(rows[1][1][0], "SCL", east=True)
+    small_lake.add_tile(rows[2][1][0], "B04", east=True, pixels=noise(77, (120, 120)))
+    second = run(*command)
+    assert second.returncode == 0, second.stderr
+    assert "1 unchanged and skipped" in second.stdout
+    assert set(statuses(small_lake.lake).values()) == {"success"}
+    after = finished(small_lake.lake)
+    assert [key for key in after if after[key] != before[key]] == [SECOND, THIRD]
+
+    # Other parameters: all again. One timestamp by name, by force: only that.
+    assert "0 unchanged" in run(*command, "--bands", "B04").stdout
+    before = finished(small_lake.lake)
+    assert run(*command, "--bands", "B04", "--timestamps", FIRST, "--force").returncode == 0
+    after = finished(small_lake.lake)
+    assert [key for key in after if after[key] != before[key]] == [FIRST]
+    # A mosaic that someone removed is made again.
+    small_lake.lake.mosaic(THIRD, "B04").unlink()
+    assert "2 unchanged" in run(*command, "--bands", "B04").stdout
+    assert small_lake.lake.mosaic(THIRD, "B04").exists()
+
+
+def test_environment_and_another_dagster_home(small_lake: SmallLake, tmp_path: Path) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
+    home = tmp_path / "another-home"
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    small_lake.lake.time_serie.rename(tables / "time_serie.csv")
+    result = run(
+        "thess_agg_dagster", DATA_LAKE=str(small_lake.root), DAGSTER_HOME=str(home), THESS_TABLES=str(tables),
+        THESS_BANDS="B04", THESS_COMPRESS="none",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert home.is_dir()
+    assert not (small_lake.root / ".dagster").exists()
+    assert [path.name for path in small_lake.lake.timestamp_folder(FIRST).iterdir()] == ["B04.tif"]
+    assert statuses(DataLake(small_lake.root, tables)) == {FIRST: "success"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--merge-method", "mean"], "'mean' is not one of"),
+        (["--bands", "../B04"], "is not a plain name"),
+        (["--max-workers", "0"], "give 1 or more"),
+        (["--timestamps", "2031-01-01"], "not in"),
+    ],
+)
+def test_bad_usage_is_exit_2(small_lake: SmallLake, arguments: list[str], message: str) -> None:
+    small_lake.list_rows((FIRST, []))
+    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root), *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unusable_list_is_exit_2(small_lake: SmallLake) -> None:
+    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root))
+    assert result.returncode == 2
+    assert "time_serie.csv: no such file" in result.stderr.replace("\n", "")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_refused_row_is_told_and_is_exit_1(small_lake: SmallLake) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST, ["B04"])), ("nonsense", ["a"]))
+    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04")
+    assert result.returncode == 1
+    assert "line 3" in result.stderr
+    assert statuses(small_lake.lake) == {FIRST: "success"}
+
+
+def test_debug_stops_at_the_first_error_with_its_traceback(small_lake: SmallLake) -> None:
+    ids = small_lake.add_timestamp(FIRST)
+    path = small_lake.lake.tile(ids[0], "B04")
+    path.write_bytes(path.read_bytes()[:2000])
+    small_lake.list_rows((FIRST, ids), (SECOND, small_lake.add_timestamp(SECOND)))
+    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root), "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "blocks.py" in result.stderr
+    assert "TileError" in result.stderr
+    assert not small_lake.lake.timestamp_folder(SECOND).exists()
+
+
+def test_ctrl_c_stops_cleanly(small_lake: SmallLake) -> None:
+    rows = []
+    for number in range(40):
+        key = f"2024-01-01 00:00:{number:02d}"
+        rows.append((key, small_lake.add_timestamp(key, ["B04"])))
+    small_lake.list_rows(*rows)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("THESS_", "DAGSTER_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04"],
+        cwd=ROOT, env=clean, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(small_lake.lake.aggregated.glob("2024*"))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped" in stderr
+    assert "Traceback" not in stderr
+    assert not small_lake.lake.staging.exists()
+    assert len(list(small_lake.lake.aggregated.glob("2024*"))) < 40
+
+
+def test_dagster_asset_materialize_from_the_project_root(small_lake: SmallLake, tmp_path: Path) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
+    home = tmp_path / "dagster-home"
+    home.mkdir()
+    environment: dict[str, Any] = {
+        "DATA_LAKE": str(small_lake.root), "DAGSTER_HOME": str(home), "DAGSTER_MODULE_NAME": "thess_agg_dagster.definitions",
+    }  # fmt: skip
+    for arguments in (
+        ["--select", "time_serie"],
+        ["--select", "data_raw/aggregated", "--partition", FIRST],
+        ["--select", "timestamps_aggregation"],
+    ):
+        result = run("dagster", "asset", "materialize", *arguments, **environment)
+        assert result.returncode == 0, result.stderr
+    assert statuses(small_lake.lake) == {FIRST: "success"}
+
+
+def test_definitions_validate() -> None:
+    result = run("dagster", "definitions", "validate")
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,91 @@
+"""Parameters: names, defaults, where they come from, and errors that list what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+import dagster as dg
+import pytest
+from pydantic import ValidationError
+
+from thess_agg_dagster.params import TimestampsAggregationParams
+
+
+def test_names_and_defaults() -> None:
+    params = TimestampsAggregationParams()
+    assert params.bands == ["B04", "B08", "SCL"]
+    assert (params.merge_method, params.resampling, params.compress) == ("first", "nearest", "zstd")
+    assert math.isnan(params.nodata)
+    assert (params.dtype, params.max_workers, params.threads, params.debug) == (None, None, None, False)
+    assert "nodata" not in params.run_config()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"merge_method": "mean"}, "merge_method='mean' is not one of first, last, min, max, sum, count"),
+        ({"resampling": "gauss"}, "is not one of nearest, bilinear, cubic"),
+        ({"dtype": "int64"}, "is not one of uint8"),
+        ({"compress": "jpeg"}, "is not one of zstd, deflate, lzw, none"),
+        ({"nodata": math.inf}, "give a finite number, or NaN"),
+        ({"bands": []}, "name at least one"),
+        ({"bands": ["../B04"]}, "is not a plain name"),
+        ({"max_workers": 0}, "give 1 or more"),
+        ({"threads": -1}, "give 1 or more"),
+    ],
+)
+def test_errors_list_what_is_allowed(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TimestampsAggregationParams(**given)
+    assert message in str(caught.value)
+
+
+def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "BANDS": "B02, B03,B02", "MERGE_METHOD": "max", "RESAMPLING": "cubic", "NODATA": "-9999", "DTYPE": "float32",
+        "COMPRESS": "deflate", "MAX_WORKERS": "3", "THREADS": "2", "DEBUG": "true", "TABLES": "/elsewhere",
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(f"THESS_{name}", value)
+    assert TimestampsAggregationParams().run_config() == {
+        "bands": ["B02", "B03"], "merge_method": "max", "resampling": "cubic", "nodata": -9999, "dtype": "float32",
+        "compress": "deflate", "max_workers": 3, "threads": 2, "debug": True,
+    }  # fmt: skip
+    assert TimestampsAggregationParams(merge_method="min").merge_method == "min"
+
+
+def test_empty_variables_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = TimestampsAggregationParams().pixel_identity()
+    monkeypatch.setenv("THESS_BANDS", " ")
+    monkeypatch.setenv("THESS_NODATA", "")
+    assert TimestampsAggregationParams().pixel_identity() == default
+
+
+def test_a_bad_variable_is_an_error_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THESS_RESAMPLING", "smooth")
+    with pytest.raises(ValidationError, match="is not one of nearest, bilinear"):
+        TimestampsAggregationParams()
+
+
+def test_run_config_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THESS_BANDS", "B02")
+    monkeypatch.setenv("THESS_MERGE_METHOD", "max")
+    seen = []
+
+    @dg.asset
+    def probe(params: TimestampsAggregationParams) -> None:
+        seen.append((params.bands, params.merge_method))
+
+    dg.materialize(
+        [probe],
+        resources={"params": TimestampsAggregationParams()},
+        run_config={"resources": {"params": {"config": {"bands": ["B11"]}}}},
+    )
+    assert seen == [(["B11"], "max")]
+
+
+def test_what_decides_the_pixels() -> None:
+    base = TimestampsAggregationParams()
+    same = TimestampsAggregationParams(max_workers=3, threads=1, debug=True)
+    other = TimestampsAggregationParams(nodata=0)
+    assert base.pixel_identity() == same.pixel_identity() != other.pixel_identity()
