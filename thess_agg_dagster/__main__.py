@@ -16,15 +16,16 @@ import dagster as dg
 import pandas as pd
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from thess_agg_dagster.attempt import AGGREGATED, latest_attempts
+from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt, latest_attempts
 from thess_agg_dagster.batch import run_asset, run_timestamps
 from thess_agg_dagster.checks import REPORT, TIME_SERIE
 from thess_agg_dagster.instance import create_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
-from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
+from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.engine import COMPRESSIONS
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
@@ -76,7 +77,7 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given
         try:
             sys.exit(session.aggregate(timestamps, force, home))
         except TimeSerieError as error:
-            console.print(f"[red]{error}[/]", highlight=False)
+            console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
             sys.exit(UNUSABLE)
         except KeyboardInterrupt:
             console.print("Stopped. What was finished stays; run the same command to go on.")
@@ -104,8 +105,9 @@ class _Session:
         config = self._run_config()
         run_asset(self.instance, config, TIME_SERIE)
         for row in series.refused:
-            self.console.print(f"[yellow]refused[/] {series.path}: {row}", highlight=False)
-        todo = keys if force else [key for key in keys if self._is_due(series, key)]
+            self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
+        latest = {} if force else latest_attempts(self.instance)
+        todo = [key for key in keys if self._is_due(series.acquisitions[key], latest.get(key))]
         if todo:
             self._run_all(todo, config)
         run_asset(self.instance, config, REPORT)
@@ -120,16 +122,13 @@ class _Session:
             io_config["tables"] = str(self.lake.tables)
         return {"params": {"config": self.params.run_config()}, "io_manager": {"config": io_config}}
 
-    def _is_due(self, series: TimeSerie, key: str) -> bool:
-        """Whether a timestamp has no success, or one of other inputs or parameters, or its mosaics are gone."""
-        if not hasattr(self, "_latest"):
-            self._latest = latest_attempts(self.instance)
-        known = self._latest.get(key)
-        if known is None or known.attempt.status != "success":
+    def _is_due(self, acquisition: Acquisition, last: RecordedAttempt | None) -> bool:
+        """Whether there is no success yet, or one of other inputs or parameters, or its mosaics are gone."""
+        if last is None or last.attempt.status != "success":
             return True
-        if known.attempt.inputs != identify_inputs(series.acquisitions[key], self.lake, self.params):
+        if last.attempt.inputs != identify_inputs(acquisition, self.lake, self.params):
             return True
-        return not all(self.lake.mosaic(key, band).exists() for band in self.params.bands)
+        return not all(self.lake.mosaic(acquisition.timestamp, band).exists() for band in self.params.bands)
 
     def _run_all(self, keys: Sequence[str], config: dict[str, Any]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -137,7 +136,8 @@ class _Session:
             task = progress.add_task("Aggregating", total=len(keys))
             for key, error in self._runs(keys, config):
                 if error:
-                    progress.console.print(f"[red]failed[/] {key}  {error}", highlight=False)
+                    line = f"[red]failed[/] {key}  {escape(error)}"
+                    progress.console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
                 progress.advance(task)
 
     def _runs(self, keys: Sequence[str], config: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
@@ -176,7 +176,9 @@ class _Session:
         out.print(table)
         for key in keys:
             if status.loc[key, "status"] != "success":
-                out.print(f"\n[red]{key}[/]  {status.loc[key, 'message']!s}", highlight=False, soft_wrap=True)
+                out.print(
+                    f"\n[red]{key}[/]  {escape(str(status.loc[key, 'message']))}", highlight=False, soft_wrap=True
+                )
         out.print(
             f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
             f"\nMosaics  {self.lake.aggregated}\nTables   {self.lake.tables_folder}/timestamps_aggregation_*.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -34,7 +35,7 @@ def test_names_and_defaults() -> None:
         ({"threads": -1}, "give 1 or more"),
     ],
 )
-def test_errors_list_what_is_allowed(given: dict[str, object], message: str) -> None:
+def test_errors_list_what_is_allowed(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         TimestampsAggregationParams(**given)
     assert message in str(caught.value)
