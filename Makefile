@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo test dev timestamp-aggregation lint clean
+.PHONY: demo test dev timestamp-aggregation lint bench bench-quick clean
 
 demo: .venv/ready  ## aggregate a small sample lake and show what came of it
 	@echo "Making a sample lake (synthetic pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -28,6 +28,12 @@ lint: .venv/ready  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/ready  ## measure on full-size tiles against other tools and the codecs' limit (about 25 minutes, 3 GB in bench-lake)
+	$(BIN)/python -m benchmarks.run
+
+bench-quick: .venv/ready  ## the same at a third of the size, printed only
+	$(BIN)/python -m benchmarks.run --quick
 
 clean:  ## remove the virtual environment and the sample lake
 	rm -rf .venv sample-lake

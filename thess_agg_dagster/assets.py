@@ -17,7 +17,7 @@ from thess_agg_dagster.checks import (
     failed_schema,
 )
 from thess_agg_dagster.io_manager import AuditTables, DataLakeIOManager
-from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
+from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.tiles import first_line
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
@@ -74,7 +74,7 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
 
 @dg.asset(
     key=AGGREGATED,
-    ins={"time_serie": dg.AssetIn("time_serie")},
+    deps=[time_serie],
     partitions_def=timestamps,
     check_specs=AGGREGATED_CHECKS,
     group_name="aggregation",
@@ -83,20 +83,20 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
 )
 def aggregated(
     context: dg.AssetExecutionContext,
-    time_serie: TimeSerie,
     params: TimestampsAggregationParams,
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
     timestamp = context.partition_key
     lake = io_manager.lake
     try:
-        if timestamp not in time_serie.acquisitions:
-            raise ValueError(f"{time_serie.path} has no (usable) row for {timestamp}; add it, or delete this partition")
-        plan = plan_timestamp(time_serie.acquisitions[timestamp], lake, params)
+        series = read_time_serie(lake.time_serie)
+        if timestamp not in series.acquisitions:
+            raise TimeSerieError(f"{series.path}: has no usable row for {timestamp}; add it, or delete the partition")
+        plan = plan_timestamp(series.acquisitions[timestamp], lake, params)
     except Exception as error:
-        attempt = Attempt(timestamp, "exception", f"{type(error).__name__}: {first_line(error)}")
-        context.log_event(attempt.observation())
-        raise
+        message = str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
+        context.log_event(Attempt(timestamp, "exception", message).observation())
+        raise dg.Failure(message, allow_retries=False) from error
     yield from check_plan(plan)
     if plan.problems or not plan.mosaics:
         attempt = plan.unplanned_attempt()

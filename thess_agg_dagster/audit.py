@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pandas as pd
 
 from thess_agg_dagster.attempt import Attempt, BandRecord, RecordedAttempt, latest_attempts, unreported
 from thess_agg_dagster.partitions import timestamps
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Columns of each table, in order; the first ones are a promise to those who read them.
 COLUMNS: Mapping[str, Sequence[str]] = {
@@ -63,6 +65,8 @@ def audit_tables(instance: dg.DagsterInstance, bands: Sequence[str]) -> dict[str
 
     ``bands`` are the rows a timestamp gets in the band report while nothing is known about it.
     """
+    import pandas as pd  # here, because a code server that never writes tables can do without
+
     recorded = latest_attempts(instance)
     silent = unreported(instance, recorded)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}

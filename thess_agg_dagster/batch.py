@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -38,7 +40,7 @@ def run_timestamps(timestamps: Sequence[str], resources: Resources, workers: int
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPool(max_workers=workers, initializer=_start_worker, context=context) as pool:
+    with ProcessPool(workers, initializer=_start_worker, initargs=[dict(os.environ)], context=context) as pool:
         futures: dict[Future[str | None], str] = {
             pool.schedule(_run_timestamp, args=[key, resources]): key for key in timestamps
         }
@@ -53,7 +55,10 @@ def run_timestamps(timestamps: Sequence[str], resources: Resources, workers: int
             raise
 
 
-def _start_worker() -> None:
+def _start_worker(environment: dict[str, str]) -> None:
+    os.environ.clear()  # the server that forked this process may be older than what the command settled
+    os.environ.update(environment)
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
-import pandas as pd
 import rasterio
 
 from thess_agg_dagster.attempt import AGGREGATED
@@ -93,6 +92,8 @@ def failed_schema(message: str) -> dg.AssetCheckResult:
 
 def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResult:
     """Read the tables back and look for every registered timestamp."""
+    import pandas as pd
+
     faults = []
     for name in COLUMNS:
         path = lake.audit_table(name)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import dagster as dg
-import pandas as pd
 from pydantic import Field
 
 from thess_agg_dagster.attempt import AGGREGATED, Attempt, BandRecord, BandStatus
@@ -23,10 +22,11 @@ from thess_agg_dagster.mosaic.tiles import TileError, first_line
 from thess_agg_dagster.timestamp_plan import TimestampPlan
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rasterio.io import DatasetReader
 
 
-class AuditTables(dict[str, pd.DataFrame]):
+class AuditTables(dict[str, "pd.DataFrame"]):
     """The audit tables by short name, as the report asset hands them to the IO manager."""
 
 
@@ -111,10 +111,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         try:
             with staged_folder(target, self.lake.staging) as folder:
                 errors: list[Exception] = []
+                context.log.info(obj.summary())
                 for band, plan in obj.mosaics.items():
-                    context.log.info(
-                        f"{band}: {len(plan.tiles)} tiles into {plan.grid.width} x {plan.grid.height} pixels"
-                    )
                     try:
                         records.append(_write_band(plan, folder / f"{band}.tif", target / f"{band}.tif", obj))
                     except Exception as error:  # the other bands are tried, too, so that one report shows every problem

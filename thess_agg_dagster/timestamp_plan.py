@@ -25,6 +25,11 @@ class TimestampPlan:
     problems: Mapping[str, Sequence[Problem]]
     inputs: str
 
+    def summary(self) -> str:
+        """What is about to be made, in one line."""
+        bands = ", ".join(f"{m.band} ({m.grid.width} x {m.grid.height})" for m in self.mosaics.values())
+        return f"Merging {len(self.scene_ids)} tiles into {bands}"
+
     def band_record(self, plan: MosaicPlan, status: BandStatus, message: str) -> BandRecord:
         """A row of the band report for a band that got as far as a plan."""
         rows, cols = plan.grid.shape

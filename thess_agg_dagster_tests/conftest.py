@@ -114,5 +114,5 @@ class SmallLake:
 def small_lake(tmp_path: Path) -> Iterator[SmallLake]:
     home = tmp_path / "home"
     home.mkdir()
-    with dg.DagsterInstance.local_temp(str(home)) as instance:
+    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
         yield SmallLake(tmp_path / "lake", instance)

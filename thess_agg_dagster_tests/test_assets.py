@@ -186,16 +186,24 @@ def test_a_timestamp_that_left_the_list(ready: SmallLake) -> None:
     ready.list_rows()
     found = ready.aggregate(FIRST)
     assert found.attempt.status == "exception"
-    assert "has no (usable) row" in found.attempt.message
+    assert "has no usable row" in found.attempt.message
+
+
+def test_a_list_that_vanished(ready: SmallLake) -> None:
+    ready.lake.time_serie.unlink()
+    found = ready.aggregate(FIRST)
+    assert found.attempt.status == "exception"
+    assert "time_serie.csv: no such file" in found.attempt.message
 
 
 def test_a_run_that_ends_before_it_can_report(ready: SmallLake) -> None:
-    """A list that became unreadable stops the run while it loads its input: no attempt, but the tables tell."""
+    """A resource that cannot be made stops the run before the asset begins: no attempt, but the tables tell."""
     assert ready.aggregate(FIRST).attempt.status == "success"
-    ready.lake.time_serie.unlink()
-    with pytest.raises(dg.Failure, match="no such file"):
-        run_asset(ready.instance, ready.resources(), AGGREGATED, FIRST)
-    assert ready.tables()["status"]["status"].tolist() == ["exception"]
+    with pytest.raises(dg.DagsterResourceFunctionError):
+        run_asset(ready.instance, ready.resources(merge_method="mean"), AGGREGATED, FIRST)
+    tables = ready.tables()
+    assert tables["status"]["status"].tolist() == ["exception"]
+    assert "the run ended before it could report" in tables["status"]["message"][0]
 
 
 def test_checks_of_a_good_timestamp(ready: SmallLake) -> None:

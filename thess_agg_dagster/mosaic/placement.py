@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,60 +117,72 @@ class Lookup(Placement):
         error = np.hypot(row_error, col_error)
         return float(error) if math.isfinite(error) else math.inf
 
-    def _cells(self, window: Box) -> list[tuple[Box, tuple[int, int]]]:
-        """The cells a window touches: the shared rectangle, and the cell's index."""
+    def _cells(self, window: Box) -> Iterator[_Cell]:
+        """The cells that a window touches, each cut to the window."""
         size, (top, left) = self._size, self._origin
-        return [
-            (window.overlap(Box(r * size, (r + 1) * size, c * size, (c + 1) * size)), (r - top, c - left))
-            for r in range(window.top // size, (window.bottom - 1) // size + 1)
-            for c in range(window.left // size, (window.right - 1) // size + 1)
-        ]
-
-    def _ranges(self, part: Box, index: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Smallest and largest source row and column of a part of a cell."""
-        size, (top, left) = self._size, self._origin
-        i = np.array([part.top, part.bottom - 1]) - (index[0] + top) * size
-        j = np.array([part.left, part.right - 1]) - (index[1] + left) * size
-        (r0, ri, rj), (c0, ci, cj) = self._rows[index], self._cols[index]
-        rows = r0 + ri * i[:, None] + rj * j
-        cols = c0 + ci * i[:, None] + cj * j
-        return rows.min(), rows.max(), cols.min(), cols.max()
+        for r in range(window.top // size, (window.bottom - 1) // size + 1):
+            for c in range(window.left // size, (window.right - 1) // size + 1):
+                part = window.overlap(Box(r * size, (r + 1) * size, c * size, (c + 1) * size))
+                index = r - top, c - left
+                row, col = self._rows[index].tolist(), self._cols[index].tolist()
+                yield _Cell(part, part.shift(-r * size, -c * size), row, col)
 
     def source_box(self, window: Box) -> Box:
-        ranges = np.array([self._ranges(part, index) for part, index in self._cells(window)])
-        # One pixel more on each side than the affines say, for their rounding.
+        boxes = [cell.source_box() for cell in self._cells(window)]
         box = Box(
-            math.floor(ranges[:, 0].min()) - 1,
-            math.floor(ranges[:, 1].max()) + 2,
-            math.floor(ranges[:, 2].min()) - 1,
-            math.floor(ranges[:, 3].max()) + 2,
+            min(box.top for box in boxes),
+            max(box.bottom for box in boxes),
+            min(box.left for box in boxes),
+            max(box.right for box in boxes),
         )
         return box.overlap(whole(self.tile.geobox))
 
     def resample(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
         out: Pixels = np.empty(window.shape, pixels.dtype)
         flat = np.ascontiguousarray(pixels).ravel()
-        for part, index in self._cells(window):
-            self._look_up(flat, source, part, index, out[part.within(window).slices])
+        height, width = source.shape
+        scratch = np.empty((2, self._size * self._size), np.int32)  # large arrays are costly to come by
+        for cell in self._cells(window):
+            row, col = (buffer[: math.prod(cell.part.shape)].reshape(cell.part.shape) for buffer in scratch)
+            _fixed(cell.row, cell.within, source.top, row)
+            _fixed(cell.col, cell.within, source.left, col)
+            missing = None
+            if cell.source_box().overlap(source) != cell.source_box():
+                missing = (row < 0) | (row >= height) | (col < 0) | (col >= width)
+            row *= width
+            row += col
+            there = out[cell.part.within(window).slices]
+            np.take(flat, row, out=there, mode="clip")
+            if missing is not None:
+                there[missing] = self.empty
         return out
 
-    def _look_up(self, flat: Pixels, source: Box, part: Box, index: tuple[int, int], out: Pixels) -> None:
-        size, (top, left) = self._size, self._origin
-        i = np.arange(part.top, part.bottom) - (index[0] + top) * size
-        j = np.arange(part.left, part.right) - (index[1] + left) * size
-        height, width = source.shape
-        row = _fixed(self._rows[index], i, j, source.top)
-        col = _fixed(self._cols[index], i, j, source.left)
-        r0, r1, c0, c1 = self._ranges(part, index)
-        inside = r0 - 1 >= source.top and r1 + 1 < source.bottom and c0 - 1 >= source.left and c1 + 1 < source.right
-        missing = None
-        if not inside:
-            missing = (row < 0) | (row >= height) | (col < 0) | (col >= width)
-        row *= width
-        row += col
-        np.take(flat, row, out=out, mode="clip")
-        if missing is not None:
-            out[missing] = self.empty
+
+class _Cell(NamedTuple):
+    """A part of the target grid on which a lookup is affine.
+
+    ``part`` on the grid and ``within`` the cell; ``row`` and ``col`` give the source coordinate of the cell's first
+    pixel and its steps per target row and column.
+    """
+
+    part: Box
+    within: Box
+    row: tuple[float, float, float]
+    col: tuple[float, float, float]
+
+    def source_box(self) -> Box:
+        """The source pixels it looks up, and one more on each side for the rounding."""
+        top, bottom = _range(self.row, self.within)
+        left, right = _range(self.col, self.within)
+        return Box(math.floor(top) - 1, math.floor(bottom) + 2, math.floor(left) - 1, math.floor(right) + 2)
+
+
+def _range(affine: tuple[float, float, float], within: Box) -> tuple[float, float]:
+    """Smallest and largest value of an affine over a part of its cell."""
+    first, down, across = affine
+    rows = (down * within.top, down * (within.bottom - 1))
+    cols = (across * within.left, across * (within.right - 1))
+    return first + min(rows) + min(cols), first + max(rows) + max(cols)
 
 
 class Warp(Placement):
@@ -272,15 +286,14 @@ def _affine_cells(nodes: NDArray[np.float64], cell: int) -> tuple[NDArray[np.flo
     return np.stack([first, down, across], axis=-1), float(np.abs(fitted - patch).max())
 
 
-def _fixed(affine: NDArray[np.float64], i: NDArray[np.int64], j: NDArray[np.int64], origin: int) -> NDArray[np.int32]:
-    """Whole source rows (or columns) of ``len(i)`` x ``len(j)`` target pixels, counted from ``origin``.
+def _fixed(affine: tuple[float, float, float], within: Box, origin: int, out: NDArray[np.int32]) -> None:
+    """Whole source rows (or columns) of a part of a cell, counted from ``origin``, into ``out``.
 
-    The outer sum of two rounded vectors: off by at most one unit of 2**-_BITS, however large the cell.
+    The outer sum of two vectors in fixed point, rounded once: off by at most 2**-_BITS pixels.
     """
     first, down, across = affine
-    scale = float(1 << _BITS)
-    rows = np.floor((first - origin + down * i) * scale + 0.5).astype(np.int32)
-    cols = np.floor(across * j * scale + 0.5).astype(np.int32)
-    index: NDArray[np.int32] = rows[:, None] + cols
-    index >>= _BITS
-    return index
+    scale = 1 << _BITS
+    rows = np.arange(within.top, within.bottom) * (down * scale) + ((first - origin) * scale + 0.5)
+    cols = np.arange(within.left, within.right) * (across * scale) + 0.5
+    np.add(np.floor(rows, out=rows).astype(np.int32)[:, None], np.floor(cols, out=cols).astype(np.int32), out=out)
+    out >>= _BITS

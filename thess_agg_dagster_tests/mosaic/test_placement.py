@@ -54,12 +54,12 @@ def test_full_size_lookups_between_zones_stay_within_the_stated_error(lookups: l
             left = int(rng.integers(lookup.footprint.left, lookup.footprint.right - 100))
             window = Box(top, top + 100, left, left + 100)
             exact_col, exact_row = projected(lookup, window)
-            for part, index in lookup._cells(window):
-                i = (np.arange(part.top, part.bottom) - (index[0] + lookup._origin[0]) * lookup._size)[:, None]
-                j = np.arange(part.left, part.right) - (index[1] + lookup._origin[1]) * lookup._size
-                inside = part.within(window).slices
-                for affine, exact in ((lookup._rows[index], exact_row), (lookup._cols[index], exact_col)):
-                    fitted = affine[0] + affine[1] * i + affine[2] * j
+            for cell in lookup._cells(window):
+                i = np.arange(cell.within.top, cell.within.bottom)[:, None]
+                j = np.arange(cell.within.left, cell.within.right)
+                inside = cell.part.within(window).slices
+                for (first, down, across), exact in ((cell.row, exact_row), (cell.col, exact_col)):
+                    fitted = first + down * i + across * j
                     worst = max(worst, float(np.abs(fitted - exact.reshape(100, 100)[inside]).max()))
     assert worst < LOOKUP_ERROR
     assert worst < 0.02  # what the README says

@@ -1,0 +1,85 @@
+"""``python -m benchmarks.orchestration``: what Dagster costs around the engine, as JSON.
+
+46 timestamps of three small tiles through ``python -m thess_agg_dagster``, against the seconds its own engine reports;
+and the time to import the definitions, against ``import dagster`` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+from affine import Affine
+
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.sample import TILE_SIZE, TILES
+
+TIMESTAMPS = 46
+ROUNDS = 5
+
+
+def make_lake(root: Path) -> DataLake:
+    lake = DataLake(root)
+    rng = np.random.default_rng(1)
+    rows = ["acq_datetime,tile_ids"]
+    for number in range(TIMESTAMPS):
+        scenes = [f"S2A_{number:03d}_{tile}" for tile in ("T35TKF", "T34TFL", "T34TFK")]
+        rows.append(f"2024-01-01 10:{number:02d}:00+00:00,{'|'.join(scenes)}")
+        for scene in scenes:
+            epsg, left, top = TILES[scene[-6:]]
+            for band, pixel, dtype in (("B04", 200, "uint16"), ("B08", 200, "uint16"), ("SCL", 400, "uint8")):
+                path = lake.tile(scene, band)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                size = TILE_SIZE // pixel
+                profile = {"driver": "GTiff", "width": size, "height": size, "count": 1, "dtype": dtype}
+                profile |= {"crs": f"EPSG:{epsg}", "transform": Affine(pixel, 0, left, 0, -pixel, top)}
+                with rasterio.open(path, "w", **profile) as file:
+                    file.write(rng.integers(1, 12, (size, size)).astype(dtype), 1)
+    lake.tables_folder.mkdir(parents=True)
+    lake.time_serie.write_text("\n".join(rows) + "\n")
+    return lake
+
+
+def seconds(*command: str) -> float:
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "THESS_", "DATA_LAKE"))
+    }
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, env=clean, capture_output=True)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    figures: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        lake = make_lake(Path(folder))
+        wall = seconds("-m", "thess_agg_dagster", "--data-lake", folder)
+        report = pd.read_csv(lake.audit_table("band_report"))
+        workers = min(os.cpu_count() or 1, 4)
+        engine = report["seconds"].sum() / workers
+        assert (report["status"] == "success").all()
+        figures[f"`python -m thess_agg_dagster`, {TIMESTAMPS} timestamps of small tiles"] = (
+            f"{wall:.1f} s, of which the engine {engine:.1f} s; {(wall - engine) / TIMESTAMPS:.2f} s a timestamp around it"
+        )
+    plain, ours = [], []
+    for _ in range(ROUNDS):
+        plain.append(seconds("-c", "import dagster"))
+        ours.append(seconds("-c", "import thess_agg_dagster.definitions"))
+    ratio = statistics.median(b / a for a, b in zip(plain, ours, strict=True))
+    figures["importing the definitions"] = (
+        f"{statistics.median(ours):.2f} s, {ratio:.2f} times `import dagster` alone ({statistics.median(plain):.2f} s)"
+    )
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

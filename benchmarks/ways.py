@@ -1,0 +1,214 @@
+"""Ways to make one mosaic, ours and others', and the parts of the bound. Each runs in a process of its own:
+
+``python -m benchmarks.ways WAY OUT TILE...`` prints the seconds it took, imports not counted, and the peak memory in MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.merge import merge
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import reproject
+
+from thess_agg_dagster.mosaic.engine import creation_options, write_mosaic
+from thess_agg_dagster.mosaic.grid import crop, footprint_on
+from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan, plan_mosaic
+
+CORES = os.cpu_count() or 1
+
+
+def plan(tiles: list[Path]) -> MosaicPlan:
+    return plan_mosaic(tiles, "B04", MosaicOptions())
+
+
+def ours(tiles: list[Path], out: Path) -> float:
+    started = time.perf_counter()
+    write_mosaic(plan(tiles), out)
+    return time.perf_counter() - started
+
+
+def common_recipe(tiles: list[Path], out: Path) -> float:
+    """What most notebooks do: WarpedVRT where the CRS differs, rasterio.merge in memory, write uncompressed."""
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        sources = _sources(stack, tiles)
+        pixels, transform = merge(sources, nodata=0)
+        profile = {"driver": "GTiff", "height": pixels.shape[1], "width": pixels.shape[2], "count": 1}
+        profile |= {
+            "dtype": "uint16",
+            "crs": sources[0].crs,
+            "transform": transform,
+            "nodata": 0,
+            "bigtiff": "IF_SAFER",
+        }
+        with rasterio.open(out, "w", **profile) as file:
+            file.write(pixels)
+    return time.perf_counter() - started
+
+
+def merge_to_file(tiles: list[Path], out: Path) -> float:
+    """``rasterio.merge(dst_path=...)`` over WarpedVRT, with our creation options."""
+    options = creation_options(plan(tiles)) | {"num_threads": CORES}
+    keep = (
+        "driver",
+        "tiled",
+        "blockxsize",
+        "blockysize",
+        "compress",
+        "zstd_level",
+        "predictor",
+        "sparse_ok",
+        "bigtiff",
+    )
+    options = {name: options[name] for name in (*keep, "num_threads")}
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        merge(_sources(stack, tiles), nodata=0, dst_path=out, dst_kwds=options)
+    return time.perf_counter() - started
+
+
+def gdalwarp(tiles: list[Path], out: Path) -> float:
+    """GDAL's own tool onto our grid. It lets the last file win, so the order is reversed."""
+    grid = plan(tiles).grid
+    bounds = [str(value) for value in grid.boundingbox.bbox]
+    command = ["gdalwarp", "-q", "-overwrite", "-multi", "-wo", f"NUM_THREADS={CORES}", "-wm", "512"]
+    command += ["-t_srs", str(grid.crs), "-te", *bounds, "-tr", str(grid.resolution.x), str(-grid.resolution.y)]
+    command += ["-srcnodata", "0", "-dstnodata", "0", *_gdal_options(tiles), *map(str, reversed(tiles)), str(out)]
+    return _timed(command)
+
+
+def vrt_translate(tiles: list[Path], out: Path) -> float:
+    """``gdalbuildvrt`` + ``gdal_translate``: only for tiles of one zone; the last file wins here, too."""
+    vrt = out.with_suffix(".vrt")
+    nodata = ["-srcnodata", "0", "-vrtnodata", "0"]
+    return _timed(["gdalbuildvrt", "-q", "-overwrite", *nodata, str(vrt), *map(str, reversed(tiles))]) + _timed(
+        ["gdal_translate", "-q", "--config", "GDAL_NUM_THREADS", str(CORES), *_gdal_options(tiles), str(vrt), str(out)]
+    )
+
+
+def bound_decode(tiles: list[Path], out: Path) -> float:
+    """Every block of every tile decoded once, by all cores."""
+    started = time.perf_counter()
+    for tile in tiles:
+        with contextlib.ExitStack() as stack:
+            handles = [stack.enter_context(rasterio.open(tile)) for _ in range(CORES)]
+            windows = [window for _, window in handles[0].block_windows(1)]
+
+            def decode(part: int, handles: Any = handles, windows: Any = windows) -> None:
+                for window in windows[part::CORES]:
+                    handles[part].read(1, window=window)
+
+            with ThreadPoolExecutor(CORES) as pool:
+                list(pool.map(decode, range(CORES)))
+    return time.perf_counter() - started
+
+
+def bound_warp(tiles: list[Path], out: Path) -> float:
+    """GDAL's nearest warp, in memory, of every tile that lies off the grid, by all cores."""
+    planned, seconds = plan(tiles), 0.0
+    for tile in planned.reprojected:
+        with rasterio.open(tile.path) as file:
+            pixels = file.read(1)
+        window = crop(planned.grid, footprint_on(planned.grid, tile.geobox))
+        target = np.zeros(window.shape, pixels.dtype)
+        started = time.perf_counter()
+        reproject(
+            pixels,
+            target,
+            src_transform=tile.geobox.affine,
+            src_crs=tile.crs,
+            src_nodata=0,
+            dst_transform=window.affine,
+            dst_crs=CRS.from_user_input(str(planned.grid.crs)),
+            dst_nodata=0,
+            resampling=Resampling.nearest,
+            num_threads=CORES,
+        )
+        seconds += time.perf_counter() - started
+    return seconds
+
+
+def bound_encode(tiles: list[Path], out: Path) -> float:
+    """Our mosaic, already in memory, written once by all cores."""
+    planned = plan(tiles)
+    write_mosaic(planned, out)
+    with rasterio.open(out) as file:
+        pixels = file.read(1)
+    options = creation_options(planned) | {"num_threads": CORES}
+    started = time.perf_counter()
+    with rasterio.open(out, "w", **options) as file:
+        file.write(pixels, 1)
+    return time.perf_counter() - started
+
+
+WAYS: dict[str, Callable[[list[Path], Path], float]] = {
+    "ours": ours,
+    "common recipe": common_recipe,
+    "rasterio.merge to file": merge_to_file,
+    "gdalwarp -multi": gdalwarp,
+    "gdalbuildvrt + gdal_translate": vrt_translate,
+    "bound: decode": bound_decode,
+    "bound: warp": bound_warp,
+    "bound: encode": bound_encode,
+}
+
+
+def _sources(stack: contextlib.ExitStack, tiles: list[Path]) -> list[Any]:
+    files = [stack.enter_context(rasterio.open(tile)) for tile in tiles]
+    crs = files[0].crs
+    return [
+        stack.enter_context(WarpedVRT(file, crs=crs, src_nodata=0, nodata=0))
+        if file.crs != crs or file.nodata is None
+        else file
+        for file in files
+    ]
+
+
+def _gdal_options(tiles: list[Path]) -> list[str]:
+    options = creation_options(plan(tiles)) | {"num_threads": CORES}
+    names = (
+        "tiled",
+        "blockxsize",
+        "blockysize",
+        "compress",
+        "zstd_level",
+        "predictor",
+        "sparse_ok",
+        "bigtiff",
+        "num_threads",
+    )
+    return [part for name in names for part in ("-co", f"{name.upper()}={options[name]}")]
+
+
+def _peak_megabytes() -> float:
+    """Peak memory of this process, or of the tool it ran. (VmHWM starts anew at exec; ru_maxrss does not.)"""
+    tool = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    if tool:
+        return tool / 1000
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1000
+
+
+def _timed(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    name, out, *tiles = sys.argv[1:]
+    print(WAYS[name]([Path(tile) for tile in tiles], Path(out)), _peak_megabytes())

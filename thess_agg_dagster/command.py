@@ -1,0 +1,208 @@
+"""The command ``python -m thess_agg_dagster``: all timestamps of a lake, no daemon, a progress bar.
+
+Real Dagster runs in worker processes, so that the UI shows them like any others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import dagster as dg
+import pandas as pd
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt, latest_attempts
+from thess_agg_dagster.batch import run_asset, run_timestamps
+from thess_agg_dagster.checks import REPORT, TIME_SERIE
+from thess_agg_dagster.instance import dagster_home
+from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
+from thess_agg_dagster.mosaic.engine import COMPRESSIONS
+from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
+from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
+from thess_agg_dagster.params import ENVIRONMENT_PREFIX, TimestampsAggregationParams
+from thess_agg_dagster.timestamp_plan import identify_inputs
+
+ALL_GOOD, SOME_FAILED, UNUSABLE = 0, 1, 2
+
+# Unless told otherwise: more workers than this gain little and cost memory each.
+_MOST_WORKERS = 4
+
+
+@click.command(name="python -m thess_agg_dagster", context_settings={"show_default": True})
+@click.option(
+    "--data-lake", type=click.Path(path_type=Path), help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]"
+)
+@click.option("--timestamps", multiple=True, metavar="KEY[,KEY]", help="Only these acq_datetime; may be repeated.")
+@click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
+@click.option("--bands", metavar="B04,B08,SCL", help="Bands to mosaic.")
+@click.option("--merge-method", type=click.Choice(METHODS), help="Which pixel wins where tiles overlap.")
+@click.option("--resampling", type=click.Choice(RESAMPLINGS), help="For tiles in another CRS or pixel size.")
+@click.option("--nodata", type=float, help="Value of empty pixels; nan: no override.")
+@click.option("--dtype", type=click.Choice(SUPPORTED_DTYPES), help="Dtype of the mosaics; default: the tiles'.")
+@click.option("--compress", type=click.Choice(list(COMPRESSIONS)), help="Compression of the mosaics.")
+@click.option("--max-workers", type=int, help="Timestamps at a time (processes).  [default: one per core, at most 4]")
+@click.option("--threads", type=int, help="Threads in each worker.  [default: cores / workers]")
+@click.option("--debug", is_flag=True, help="One after the other; stop at the first error with its full traceback.")
+def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given: Any) -> None:
+    """Aggregate Sentinel-2 tiles into one mosaic per acquisition timestamp and band.
+
+    Every option but --data-lake, --timestamps and --force also comes from the environment as THESS_<OPTION>.
+    Exit status: 0 all good, 1 some timestamp failed, 2 bad usage or unusable time_serie.csv.
+    """
+    console = Console(stderr=True)
+    try:
+        params = TimestampsAggregationParams(
+            **{name: value for name, value in given.items() if value is not None and value is not False}
+        )
+    except ValidationError as error:
+        raise click.UsageError(_plain(error)) from error
+    for name in TimestampsAggregationParams.model_fields:  # settled here; workers get them as run config
+        os.environ.pop(ENVIRONMENT_PREFIX + name.upper(), None)
+    if data_lake:
+        os.environ["DATA_LAKE"] = str(data_lake.absolute())  # workers load the definitions anew
+    io_manager = DataLakeIOManager.from_environment()
+    home = dagster_home(io_manager.lake.root)
+    os.environ["DAGSTER_HOME"] = str(home)
+    with dg.DagsterInstance.get() as instance:  # made here, before any worker opens it
+        session = _Session(instance, io_manager, params, console)
+        try:
+            sys.exit(session.aggregate(timestamps, force, home))
+        except TimeSerieError as error:
+            console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
+            sys.exit(UNUSABLE)
+        except KeyboardInterrupt:
+            console.print("Stopped. What was finished stays; run the same command to go on.")
+            sys.exit(130)
+
+
+class _Session:
+    """One call of the command."""
+
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        io_manager: DataLakeIOManager,
+        params: TimestampsAggregationParams,
+        console: Console,
+    ) -> None:
+        self.instance = instance
+        self.lake = io_manager.lake
+        self.params = params
+        self.console = console
+
+    def aggregate(self, wanted: Sequence[str], force: bool, home: Path) -> int:
+        series = read_time_serie(self.lake.time_serie)
+        keys = _selected(series, wanted)
+        config = self._run_config()
+        run_asset(self.instance, config, TIME_SERIE)
+        for row in series.refused:
+            self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
+        latest = {} if force else latest_attempts(self.instance)
+        todo = [key for key in keys if self._is_due(series.acquisitions[key], latest.get(key))]
+        if todo:
+            self._run_all(todo, config)
+        run_asset(self.instance, config, REPORT)
+        status = pd.read_csv(self.lake.audit_table("status"), dtype=str, keep_default_na=False).set_index("timestamp")
+        self._summarize(keys, len(keys) - len(todo), home)
+        good = all(status.loc[key, "status"] == "success" for key in keys)
+        return ALL_GOOD if good and not series.refused else SOME_FAILED
+
+    def _run_config(self) -> dict[str, Any]:
+        io_config = {"data_lake": str(self.lake.root)}
+        if self.lake.tables:
+            io_config["tables"] = str(self.lake.tables)
+        return {"params": {"config": self.params.run_config()}, "io_manager": {"config": io_config}}
+
+    def _is_due(self, acquisition: Acquisition, last: RecordedAttempt | None) -> bool:
+        """Whether there is no success yet, or one of other inputs or parameters, or its mosaics are gone."""
+        if last is None or last.attempt.status != "success":
+            return True
+        if last.attempt.inputs != identify_inputs(acquisition, self.lake, self.params):
+            return True
+        return not all(self.lake.mosaic(acquisition.timestamp, band).exists() for band in self.params.bands)
+
+    def _run_all(self, keys: Sequence[str], config: dict[str, Any]) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("Aggregating", total=len(keys))
+            for key, error in self._runs(keys, config):
+                if error:
+                    line = f"[red]failed[/] {key}  {escape(error)}"
+                    progress.console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
+                progress.advance(task)
+
+    def _runs(self, keys: Sequence[str], config: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+        """Run the timestamps; yields each as it ends, with what went wrong, if anything."""
+        if self.params.debug:
+            for key in keys:
+                run_asset(self.instance, config, AGGREGATED, key)  # raises, with the whole traceback
+                yield key, None
+            return
+        cores = os.cpu_count() or 1
+        workers = min(self.params.max_workers or min(cores, _MOST_WORKERS), len(keys))
+        threads = self.params.threads or max(1, cores // workers)
+        config = config | {"params": {"config": config["params"]["config"] | {"threads": threads}}}
+        yield from run_timestamps(keys, config, workers)
+
+    def _summarize(self, keys: Sequence[str], skipped: int, home: Path) -> None:
+        bands = pd.read_csv(self.lake.audit_table("band_report"), keep_default_na=False)
+        status = pd.read_csv(self.lake.audit_table("status"), keep_default_na=False).set_index("timestamp")
+        table = Table(title=None, box=None, pad_edge=False)
+        for name in ("timestamp", "status", "size", "CRS", "valid", "seconds"):
+            table.add_column(name, justify="right" if name in ("size", "valid", "seconds") else "left", no_wrap=True)
+        for key in keys:
+            made = bands[(bands["timestamp"] == key) & (bands["status"] == "success")].to_dict("records")
+            first = made[0] if made else None
+            state = str(status.loc[key, "status"])
+            table.add_row(
+                key,
+                f"[{'green' if state == 'success' else 'red'}]{state}[/]",
+                f"{int(first['width'])} x {int(first['height'])}" if first else "",
+                str(first["crs"]) if first else "",
+                f"{float(first['valid_share']):.1%}" if first else "",
+                f"{sum(float(band['seconds']) for band in made):.1f}" if first else "",
+            )
+        out = Console()
+        out.width = max(out.width, 120)  # a narrow terminal wraps; a timestamp cut short helps nobody
+        out.print(table)
+        for key in keys:
+            if status.loc[key, "status"] != "success":
+                out.print(
+                    f"\n[red]{key}[/]  {escape(str(status.loc[key, 'message']))}", highlight=False, soft_wrap=True
+                )
+        out.print(
+            f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
+            f"\nMosaics  {self.lake.aggregated}\nTables   {self.lake.tables_folder}/timestamps_aggregation_*.csv"
+            f"\nUI       DATA_LAKE={self.lake.root} DAGSTER_HOME={home} dagster dev",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _plain(error: ValidationError) -> str:
+    """A validation error as a user reads it: what is wrong and what is allowed."""
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: {str(fault['msg']).removeprefix('Value error, ')}"
+        for fault in error.errors()
+    )
+
+
+def _selected(series: TimeSerie, wanted: Sequence[str]) -> list[str]:
+    if not wanted:
+        return list(series.acquisitions)
+    keys = [key.strip() for text in wanted for key in text.split(",") if key.strip()]
+    unknown = [key for key in keys if key not in series.acquisitions]
+    if unknown:
+        known = ", ".join(list(series.acquisitions)[:20])
+        raise click.UsageError(f"--timestamps: not in {series.path}: {', '.join(unknown)} (it has: {known})")
+    return list(dict.fromkeys(keys))
