@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import sys
@@ -21,17 +22,24 @@ _RENAME_SWAP = 2  # macOS renamex_np(2)
 def staged_folder(target: Path, staging: Path) -> Iterator[Path]:
     """A new folder to fill; it becomes ``target`` when the block ends well, and vanishes otherwise.
 
-    ``staging`` must be on the file system of ``target``. An older ``target`` is replaced in one step.
+    ``staging`` must be on the file system of ``target``. An older ``target`` is replaced in one step. Every staged
+    folder is locked by the process that fills it; those whose process is gone are removed on the way.
     """
-    staging.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=staging, prefix=f"{target.name}-"))
-    folder.chmod(0o755)
+    with _locked(staging):
+        _remove_abandoned(staging)
+        folder = Path(tempfile.mkdtemp(dir=staging, prefix=f"{target.name}-"))
+        lock = os.open(folder, os.O_RDONLY)
+        _try_lock(lock)
     try:
+        folder.chmod(0o755)
         yield folder
-        _replace_folder(folder, target)
+        with _locked(staging):
+            _replace_folder(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _remove_if_empty(staging)
+        os.close(lock)
+        with suppress(OSError):  # another timestamp is staged there
+            staging.rmdir()
 
 
 @contextmanager
@@ -47,6 +55,59 @@ def staged_file(target: Path) -> Iterator[Path]:
         os.replace(file, target)
     finally:
         file.unlink(missing_ok=True)
+
+
+def remove_abandoned(staging: Path) -> None:
+    """Remove staged folders whose process is gone; those of a living one stay."""
+    if staging.is_dir():
+        with _locked(staging):
+            _remove_abandoned(staging)
+        with suppress(OSError):
+            staging.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder (made if need be), which whoever empties it last may remove meanwhile."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if _same_folder(folder, handle):
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+def _same_folder(folder: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked by another process, or a file system without locks: then nothing is ever abandoned
+        return False
+    return True
+
+
+def _remove_abandoned(staging: Path) -> None:
+    for folder in staging.iterdir():
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # its owner removes it right now
+        try:
+            if _try_lock(handle):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(handle)
 
 
 def _replace_folder(new: Path, target: Path) -> None:
@@ -86,8 +147,3 @@ def exchange(a: Path, b: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code), str(a), None, str(b))
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # another timestamp is staged there
-        folder.rmdir()

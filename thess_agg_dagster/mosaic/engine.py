@@ -7,12 +7,13 @@ size of the mosaic.
 
 from __future__ import annotations
 
-import logging
+import errno
 import math
 import os
+import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,6 @@ from thess_agg_dagster.mosaic.tiles import first_line, gdal_env
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetWriter
-
-logger = logging.getLogger(__name__)
 
 #: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden.
 WINDOW = 1024
@@ -95,7 +94,7 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
 
 
 def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = None) -> MosaicStats:
-    """Make a planned mosaic at ``path`` (a new file).
+    """Make a planned mosaic at ``path``.
 
     Parameters
     ----------
@@ -116,6 +115,7 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
     started = time.perf_counter()
     with gdal_env():
         try:
+            path.unlink(missing_ok=True)  # rasterio would look into a file that is already there
             with rasterio.open(path, "w", **creation_options(plan)) as target:
                 target.set_band_description(1, plan.band)
                 target.update_tags(**(tags or {}))
@@ -124,10 +124,9 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
                     merger.run()
                 finally:
                     merger.close()
+            _verify(path, merger.filled_blocks)
         except (RasterioError, OSError) as error:
-            raise WriteError(
-                f"{path}: cannot be written ({first_line(error)}); check disk space and permissions"
-            ) from error
+            raise WriteError(_write_problem(path, plan, first_line(error))) from error
     rows, cols = plan.grid.shape
     return MosaicStats(
         valid_pixels=merger.valid_pixels,
@@ -136,6 +135,35 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
         blocks_decoded=merger.cache.decoded,
         seconds=time.perf_counter() - started,
         bytes=path.stat().st_size,
+    )
+
+
+def _verify(path: Path, filled_blocks: Collection[tuple[int, int]]) -> None:
+    """Raise ``OSError`` unless every block that holds something is in the file, whole.
+
+    What GDAL writes while it closes a file can fail without a word: on a full disk the last blocks would be missing.
+    """
+    size = path.stat().st_size
+    with rasterio.open(path, driver="GTiff") as written:
+        for row, col in filled_blocks:
+            offset, length = (
+                int(written.get_tag_item(f"BLOCK_{name}_{col}_{row}", "TIFF", bidx=1) or 0)
+                for name in ("OFFSET", "SIZE")
+            )
+            if not length or offset + length > size:
+                raise OSError(errno.ENOSPC, "the file is incomplete after closing it")
+
+
+def _write_problem(path: Path, plan: MosaicPlan, cause: str) -> str:
+    rows, cols = plan.grid.shape
+    needed = rows * cols * np.dtype(plan.dtype).itemsize / 1e6
+    try:
+        room = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
+    except OSError:
+        room = "its folder cannot be looked at"
+    return (
+        f"{path}: cannot be written ({cause}); it takes up to {needed:.0f} MB before compression, {room}; "
+        "check disk space, quota and permissions"
     )
 
 
@@ -161,6 +189,7 @@ class _Merger:
         self._write_lock = threading.Lock()
         self._stats_lock = threading.Lock()
         self.cache = BlockCache(self._readers, _CACHE_BYTES, scratch, self._cores)
+        self.filled_blocks: set[tuple[int, int]] = set()  # (row, col) of the output's blocks that hold something
         self.valid_pixels = 0
         self.overwritten_pixels = 0
 
@@ -209,8 +238,15 @@ class _Merger:
                     continue
                 self._add(self._placements[number], number, part, source, merged[inside], empty[inside])
         valid = empty.size - int(np.count_nonzero(empty))
+        filled = {
+            ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
+            for row in range(0, window.shape[0], BLOCK)
+            for col in range(0, window.shape[1], BLOCK)
+            if not empty[row : row + BLOCK, col : col + BLOCK].all()
+        }
         with self._stats_lock:
             self.valid_pixels += valid
+            self.filled_blocks |= filled
         if valid:
             height, width = window.shape
             with self._write_lock, self._cores:

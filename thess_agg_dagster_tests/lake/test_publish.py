@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from thess_agg_dagster.lake import publish
-from thess_agg_dagster.lake.publish import exchange, staged_file, staged_folder
+from thess_agg_dagster.lake.publish import exchange, remove_abandoned, staged_file, staged_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -116,3 +118,58 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         file.write_text("new")
     assert contents(target.parent) == {"status.csv": "new"}
     assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    """A process is killed while it fills a staged folder; another one goes on filling its own."""
+    staging = tmp_path / ".staging"
+    script = (
+        "import sys, time; from pathlib import Path; from thess_agg_dagster.lake.publish import staged_folder\n"
+        "with staged_folder(Path(sys.argv[1]), Path(sys.argv[2])) as folder:\n"
+        "    (folder / 'half').write_text('half'); print(folder, flush=True); time.sleep(60)\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / name), str(staging)], stdout=subprocess.PIPE, text=True
+        )
+        for name in ("dead", "alive")
+    ]
+    dead, alive = (Path(process.stdout.readline().strip()) for process in processes if process.stdout)
+    try:
+        processes[0].kill()
+        processes[0].wait()
+        assert dead.exists()
+        with staged_folder(tmp_path / "another", staging):
+            assert not dead.exists()
+            assert (alive / "half").exists()
+        remove_abandoned(staging)
+        assert (alive / "half").exists()
+    finally:
+        processes[1].kill()
+        processes[1].wait()
+    remove_abandoned(staging)
+    assert not staging.exists()
+
+
+def test_many_publish_one_target_at_once(tmp_path: Path) -> None:
+    """Whoever comes last wins, whole; nobody fails, nothing is left over."""
+    target, staging = tmp_path / "2023", tmp_path / ".staging"
+    errors: list[BaseException] = []
+
+    def publish_often(name: str) -> None:
+        try:
+            for number in range(40):
+                with staged_folder(target, staging) as folder:
+                    for band in ("B04", "B08"):
+                        (folder / band).write_text(f"{name}{number}")
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=publish_often, args=[name]) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(set(contents(target).values())) == 1
+    assert list(tmp_path.iterdir()) == [target]

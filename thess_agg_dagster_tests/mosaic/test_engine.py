@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -403,3 +405,31 @@ def test_a_tile_a_continent_away_is_refused_with_both_positions(tmp_path: Path) 
     there = write_tile(tmp_path / "there.tif", noise(2, (100, 100)), corner=(600000, 1500000))
     with pytest.raises(PlanError, match=r"here.tif at 40\.\d+, 22\.\d+ .*there.tif at 13\.\d+"):
         plan_mosaic([here, there], "B04", MosaicOptions())
+
+
+@pytest.mark.parametrize("compress", ["zstd", "none"])
+def test_a_file_that_could_not_be_written_whole_is_an_error(tmp_path: Path, compress: str) -> None:
+    """Real file-size limits, from the first byte to the last: what fails while GDAL closes the file is told, too."""
+    path = write_tile(tmp_path / "a.tif", noise(1, (1500, 1500)), block=256)
+    options = MosaicOptions(compress=compress, threads=1)
+    whole = write_mosaic(plan_mosaic([path], "B04", options), tmp_path / "whole.tif").bytes
+    script = (
+        "import sys, resource, signal; from pathlib import Path\n"
+        "from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic\n"
+        "from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "plan = plan_mosaic([Path(sys.argv[1])], 'B04', MosaicOptions(compress=sys.argv[3], threads=1))\n"
+        "for limit in sys.argv[4:]:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"
+        "    try: write_mosaic(plan, Path(sys.argv[2])); print('written')\n"
+        "    except WriteError as error: print(error)\n"
+    )
+    limits = [1, 1000, 100_000, whole // 2, whole - 300_000, whole - 5000, whole - 500, whole - 1, whole]
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(path), str(tmp_path / "out.tif"), compress, *map(str, limits)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    answers = result.stdout.splitlines()
+    assert answers[-1] == "written"
+    assert len(answers) == len(limits)
+    assert all("cannot be written" in answer and "takes up to" in answer for answer in answers[:-1]), answers
