@@ -38,8 +38,7 @@ def staged_folder(target: Path, staging: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-        with suppress(OSError):  # another timestamp is staged there
-            staging.rmdir()
+        _remove_if_empty(staging)
 
 
 @contextmanager
@@ -62,8 +61,7 @@ def remove_abandoned(staging: Path) -> None:
     if staging.is_dir():
         with _locked(staging):
             _remove_abandoned(staging)
-        with suppress(OSError):
-            staging.rmdir()
+        _remove_if_empty(staging)
 
 
 @contextmanager
@@ -80,6 +78,11 @@ def _locked(folder: Path) -> Iterator[None]:
                 return
         finally:
             os.close(handle)
+
+
+def _remove_if_empty(staging: Path) -> None:
+    with _locked(staging), suppress(OSError):  # another timestamp is staged there
+        staging.rmdir()
 
 
 def _same_folder(folder: Path, handle: int) -> bool:
