@@ -155,7 +155,7 @@ def test_ctrl_c_stops_cleanly(small_lake: SmallLake) -> None:
     assert process.returncode == 130
     assert "Stopped" in stderr
     assert "Traceback" not in stderr
-    assert not small_lake.lake.staging.exists()
+    assert list(small_lake.lake.staging.iterdir()) == []
     assert len(list(small_lake.lake.aggregated.glob("2024*"))) < 40
 
 

@@ -38,7 +38,6 @@ def staged_folder(target: Path, staging: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-        _remove_if_empty(staging)
 
 
 @contextmanager
@@ -61,35 +60,19 @@ def remove_abandoned(staging: Path) -> None:
     if staging.is_dir():
         with _locked(staging):
             _remove_abandoned(staging)
-        _remove_if_empty(staging)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder (made if need be), which whoever empties it last may remove meanwhile."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if _same_folder(folder, handle):
-                yield
-                return
-        finally:
-            os.close(handle)
-
-
-def _remove_if_empty(staging: Path) -> None:
-    with _locked(staging), suppress(OSError):  # another timestamp is staged there
-        staging.rmdir()
-
-
-def _same_folder(folder: Path, handle: int) -> bool:
+def _locked(staging: Path) -> Iterator[None]:
+    """Hold the lock of the staging folder, which is made if need be and never removed."""
+    staging.mkdir(parents=True, exist_ok=True)
+    handle = os.open(staging, os.O_RDONLY)
     try:
-        return os.path.samestat(folder.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _try_lock(handle: int) -> bool:
