@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo test dev timestamp-aggregation lint bench bench-quick clean
+.PHONY: demo test dev timestamp-aggregation lint bench bench-quick soak clean
 
 demo: .venv/ready  ## aggregate a small sample lake and show what came of it
 	@echo "Making a sample lake (synthetic pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -34,6 +34,9 @@ bench: .venv/ready  ## measure on full-size tiles against other tools and the co
 
 bench-quick: .venv/ready  ## the same at a third of the size, printed only
 	$(BIN)/python -m benchmarks.run --quick
+
+soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
+	$(BIN)/python -m pytest -m soak -s
 
 clean:  ## remove the virtual environment and the sample lake
 	rm -rf .venv sample-lake

@@ -131,7 +131,7 @@ def markdown(tables: dict[str, list[Result]], facts: dict[str, Any]) -> str:
         f"{facts['gdal']}, numpy {facts['numpy']}; the command-line tools are GDAL {facts['gdal_tools']}.",
         "",
         "Seconds are medians, imports not counted. The bound is what the same libraries need to decode each tile once, warp "
-        "once (GDAL, in memory) the tiles that lie off the grid, and encode the mosaic once, all cores busy, each part "
+        "once (GDAL) the tiles that lie off the grid, and encode the mosaic once, all cores busy, each part "
         "measured alone. Memory is the largest process's peak. `make bench` runs it all again.",
     ]
     for title, results in tables.items():

@@ -11,22 +11,21 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rasterio
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
 from rasterio.merge import merge
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import reproject
+from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.engine import creation_options, write_mosaic
 from thess_agg_dagster.mosaic.grid import crop, footprint_on
 from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan, plan_mosaic
+from thess_agg_dagster.mosaic.tiles import gdal_env
 
 CORES = os.cpu_count() or 1
 
@@ -118,41 +117,59 @@ def bound_decode(tiles: list[Path], out: Path) -> float:
 
 
 def bound_warp(tiles: list[Path], out: Path) -> float:
-    """GDAL's nearest warp, in memory, of every tile that lies off the grid, by all cores."""
+    """GDAL's nearest warp of every tile that lies off the grid, from uncompressed copies, by windows on all cores."""
     planned, seconds = plan(tiles), 0.0
     for tile in planned.reprojected:
-        with rasterio.open(tile.path) as file:
-            pixels = file.read(1)
-        window = crop(planned.grid, footprint_on(planned.grid, tile.geobox))
-        target = np.zeros(window.shape, pixels.dtype)
+        raw = out.with_suffix(".raw.tif")
+        with rasterio.open(tile.path) as file, rasterio.open(raw, "w", **_raw_profile(file)) as copy:
+            copy.write(file.read(1), 1)
+        box = footprint_on(planned.grid, tile.geobox)
+        window = crop(planned.grid, box)
         started = time.perf_counter()
-        reproject(
-            pixels,
-            target,
-            src_transform=tile.geobox.affine,
-            src_crs=tile.crs,
-            src_nodata=0,
-            dst_transform=window.affine,
-            dst_crs=CRS.from_user_input(str(planned.grid.crs)),
-            dst_nodata=0,
-            resampling=Resampling.nearest,
-            num_threads=CORES,
-        )
+        with contextlib.ExitStack() as stack:
+            options = {"crs": CRS.from_user_input(str(planned.grid.crs)), "transform": window.affine}
+            options |= {"height": window.shape[0], "width": window.shape[1], "src_nodata": 0, "nodata": 0}
+            views = [
+                stack.enter_context(WarpedVRT(stack.enter_context(rasterio.open(raw)), **options)) for _ in range(CORES)
+            ]
+            parts = list(_windows(window.shape[0], window.shape[1], 2048))
+
+            def warp(core: int, views: Any = views, parts: Any = parts) -> None:
+                for part in parts[core::CORES]:
+                    views[core].read(1, window=part)
+
+            with ThreadPoolExecutor(CORES) as pool:
+                list(pool.map(warp, range(CORES)))
         seconds += time.perf_counter() - started
+        raw.unlink()
     return seconds
 
 
 def bound_encode(tiles: list[Path], out: Path) -> float:
-    """Our mosaic, already in memory, written once by all cores."""
+    """Our mosaic, already in memory, written once by all cores, its empty parts left out."""
     planned = plan(tiles)
     write_mosaic(planned, out)
     with rasterio.open(out) as file:
         pixels = file.read(1)
     options = creation_options(planned) | {"num_threads": CORES}
+    out.unlink()
+    parts = [part for part in _windows(pixels.shape[0], pixels.shape[1], 1024) if pixels[part.toslices()].any()]
     started = time.perf_counter()
-    with rasterio.open(out, "w", **options) as file:
-        file.write(pixels, 1)
+    with gdal_env(), rasterio.open(out, "w", **options) as file:
+        for part in parts:
+            file.write(pixels[part.toslices()], 1, window=part)
     return time.perf_counter() - started
+
+
+def _windows(height: int, width: int, size: int) -> Iterator[Window]:
+    for top in range(0, height, size):
+        for left in range(0, width, size):
+            yield Window(left, top, min(size, width - left), min(size, height - top))
+
+
+def _raw_profile(file: Any) -> dict[str, Any]:
+    profile = {"driver": "GTiff", "width": file.width, "height": file.height, "count": 1, "dtype": file.dtypes[0]}
+    return profile | {"crs": file.crs, "transform": file.transform, "tiled": True, "blockxsize": 512, "blockysize": 512}
 
 
 WAYS: dict[str, Callable[[list[Path], Path], float]] = {

@@ -18,7 +18,7 @@ from thess_agg_dagster.checks import (
 )
 from thess_agg_dagster.io_manager import AuditTables, DataLakeIOManager
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.tiles import first_line
+from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
 from thess_agg_dagster.timestamp_plan import plan_timestamp
@@ -77,6 +77,8 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
     deps=[time_serie],
     partitions_def=timestamps,
     check_specs=AGGREGATED_CHECKS,
+    # For faults of the system only; bad input fails at once (`allow_retries`).
+    retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
     group_name="aggregation",
     kinds={"geotiff"},
     description="One mosaic per band of a timestamp, in `data_raw/aggregated/<timestamp>/`.",
@@ -96,7 +98,7 @@ def aggregated(
     except Exception as error:
         message = str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
         context.log_event(Attempt(timestamp, "exception", message).observation())
-        raise dg.Failure(message, allow_retries=False) from error
+        raise dg.Failure(message, allow_retries=is_transient(error)) from error
     yield from check_plan(plan)
     if plan.problems or not plan.mosaics:
         attempt = plan.unplanned_attempt()

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from thess_agg_dagster.partitions import timestamps
-
 AGGREGATED = dg.AssetKey(["data_raw", "aggregated"])
 
 BandStatus = Literal[
@@ -144,14 +142,24 @@ def latest_attempts(instance: dg.DagsterInstance, partitions: set[str] | None = 
 _PAGE = 10_000
 
 
-def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAttempt]) -> set[str]:
-    """Timestamps whose latest run failed without leaving an attempt: killed, crashed, or stopped before it began."""
+def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAttempt]) -> dict[str, str]:
+    """Timestamps whose latest run ended without leaving an attempt (killed, crashed, or stopped), and its run id."""
     planned = instance.get_latest_storage_id_by_partition(AGGREGATED, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
-    silent = [key for key, run in planned.items() if key not in recorded or recorded[key].storage_id < run]
-    if not silent:
-        return set()
-    statuses = instance.get_status_by_partition(AGGREGATED, silent, timestamps) or {}
-    return {key for key in silent if (status := statuses.get(key)) is not None and status.value == "FAILED"}
+    silent = [run for key, run in planned.items() if key not in recorded or recorded[key].storage_id < run]
+    runs: dict[str, str] = {}
+    for start in range(0, len(silent), _PAGE):
+        page = silent[start : start + _PAGE]
+        records = instance.get_event_records(
+            dg.EventRecordsFilter(
+                dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, asset_key=AGGREGATED, storage_ids=page
+            )
+        )
+        run_ids = {record.partition_key: record.run_id for record in records if record.partition_key}
+        finished = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+        ended = instance.get_run_records(dg.RunsFilter(run_ids=list(run_ids.values()), statuses=finished))
+        ids = {record.dagster_run.run_id for record in ended}
+        runs |= {key: run_id for key, run_id in run_ids.items() if run_id in ids}
+    return runs
 
 
 def _recorded(record: dg.EventLogRecord) -> RecordedAttempt | None:

@@ -80,7 +80,7 @@ def audit_tables(instance: dg.DagsterInstance, bands: Sequence[str]) -> dict[str
             attempt = Attempt(key, "not_run", "not aggregated yet")
         if not attempt.bands:  # it ended before there was anything to say about a band
             attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
-        provenance = _provenance(found if key not in silent else None)
+        provenance = {"run_id": silent[key], "finished_at": ""} if key in silent else _provenance(found)
         rows["status"].append(_status_row(attempt) | provenance)
         rows["summary"].append(_summary_row(attempt) | provenance)
         rows["band_report"].extend(_band_row(attempt, band) | provenance for band in _sorted_bands(attempt))

@@ -15,6 +15,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from thess_agg_dagster.attempt import AGGREGATED
 from thess_agg_dagster.definitions import defs
+from thess_agg_dagster.instance import process_tags
 
 Resources = dict[str, Any]
 
@@ -28,6 +29,7 @@ def run_asset(
         instance=instance,
         asset_selection=[key],
         partition_key=partition,
+        tags=process_tags(),
         # The event log has every line; the terminal is for progress.
         run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )

@@ -6,6 +6,7 @@ Real Dagster runs in worker processes, so that the UI shows them like any others
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ from rich.table import Table
 from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt, latest_attempts
 from thess_agg_dagster.batch import run_asset, run_timestamps
 from thess_agg_dagster.checks import REPORT, TIME_SERIE
-from thess_agg_dagster.instance import dagster_home
+from thess_agg_dagster.instance import fail_abandoned_runs, open_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.engine import COMPRESSIONS
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
@@ -32,7 +34,7 @@ from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 from thess_agg_dagster.params import ENVIRONMENT_PREFIX, TimestampsAggregationParams
 from thess_agg_dagster.timestamp_plan import identify_inputs
 
-ALL_GOOD, SOME_FAILED, UNUSABLE = 0, 1, 2
+ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 
 # Unless told otherwise: more workers than this gain little and cost memory each.
 _MOST_WORKERS = 4
@@ -71,18 +73,19 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given
     if data_lake:
         os.environ["DATA_LAKE"] = str(data_lake.absolute())  # workers load the definitions anew
     io_manager = DataLakeIOManager.from_environment()
-    home = dagster_home(io_manager.lake.root)
-    os.environ["DAGSTER_HOME"] = str(home)
-    with dg.DagsterInstance.get() as instance:  # made here, before any worker opens it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    with open_instance(io_manager.lake.root) as instance:  # made here, before any worker opens it
         session = _Session(instance, io_manager, params, console)
         try:
-            sys.exit(session.aggregate(timestamps, force, home))
+            sys.exit(session.aggregate(timestamps, force))
         except TimeSerieError as error:
             console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
             sys.exit(UNUSABLE)
         except KeyboardInterrupt:
+            session.tidy_up()
+            run_asset(instance, session.run_config(), REPORT)
             console.print("Stopped. What was finished stays; run the same command to go on.")
-            sys.exit(130)
+            sys.exit(STOPPED)
 
 
 class _Session:
@@ -100,10 +103,11 @@ class _Session:
         self.params = params
         self.console = console
 
-    def aggregate(self, wanted: Sequence[str], force: bool, home: Path) -> int:
+    def aggregate(self, wanted: Sequence[str], force: bool) -> int:
         series = read_time_serie(self.lake.time_serie)
         keys = _selected(series, wanted)
-        config = self._run_config()
+        config = self.run_config()
+        self.tidy_up()
         run_asset(self.instance, config, TIME_SERIE)
         for row in series.refused:
             self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
@@ -111,13 +115,19 @@ class _Session:
         todo = [key for key in keys if self._is_due(series.acquisitions[key], latest.get(key))]
         if todo:
             self._run_all(todo, config)
+            self.tidy_up()
         run_asset(self.instance, config, REPORT)
         status = pd.read_csv(self.lake.audit_table("status"), dtype=str, keep_default_na=False).set_index("timestamp")
-        self._summarize(keys, len(keys) - len(todo), home)
+        self._summarize(keys, len(keys) - len(todo))
         good = all(status.loc[key, "status"] == "success" for key in keys)
         return ALL_GOOD if good and not series.refused else SOME_FAILED
 
-    def _run_config(self) -> dict[str, Any]:
+    def tidy_up(self) -> None:
+        """What killed processes left: runs that seem to go on, and half-made mosaics."""
+        fail_abandoned_runs(self.instance)
+        remove_abandoned(self.lake.staging)
+
+    def run_config(self) -> dict[str, Any]:
         io_config = {"data_lake": str(self.lake.root)}
         if self.lake.tables:
             io_config["tables"] = str(self.lake.tables)
@@ -154,7 +164,7 @@ class _Session:
         config = config | {"params": {"config": config["params"]["config"] | {"threads": threads}}}
         yield from run_timestamps(keys, config, workers)
 
-    def _summarize(self, keys: Sequence[str], skipped: int, home: Path) -> None:
+    def _summarize(self, keys: Sequence[str], skipped: int) -> None:
         bands = pd.read_csv(self.lake.audit_table("band_report"), keep_default_na=False)
         status = pd.read_csv(self.lake.audit_table("status"), keep_default_na=False).set_index("timestamp")
         table = Table(title=None, box=None, pad_edge=False)
@@ -183,7 +193,7 @@ class _Session:
         out.print(
             f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
             f"\nMosaics  {self.lake.aggregated}\nTables   {self.lake.tables_folder}/timestamps_aggregation_*.csv"
-            f"\nUI       DATA_LAKE={self.lake.root} DAGSTER_HOME={home} dagster dev",
+            f"\nUI       DATA_LAKE={self.lake.root} DAGSTER_HOME={os.environ['DAGSTER_HOME']} dagster dev",
             highlight=False,
             soft_wrap=True,
         )

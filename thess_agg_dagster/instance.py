@@ -5,13 +5,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import dagster as dg
+import psutil
+
+from thess_agg_dagster.partitions import timestamps
 
 
 def dagster_home(lake_root: Path) -> Path:
@@ -25,13 +32,51 @@ def dagster_home(lake_root: Path) -> Path:
     return home
 
 
-def create_instance(lake_root: Path) -> Path:
-    """Make the instance before anything opens it: several processes on a fresh one can break its database."""
+@contextmanager
+def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
+    """The instance of a lake; ``DAGSTER_HOME`` is set for this process and its children.
+
+    Several processes on a fresh instance can break its database, so one opens it at a time.
+    """
     home = dagster_home(lake_root)
     os.environ["DAGSTER_HOME"] = str(home)
-    dg.DagsterInstance.get().dispose()
-    return home
+    with (home / ".opening").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instance = dg.DagsterInstance.get()
+        instance.get_dynamic_partitions(str(timestamps.name))  # storages make their databases at first use
+        instance.get_runs_count()
+    with instance:
+        yield instance
+
+
+def process_tags() -> dict[str, str]:
+    """Tags of a run that is executed in this process, by which :func:`fail_abandoned_runs` knows it."""
+    return {_PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
+
+
+def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
+    """Mark the runs as failed whose process, on this machine, was killed: nobody else would ever end them.
+
+    ``DagsterInstance.report_run_failed`` is what Dagster's own run monitoring calls; there is no public way.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
+        if _PROCESS_TAG in run.tags and not _is_alive(run.tags[_PROCESS_TAG]):
+            instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
+
+
+_PROCESS_TAG = "thess_agg_dagster/process"
+
+
+def _is_alive(tag: str) -> bool:
+    host, pid, created = tag.rsplit(":", 2)
+    if host != socket.gethostname():
+        return True  # not ours to judge
+    try:
+        return psutil.Process(int(pid)).create_time() == float(created)
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":
-    print(create_instance(Path(sys.argv[1])))
+    with open_instance(Path(sys.argv[1])) as made:
+        print(made.root_directory)

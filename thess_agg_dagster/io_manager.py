@@ -18,7 +18,7 @@ from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.tiles import TileError, first_line
+from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_line, is_transient
 from thess_agg_dagster.timestamp_plan import TimestampPlan
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def _fail(self, context: dg.OutputContext, attempt: Attempt, cause: BaseException | None) -> NoReturn:
         context.log_event(attempt.observation())
-        raise dg.Failure(attempt.message, allow_retries=False) from cause
+        raise dg.Failure(attempt.message, allow_retries=cause is not None and is_transient(cause)) from cause
 
 
 class _UnpublishedError(Exception):
@@ -163,7 +163,7 @@ def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: Timestam
 
 def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, str]:
     """Status and message of a band that could not be made."""
-    if isinstance(error, TileError):
+    if isinstance(error, TileError | SystemFaultError):
         return "unreadable_input", str(error)
     if isinstance(error, WriteError):
         return "write_failed", str(error).replace(str(staging), str(target))

@@ -14,6 +14,8 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan, PlanError, plan_mosaic
 from thess_agg_dagster.mosaic.tiles import Problem, crs_name
 from thess_agg_dagster.params import TimestampsAggregationParams
 
+_STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
+
 
 @dataclass(frozen=True)
 class TimestampPlan:
@@ -102,8 +104,11 @@ def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsA
     problems: dict[str, Sequence[Problem]] = {}
     options = params.mosaic_options()
     for band in params.bands if acquisition.scene_ids else ():
+        paths = [lake.tile(scene_id, band) for scene_id in acquisition.scene_ids]
+        strays = [Problem("unreadable_input", _STRAY, path) for path in paths if lake.leads_outside(path)]
         try:
-            paths = [lake.tile(scene_id, band) for scene_id in acquisition.scene_ids]
+            if strays:
+                raise PlanError(strays)
             mosaics[band] = plan_mosaic(paths, band, options)
         except PlanError as error:
             problems[band] = error.problems

@@ -90,6 +90,9 @@ class SmallLake:
     def tables(self, **params: Any) -> dict[str, pd.DataFrame]:
         """Run the report and read the tables back from disk, as a user would."""
         run_asset(self.instance, self.resources(**params), REPORT)
+        return self.tables_on_disk()
+
+    def tables_on_disk(self) -> dict[str, pd.DataFrame]:
         return {
             name: pd.read_csv(self.lake.audit_table(name), dtype=str, keep_default_na=False)
             for name in ("status", "summary", "band_report")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,13 @@ from thess_agg_dagster_tests.rasters import noise
 ROOT = Path(__file__).parent.parent
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what the product reads from it."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("THESS_", "DAGSTER_", "DATA_LAKE"))}
+
+
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("THESS_", "DAGSTER_", "DATA_LAKE"))}
+    clean = clean_environment()
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=300
     )
@@ -133,30 +136,6 @@ def test_debug_stops_at_the_first_error_with_its_traceback(small_lake: SmallLake
     assert "blocks.py" in result.stderr
     assert "TileError" in result.stderr
     assert not small_lake.lake.timestamp_folder(SECOND).exists()
-
-
-def test_ctrl_c_stops_cleanly(small_lake: SmallLake) -> None:
-    rows = []
-    for number in range(40):
-        key = f"2024-01-01 00:00:{number:02d}"
-        rows.append((key, small_lake.add_timestamp(key, ["B04"])))
-    small_lake.list_rows(*rows)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("THESS_", "DAGSTER_"))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04"],
-        cwd=ROOT, env=clean, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(small_lake.lake.aggregated.glob("2024*"))) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Stopped" in stderr
-    assert "Traceback" not in stderr
-    assert list(small_lake.lake.staging.iterdir()) == []
-    assert len(list(small_lake.lake.aggregated.glob("2024*"))) < 40
 
 
 def test_dagster_asset_materialize_from_the_project_root(small_lake: SmallLake, tmp_path: Path) -> None:

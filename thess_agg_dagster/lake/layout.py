@@ -60,6 +60,11 @@ class DataLake:
                 raise ValueError(f"{name[:80]!r} is not a plain name")
         return self.root / "cache" / "s2" / scene_id / f"{band}.tif"
 
+    def leads_outside(self, path: Path) -> bool:
+        """Whether a tile's path is a symbolic link out of the lake. (``cache`` as a whole may live elsewhere.)"""
+        real = path.resolve()
+        return not any(real.is_relative_to(folder.resolve()) for folder in (self.root, self.root / "cache"))
+
     def timestamp_folder(self, timestamp: str) -> Path:
         """The folder of a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""
         return self.aggregated / re.sub(r"[:/]", "_", timestamp)

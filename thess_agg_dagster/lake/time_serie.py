@@ -17,6 +17,9 @@ COLUMNS = ("acq_datetime", "tile_ids")
 # A timestamp is a partition key and, nearly, a folder name: ISO 8601 in plain ASCII. No commas (a key with one
 # breaks Dagster's UI), no slashes, and nothing that ":" -> "_" could make equal.
 _TIMESTAMP = re.compile(r"[0-9TWZ:+\-. ]{4,40}", re.ASCII)
+# What no real list comes near: longer is a broken export, more is beyond what Dagster takes as partitions of one asset.
+_LONGEST_LINE = 1_000_000
+_MOST_TIMESTAMPS = 200_000
 _SEPARATORS = re.compile(r"[,;|]")
 
 
@@ -70,7 +73,7 @@ def read_time_serie(path: Path) -> TimeSerie:
 
 
 def _read(path: Path, file: TextIO) -> TimeSerie:
-    rows = csv.reader(file, skipinitialspace=True)
+    rows = csv.reader(_bounded_lines(path, file), skipinitialspace=True)
     header = [name.strip() for name in next(rows, [])]
     missing = [column for column in COLUMNS if column not in header]
     if missing:
@@ -93,10 +96,22 @@ def _read(path: Path, file: TextIO) -> TimeSerie:
             refused.append(RefusedRow(line, str(error)))
             continue
         scenes.setdefault(timestamp, {}).update(dict.fromkeys(scene_ids))
+        if len(scenes) > _MOST_TIMESTAMPS:
+            raise TimeSerieError(f"{path}: has more than {_MOST_TIMESTAMPS} timestamps; split it over several lakes")
     acquisitions = {
         key: Acquisition(key, tuple(scenes[key])) for _, (key, _) in sorted(keys_by_instant.items()) if key in scenes
     }
     return TimeSerie(path, acquisitions, tuple(refused))
+
+
+def _bounded_lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file, none of them longer than memory can bear."""
+    number = 0
+    while line := file.readline(_LONGEST_LINE + 1):
+        number += 1
+        if len(line) > _LONGEST_LINE:
+            raise TimeSerieError(f"{path}: line {number} is longer than {_LONGEST_LINE} characters; export it again")
+        yield line
 
 
 def _numbered(rows: Iterator[list[str]] | Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:

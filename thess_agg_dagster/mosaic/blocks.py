@@ -24,7 +24,15 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.grid import Box
-from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, first_line, open_tile
+from thess_agg_dagster.mosaic.tiles import (
+    Problem,
+    SystemFaultError,
+    Tile,
+    TileError,
+    first_line,
+    is_transient,
+    open_tile,
+)
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -65,7 +73,11 @@ class TileReader:
         return Box(top, min(top + rows, self.tile.shape[0]), left, min(left + cols, self.tile.shape[1]))
 
     def decode(self, chunk: tuple[int, int]) -> Pixels:
-        """Decode one chunk. Raises :class:`TileError` (``unreadable_input``) where the file is damaged."""
+        """Decode one chunk.
+
+        Raises :class:`TileError` (``unreadable_input``) where the file is damaged, :class:`SystemFaultError` where the
+        system is at fault.
+        """
         box = self.box(chunk)
         path = self.tile.path
         try:
@@ -75,6 +87,8 @@ class TileReader:
                 handle = open_tile(path)
             pixels: Pixels = handle.read(1, window=Window(box.left, box.top, box.shape[1], box.shape[0]))
         except (RasterioError, OSError) as error:
+            if is_transient(error):
+                raise SystemFaultError(path, error) from error
             cause = error.__cause__ or error
             reason = (
                 f"pixels from row {box.top}, column {box.left} cannot be read ({first_line(cause)}); "

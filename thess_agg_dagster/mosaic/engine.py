@@ -109,6 +109,8 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
     ------
     TileError
         A tile's pixels are damaged.
+    SystemFaultError
+        A tile could not be read just now.
     WriteError
         The file could not be written.
     """
@@ -238,16 +240,17 @@ class _Merger:
                     continue
                 self._add(self._placements[number], number, part, source, merged[inside], empty[inside])
         valid = empty.size - int(np.count_nonzero(empty))
+        shown = ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._plan.nodata
         filled = {
             ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
             for row in range(0, window.shape[0], BLOCK)
             for col in range(0, window.shape[1], BLOCK)
-            if not empty[row : row + BLOCK, col : col + BLOCK].all()
+            if shown[row : row + BLOCK, col : col + BLOCK].any()
         }
         with self._stats_lock:
             self.valid_pixels += valid
             self.filled_blocks |= filled
-        if valid:
+        if filled:
             height, width = window.shape
             with self._write_lock, self._cores:
                 self._target.write(merged, 1, window=Window(window.left, window.top, width, height))

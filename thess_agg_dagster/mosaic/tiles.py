@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,19 @@ GDAL_OPTIONS = {
     "GDAL_NUM_THREADS": "1",
 }
 
+_TRANSIENT = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
 # Dtypes a mosaic can keep exactly; 64-bit integers and complex numbers are refused by name.
 SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
@@ -61,6 +76,13 @@ class TileError(Exception):
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
         self.problem = problem
+
+
+class SystemFaultError(Exception):
+    """A tile could not be read just now, through no fault of the file; trying again may help."""
+
+    def __init__(self, path: Path, cause: BaseException) -> None:
+        super().__init__(f"{path}: cannot be read at the moment ({first_line(cause)}); it is tried again")
 
 
 @dataclass(frozen=True)
@@ -105,6 +127,21 @@ def open_tile(path: Path) -> DatasetReader:
     return rasterio.open(path, driver="JP2OpenJPEG" if signature.startswith(_JPEG2000) else "GTiff")
 
 
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help: the system, not the file, is at fault (too many open files, a stale mount, ...).
+
+    GDAL keeps only the text of what the system said, so that is looked for as well.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, SystemFaultError) or (isinstance(chain, OSError) and chain.errno in _TRANSIENT):
+            return True
+        if isinstance(chain, RasterioError) and any(os.strerror(code) in str(chain) for code in _TRANSIENT):
+            return True
+        chain = chain.__cause__
+    return False
+
+
 def crs_name(crs: CRS) -> str:
     """``EPSG:32635`` where the CRS has a code, else its WKT."""
     code = crs.to_epsg()
@@ -125,6 +162,8 @@ def inspect_tile(path: Path) -> Tile:
         ``missing_input``: no such file. ``unreadable_input``: empty, not a GeoTIFF or JPEG 2000 file,
         more than one band, rotated or south-up, or absurdly large. ``unknown_crs``: no CRS, no
         transform, or a CRS that is not tied to the Earth. ``dtype_conflict``: a dtype no mosaic keeps exactly.
+    SystemFaultError
+        The system is at fault, not the file.
     """
 
     def refuse(kind: ProblemKind, why: str) -> TileError:
@@ -162,6 +201,8 @@ def inspect_tile(path: Path) -> Tile:
                     block_shape=source.block_shapes[0],
                 )
         except (RasterioError, OSError) as error:
+            if is_transient(error):
+                raise SystemFaultError(path, error) from error
             raise refuse(
                 "unreadable_input",
                 f"is not a readable GeoTIFF or JPEG 2000 file ({first_line(error)}); download the tile again",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,4 +140,34 @@ def test_not_text(path: Path) -> None:
 def test_a_field_without_end_is_not_swallowed(path: Path) -> None:
     path.write_text("acq_datetime,tile_ids\n2023-01-01," + "a" * 300_000)
     with pytest.raises(TimeSerieError, match="cannot be read as UTF-8 CSV"):
+        read_time_serie(path)
+
+
+def test_200_megabytes_on_one_line_are_refused_in_bounded_memory(path: Path) -> None:
+    with path.open("w") as file:
+        file.write("acq_datetime,tile_ids\n2023-01-01,")
+        for _ in range(200):
+            file.write("a|" * 500_000)
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie\n"
+        "try: read_time_serie(Path(sys.argv[1]))\n"
+        "except TimeSerieError as error: print(error)\n"
+        "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
+        "print(status['VmHWM'].split()[0])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    message, kilobytes = result.stdout.splitlines()
+    assert "line 2 is longer than 1000000 characters" in message
+    assert int(kilobytes) < 60_000
+
+
+def test_a_million_rows_are_answered_clearly(path: Path) -> None:
+    with path.open("w") as file:
+        file.write("acq_datetime,tile_ids\n")
+        for number in range(1_000_000):
+            file.write(
+                f"{2000 + number // 40000}-01-01 {number // 3600 % 11:02d}:{number // 60 % 60:02d}:{number % 60:02d}.{number:06d},a\n"
+            )
+    with pytest.raises(TimeSerieError, match="more than 200000 timestamps; split it"):
         read_time_serie(path)

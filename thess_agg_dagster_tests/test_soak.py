@@ -1,0 +1,181 @@
+"""Load, soak and fuzzing at full length: ``make soak``. Each prints the figure that docs/RELIABILITY.md quotes."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from thess_agg_dagster.attempt import AGGREGATED, Attempt, BandRecord
+from thess_agg_dagster.batch import run_asset
+from thess_agg_dagster.checks import REPORT
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
+from thess_agg_dagster_tests.fuzz import fuzz_lists, fuzz_tiles
+from thess_agg_dagster_tests.test_command import ROOT, clean_environment, statuses
+
+soak = pytest.mark.soak
+
+
+def timestamps(count: int) -> list[str]:
+    start = datetime(2017, 1, 1, tzinfo=UTC)
+    return [(start + timedelta(hours=number)).isoformat(sep=" ") for number in range(count)]
+
+
+def with_events(lake: SmallLake, count: int) -> list[str]:
+    """A list of ``count`` timestamps, registered, each with the event of a success."""
+    keys = timestamps(count)
+    lake.list_rows(*((key, ["S2A_A", "S2A_B", "S2A_C"]) for key in keys))
+    lake.read_list()
+    for key in keys:
+        bands = [
+            BandRecord(band, "success", input_files=["a" * 90] * 3, valid_share=0.7, seconds=1.0) for band in BANDS
+        ]
+        attempt = Attempt(key, "success", "", bands, "/folder", "0" * 32)
+        lake.instance.report_runless_asset_event(
+            dg.AssetMaterialization(AGGREGATED, partition=key, metadata=attempt.metadata())
+        )
+    return keys
+
+
+class Queries:
+    """Counts the SELECTs of this process while it is open."""
+
+    def __enter__(self) -> Queries:
+        self.count = 0
+        event.listen(Engine, "before_cursor_execute", self._seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(Engine, "before_cursor_execute", self._seen)
+
+    def _seen(self, _connection: object, _cursor: object, statement: str, *_: object) -> None:
+        self.count += statement.lstrip().upper().startswith("SELECT")
+
+
+def test_the_report_asks_as_much_of_the_log_for_many_timestamps_as_for_few(small_lake: SmallLake) -> None:
+    counts = []
+    for number in (5, 150):
+        with_events(small_lake, number)
+        with Queries() as queries:
+            run_asset(small_lake.instance, small_lake.resources(), REPORT)
+        counts.append(queries.count)
+        assert len(small_lake.tables_on_disk()["status"]) == number
+    assert counts[0] == counts[1]
+
+
+@soak
+def test_ten_thousand_timestamps(small_lake: SmallLake) -> None:
+    with_events(small_lake, 10_000)
+    process = psutil.Process()
+    started, before = time.perf_counter(), process.memory_info().rss
+    small_lake.read_list()
+    listed = time.perf_counter() - started
+    started = time.perf_counter()
+    with Queries() as queries:
+        run_asset(small_lake.instance, small_lake.resources(), REPORT)
+    reported = time.perf_counter() - started
+    grown = (process.memory_info().rss - before) / 1e6
+    assert len(small_lake.tables_on_disk()["band_report"]) == 30_000
+    assert listed < 60
+    assert reported < 60
+    print(
+        f"\n10,000 timestamps: time_serie {listed:.1f} s, report {reported:.1f} s with {queries.count} queries, "
+        f"memory grown by {grown:.0f} MB"
+    )
+
+
+@soak
+def test_two_hundred_aggregations_in_one_process(small_lake: SmallLake) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
+    small_lake.read_list()
+    process, seen = psutil.Process(), []
+    for number in range(200):
+        assert small_lake.aggregate(FIRST, threads=2).attempt.status == "success"
+        if number in (49, 199):
+            gc.collect()
+            seen.append((process.memory_info().rss / 1e6, process.num_fds(), threading.active_count()))
+    (early, files, threads), (late, files_after, threads_after) = seen
+    assert late - early < 25
+    assert files_after == files
+    assert threads_after == threads
+    print(
+        f"\n200 aggregations: {early:.0f} MB after 50, {late:.0f} MB after 200, {files_after} files, {threads_after} threads"
+    )
+
+
+@soak
+def test_eight_workers_and_an_open_ui_on_sqlite(small_lake: SmallLake) -> None:
+    keys = timestamps(500)
+    ids = small_lake.add_timestamp(FIRST, ["B04"])
+    small_lake.list_rows(*((key, ids) for key in keys))
+    home = small_lake.root / ".dagster"
+    environment = clean_environment() | {"DATA_LAKE": str(small_lake.root), "DAGSTER_HOME": str(home)}
+    arguments = ["--bands", "B04", "--max-workers", "8"]
+    log = small_lake.root / "log"
+    started = time.perf_counter()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "thess_agg_dagster", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+        while not (home / "history" / "runs").exists():
+            time.sleep(0.2)
+        ui = subprocess.Popen(
+            [sys.executable, "-m", "dagster_webserver", "-p", "3999", "-m", "thess_agg_dagster.definitions"],
+            cwd=ROOT, env=environment, stdout=output, stderr=output,
+        )  # fmt: skip
+        asked = 0
+        try:
+            while process.poll() is None:
+                asked += _ask_ui()
+                time.sleep(0.5)
+        finally:
+            ui.terminate()
+            ui.wait()
+    seconds = time.perf_counter() - started
+    text = log.read_text()
+    assert process.returncode == 0, text[-2000:]
+    assert "database is locked" not in text
+    assert set(statuses(small_lake.lake).values()) == {"success"}
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        found = instance.get_latest_storage_id_by_partition(AGGREGATED, dg.DagsterEventType.ASSET_MATERIALIZATION)
+        assert len(found) == 500
+        checks = instance.get_event_records(dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION))
+        assert sum(record.asset_key == AGGREGATED for record in checks if record.asset_key) in (0, 2000)
+    print(f"\n8 workers, 500 timestamps: {seconds:.0f} s, {asked} answers of the UI meanwhile, none locked, none lost")
+
+
+def _ask_ui() -> int:
+    query = b'{"query": "{ runsOrError(limit: 50) { ... on Runs { results { runId status } } } }"}'
+    request = urllib.request.Request(
+        "http://127.0.0.1:3999/graphql", data=query, headers={"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(b"results" in answer.read())
+    except OSError:
+        return 0  # not up yet
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(50_000, marks=soak)])
+def test_fuzzed_lists_give_rows_or_our_own_errors(tmp_path: Path, count: int) -> None:
+    print(f"\nlists: {fuzz_lists(tmp_path, count)}")
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(50_000, marks=soak)])
+def test_fuzzed_tiles_give_headers_or_our_own_errors(tmp_path: Path, count: int) -> None:
+    print(f"\ntiles: {fuzz_tiles(tmp_path, count)}")
