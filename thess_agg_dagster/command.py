@@ -81,6 +81,11 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given
         except TimeSerieError as error:
             console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
             sys.exit(UNUSABLE)
+        except dg.Failure as failure:
+            if params.debug:
+                raise
+            console.print(f"[red]{escape(str(failure.description))}[/]", highlight=False, soft_wrap=True)
+            sys.exit(SOME_FAILED)
         except KeyboardInterrupt:
             session.tidy_up()
             run_asset(instance, session.run_config(), REPORT)

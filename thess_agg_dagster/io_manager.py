@@ -96,8 +96,16 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     @_write.register
     def _(self, obj: AuditTables, context: dg.OutputContext) -> None:
         for name, table in obj.items():
-            with staged_file(self.lake.audit_table(name)) as file:
-                table.to_csv(file, index=False)
+            path, text = self.lake.audit_table(name), table.to_csv(index=False)
+            try:
+                with staged_file(path) as file:
+                    file.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise dg.Failure(
+                    f"{path}: cannot be written ({first_line(error)}); it takes {len(text) / 1e3:.0f} KB; check disk space, "
+                    "quota and permissions (the old table stays)",
+                    allow_retries=False,
+                ) from error
         context.add_output_metadata(
             {name: dg.MetadataValue.path(str(self.lake.audit_table(name))) for name in obj}
             | {"timestamps": len(obj["status"])}

@@ -77,7 +77,7 @@ def fuzz_tiles(folder: Path, count: int) -> Counter[str]:
     """Open ``count`` damaged tiles, GeoTIFF and JPEG 2000, and merge those whose header still stands."""
     rng, seen = random.Random(2), Counter[str]()
     originals = [
-        write_tile(folder / f"{n}.tif", noise(n, (48, 48)), jpeg2000=n == 2, block=16 if n else 48).read_bytes()
+        write_tile(folder / f"{n}.tif", noise(n, (48, 48)), jpeg2000=n == 2, block=16 if n == 1 else 48).read_bytes()
         for n in range(3)
     ]
     path, out = folder / "S2A" / "B04.tif", folder / "out.tif"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import http.server
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ from thess_agg_dagster.instance import fail_abandoned_runs
 from thess_agg_dagster.mosaic import blocks
 from thess_agg_dagster.mosaic.tiles import open_tile
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, THIRD, SmallLake, scene
+from thess_agg_dagster_tests.rasters import write_tile
 from thess_agg_dagster_tests.test_command import ROOT, clean_environment, run, statuses
 
 KILLS = 100
@@ -423,3 +426,59 @@ def test_secrets_of_the_environment_are_written_nowhere(small_lake: SmallLake) -
     left = [path for path in small_lake.root.rglob("*") if path.is_file()]
     assert any(path.suffix == ".db" for path in left)
     assert [path for path in left if canary.encode() in path.read_bytes()] == []
+
+
+DOCUMENTS = {
+    "VRT, local": '<VRTDataset rasterXSize="60" rasterYSize="60"><SRS>EPSG:32634</SRS><GeoTransform>600000,10,0,4500000,0,-10'
+    '</GeoTransform><VRTRasterBand dataType="UInt16" band="1"><SimpleSource><SourceFilename>{file}</SourceFilename>'
+    "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>",
+    "VRT, remote": '<VRTDataset rasterXSize="60" rasterYSize="60"><SRS>EPSG:32634</SRS><VRTRasterBand dataType="UInt16" '
+    'band="1"><SimpleSource><SourceFilename>/vsicurl/{url}/tile.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>',
+    "WMS": '<GDAL_WMS><Service name="TMS"><ServerUrl>{url}/${{z}}/${{x}}/${{y}}.png</ServerUrl></Service><DataWindow>'
+    "<UpperLeftX>0</UpperLeftX><UpperLeftY>0</UpperLeftY><LowerRightX>9</LowerRightX><LowerRightY>9</LowerRightY>"
+    "<SizeX>60</SizeX><SizeY>60</SizeY></DataWindow><BandsCount>1</BandsCount></GDAL_WMS>",
+    "GTI": "<GDALTileIndexDataset><IndexDataset>{url}/index.gpkg</IndexDataset><IndexLayer>tiles</IndexLayer></GDALTileIndexDataset>",
+    "HTTP": "{url}/tile.tif",
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents_that_name_files_or_urls_are_not_obeyed(small_lake: SmallLake, tmp_path: Path, name: str) -> None:
+    """A canary server on loopback and a canary file, both named by a "tile": neither is asked, neither shows."""
+    asked: list[str] = []
+
+    class Canary(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Canary)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        file = write_tile(tmp_path / "canary.tif", np.full((60, 60), 4242, "uint16"))
+        ids = small_lake.add_timestamp(FIRST, ["B04"])
+        small_lake.lake.tile(ids[1], "B04").write_text(DOCUMENTS[name].format(file=file, url=url))
+        for sibling in (".ovr", ".msk", ".aux.xml"):
+            small_lake.lake.tile(ids[0], "B04").with_name("B04.tif" + sibling).write_text(
+                DOCUMENTS["VRT, remote"].format(url=url)
+            )
+        small_lake.list_rows((FIRST, ids))
+        small_lake.read_list()
+        before = file.stat().st_atime_ns
+        found = small_lake.aggregate(FIRST, bands=["B04"])
+        assert found.attempt.status == "failed_invalid_inputs"
+        assert found.attempt.bands[0].status == "unreadable_input"
+        small_lake.lake.tile(ids[1], "B04").unlink()
+        small_lake.add_tile(ids[1], "B04")
+        assert small_lake.aggregate(FIRST, bands=["B04"]).attempt.status == "success"
+
+        assert asked == []
+        assert file.stat().st_atime_ns == before
+    finally:
+        server.shutdown()
+        server.server_close()

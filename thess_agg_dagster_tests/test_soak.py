@@ -64,6 +64,8 @@ class Queries:
 
 
 def test_the_report_asks_as_much_of_the_log_for_many_timestamps_as_for_few(small_lake: SmallLake) -> None:
+    with_events(small_lake, 1)
+    run_asset(small_lake.instance, small_lake.resources(), REPORT)  # the first time, Dagster looks around
     counts = []
     for number in (5, 150):
         with_events(small_lake, number)
@@ -71,7 +73,7 @@ def test_the_report_asks_as_much_of_the_log_for_many_timestamps_as_for_few(small
             run_asset(small_lake.instance, small_lake.resources(), REPORT)
         counts.append(queries.count)
         assert len(small_lake.tables_on_disk()["status"]) == number
-    assert counts[0] == counts[1]
+    assert counts[1] <= counts[0]
 
 
 @soak

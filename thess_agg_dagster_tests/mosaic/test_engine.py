@@ -443,3 +443,69 @@ def test_a_block_that_holds_nothing_but_valid_nodata_is_no_fault(tmp_path: Path,
     stats = mosaic([a, b], tmp_path / "out.tif", merge_method="sum", nodata=nodata)
     assert stats.valid_share == share
     assert (read(tmp_path / "out.tif") == (0 if math.isnan(nodata) else 7)).all()
+
+
+# --- odd geometry ---------------------------------------------------------------------------------------------
+
+
+def test_tiles_of_one_pixel(tmp_path: Path) -> None:
+    paths = [
+        write_tile(
+            tmp_path / f"{n}.tif", np.full((1, 1), n + 1, "uint16"), corner=(600000 + 10 * n, 4500000), tiled=False
+        )
+        for n in range(3)
+    ]
+    mosaic(paths, tmp_path / "out.tif")
+    np.testing.assert_array_equal(read(tmp_path / "out.tif"), [[1, 2, 3]])
+
+
+def test_tiles_that_only_touch_leave_no_gap(tmp_path: Path) -> None:
+    pixels = [noise(n, (30, 30)) for n in range(2)]
+    paths = [write_tile(tmp_path / f"{n}.tif", p, corner=(600000 + 300 * n, 4500000)) for n, p in enumerate(pixels)]
+    mosaic(paths, tmp_path / "out.tif")
+    np.testing.assert_array_equal(read(tmp_path / "out.tif"), np.hstack(pixels))
+
+
+def nearest_by_hand(paths: Sequence[Path], out: Path) -> tuple[Array, Array]:
+    """The mosaic at ``out``, and what GDAL's exact projection of every pixel centre says it should be."""
+    with rasterio.open(out) as file:
+        result, grid, crs = file.read(1), file.transform, file.crs
+    rows, cols = np.indices(result.shape)
+    x, y = grid * (cols.ravel() + 0.5, rows.ravel() + 0.5)
+    expected = np.zeros(result.size, result.dtype)
+    for path in paths:
+        with rasterio.open(path) as tile:
+            pixels = tile.read(1)
+            sx, sy = transform(crs, tile.crs, x, y)
+            col, row = ~tile.transform * (np.array(sx), np.array(sy))
+        row, col = np.floor(row).astype(int), np.floor(col).astype(int)
+        inside = (row >= 0) & (row < pixels.shape[0]) & (col >= 0) & (col < pixels.shape[1])
+        values = np.zeros_like(expected)
+        values[inside] = pixels[row[inside], col[inside]]
+        expected = np.where(expected == 0, values, expected)
+    return result, expected.reshape(result.shape)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        # Across the antimeridian: zone 60 and zone 1, near Fiji; then in the far north, where zones converge.
+        (("EPSG:32760", (780000, 8100000)), ("EPSG:32701", (190000, 8100000))),
+        (("EPSG:32633", (560000, 9300000)), ("EPSG:32635", (400000, 9300000))),
+        # Polar stereographic beside UTM.
+        (("EPSG:32633", (500000, 9328000)), ("EPSG:32661", (2190000, 1340000))),
+    ],
+    ids=["antimeridian", "84 degrees north", "polar stereographic"],
+)
+def test_zones_that_meet_at_the_ends_of_the_map(
+    tmp_path: Path, first: tuple[str, tuple[float, float]], second: tuple[str, tuple[float, float]]
+) -> None:
+    paths = [
+        write_tile(tmp_path / f"{n}.tif", noise(n, (300, 300)), crs=crs, corner=corner, pixel=200)
+        for n, (crs, corner) in enumerate((first, second))
+    ]
+    mosaic(paths, tmp_path / "out.tif")
+    result, expected = nearest_by_hand(paths, tmp_path / "out.tif")
+    assert result.shape < (3000, 3000)
+    assert (result != expected).mean() < 0.01
+    assert ((result > 0) != (expected > 0)).mean() < 0.001
