@@ -120,6 +120,6 @@ def timestamps_aggregation(
     params: TimestampsAggregationParams,
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
-    yield dg.Output(AuditTables(audit_tables(context.instance, params.bands)))
     registered = context.instance.get_dynamic_partitions(str(timestamps.name))
+    yield dg.Output(AuditTables(audit_tables(context.instance, params.bands)))
     yield check_report(io_manager.lake, registered)

@@ -117,17 +117,18 @@ class RecordedAttempt:
     storage_id: int
 
 
-def latest_attempts(instance: dg.DagsterInstance, partitions: set[str] | None = None) -> dict[str, RecordedAttempt]:
+def latest_attempts(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt]:
     """The latest attempt of each timestamp, in a constant number of queries.
 
-    A success is a materialization, a failure an observation; whichever is younger counts.
+    A success is a materialization, a failure an observation; whichever is younger counts. Where the youngest of either
+    kind is not ours ("mark as materialized" in the UI), nothing is known of that kind: such a timestamp is run again.
     """
     latest: dict[str, RecordedAttempt] = {}
     for event_type, fetch in (
         (dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations),
         (dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations),
     ):
-        ids = list(instance.get_latest_storage_id_by_partition(AGGREGATED, event_type, partitions).values())
+        ids = list(instance.get_latest_storage_id_by_partition(AGGREGATED, event_type).values())
         # SQLite takes a bounded number of variables in one statement.
         for start in range(0, len(ids), _PAGE):
             page = ids[start : start + _PAGE]

@@ -57,7 +57,7 @@ COLUMNS: Mapping[str, Sequence[str]] = {
     ),
 }
 
-_SILENT = "the run ended before it could report (killed, crashed, or stopped); see the run in the UI, then run it again"
+_SILENT = "the run ended before it could report (killed, stopped, or failed before this step); see it in the UI, then run it again"
 
 
 def audit_tables(instance: dg.DagsterInstance, bands: Sequence[str]) -> dict[str, pd.DataFrame]:

@@ -23,16 +23,19 @@ Resources = dict[str, Any]
 def run_asset(
     instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
 ) -> None:
-    """One Dagster run of one asset in this process. Raises what the asset raised."""
+    """One Dagster run of one asset in this process. Raises what the asset raised, ``KeyboardInterrupt`` for Ctrl-C."""
     job = defs.resolve_implicit_global_asset_job_def()
-    job.execute_in_process(
-        instance=instance,
-        asset_selection=[key],
-        partition_key=partition,
-        tags=process_tags(),
-        # The event log has every line; the terminal is for progress.
-        run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-    )
+    try:
+        job.execute_in_process(
+            instance=instance,
+            asset_selection=[key],
+            partition_key=partition,
+            tags=process_tags(),
+            # The event log has every line; the terminal is for progress.
+            run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    except dg.DagsterExecutionInterruptedError as error:
+        raise KeyboardInterrupt from error
 
 
 def run_timestamps(timestamps: Sequence[str], resources: Resources, workers: int) -> Iterator[tuple[str, str | None]]:

@@ -117,7 +117,7 @@ def _mosaic_faults(path: Path, plan: MosaicPlan) -> Iterator[str]:
 
 
 def _ground_remarks(plans: Sequence[MosaicPlan]) -> list[str]:
-    """Bands of one timestamp cover the same ground: their edges differ by less than the coarsest pixel."""
+    """Bands of one timestamp cover the same ground: their edges differ by less than two of the coarsest pixels."""
     if not plans:
         return []
     reference = plans[0]

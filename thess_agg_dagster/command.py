@@ -123,7 +123,7 @@ class _Session:
             self.tidy_up()
         run_asset(self.instance, config, REPORT)
         status = pd.read_csv(self.lake.audit_table("status"), dtype=str, keep_default_na=False).set_index("timestamp")
-        self._summarize(keys, len(keys) - len(todo))
+        self._summarize(keys, len(keys) - len(todo), status)
         good = all(status.loc[key, "status"] == "success" for key in keys)
         return ALL_GOOD if good and not series.refused else SOME_FAILED
 
@@ -169,9 +169,8 @@ class _Session:
         config = config | {"params": {"config": config["params"]["config"] | {"threads": threads}}}
         yield from run_timestamps(keys, config, workers)
 
-    def _summarize(self, keys: Sequence[str], skipped: int) -> None:
-        bands = pd.read_csv(self.lake.audit_table("band_report"), keep_default_na=False)
-        status = pd.read_csv(self.lake.audit_table("status"), keep_default_na=False).set_index("timestamp")
+    def _summarize(self, keys: Sequence[str], skipped: int, status: pd.DataFrame) -> None:
+        bands = pd.read_csv(self.lake.audit_table("band_report"), dtype=str, keep_default_na=False)
         table = Table(title=None, box=None, pad_edge=False)
         for name in ("timestamp", "status", "size", "CRS", "valid", "seconds"):
             table.add_column(name, justify="right" if name in ("size", "valid", "seconds") else "left", no_wrap=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
+from thess_agg_dagster.lake.publish import staged_file
 from thess_agg_dagster.partitions import timestamps
 
 
@@ -27,8 +28,8 @@ def dagster_home(lake_root: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():
-        with as_file(files("thess_agg_dagster") / "dagster.yaml") as packaged:
-            shutil.copyfile(packaged, settings)
+        with as_file(files("thess_agg_dagster") / "dagster.yaml") as packaged, staged_file(settings) as copy:
+            shutil.copyfile(packaged, copy)
     return home
 
 
@@ -60,7 +61,8 @@ def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
     ``DagsterInstance.report_run_failed`` is what Dagster's own run monitoring calls; there is no public way.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
-        if _PROCESS_TAG in run.tags and not _is_alive(run.tags[_PROCESS_TAG]):
+        # A run that was re-executed elsewhere carries its parent's tags.
+        if run.parent_run_id is None and _PROCESS_TAG in run.tags and not _is_alive(run.tags[_PROCESS_TAG]):
             instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
 
 
@@ -72,7 +74,8 @@ def _is_alive(tag: str) -> bool:
     if host != socket.gethostname():
         return True  # not ours to judge
     try:
-        return psutil.Process(int(pid)).create_time() == float(created)
+        # The time a process began is counted from the clock's idea of when the machine did, which may be corrected.
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 5
     except psutil.NoSuchProcess:
         return False
 

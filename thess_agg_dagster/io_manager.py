@@ -171,10 +171,12 @@ def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: Timestam
 
 def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, str]:
     """Status and message of a band that could not be made."""
-    if isinstance(error, TileError | SystemFaultError):
+    if isinstance(error, TileError):
         return "unreadable_input", str(error)
     if isinstance(error, WriteError):
         return "write_failed", str(error).replace(str(staging), str(target))
+    if isinstance(error, SystemFaultError):
+        return "merge_failed", str(error)
     return "merge_failed", f"{type(error).__name__}: {first_line(error)}"
 
 

@@ -62,7 +62,7 @@ class TimestampPlan:
             records.append(
                 BandRecord(
                     band=band,
-                    status=problems[0].kind,
+                    status=next((p.kind for p in problems if p.kind == "missing_input"), problems[0].kind),
                     message="; ".join(map(str, problems)),
                     input_files=[str(p.path) for p in problems if p.path and p.kind != "missing_input"],
                     missing_files=[str(p.path) for p in problems if p.path and p.kind == "missing_input"],

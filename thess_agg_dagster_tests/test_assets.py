@@ -102,11 +102,12 @@ def test_all_problems_of_all_bands_are_found_in_one_attempt(small_lake: SmallLak
     ids = small_lake.add_timestamp(FIRST)
     small_lake.lake.tile(ids[0], "B04").unlink()
     small_lake.lake.tile(ids[1], "B08").write_text("<html>login</html>")
+    small_lake.lake.tile(ids[0], "B08").unlink()  # beside a damaged one, the missing one leads
     small_lake.add_tile(ids[0], "SCL", crs=None)
     small_lake.list_rows((FIRST, ids))
     small_lake.read_list()
     found = small_lake.aggregate(FIRST)
-    assert statuses(found) == {"B04": "missing_input", "B08": "unreadable_input", "SCL": "unknown_crs"}
+    assert statuses(found) == {"B04": "missing_input", "B08": "missing_input", "SCL": "unknown_crs"}
     assert found.attempt.status == "failed_missing_inputs"
     checks = small_lake.checks()
     assert not checks["inputs_complete"].passed

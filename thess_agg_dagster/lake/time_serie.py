@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,8 +73,9 @@ def read_time_serie(path: Path) -> TimeSerie:
 
 
 def _read(path: Path, file: TextIO) -> TimeSerie:
-    rows = csv.reader(_bounded_lines(path, file), skipinitialspace=True)
-    header = [name.strip() for name in next(rows, [])]
+    rows = _numbered_rows(path, file)
+    _, header, _ = next(rows, (1, [], True))
+    header = [name.strip() for name in header]
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         found = ", ".join(header)[:200] or "none"
@@ -83,8 +84,10 @@ def _read(path: Path, file: TextIO) -> TimeSerie:
     scenes: dict[str, dict[str, None]] = {}
     keys_by_instant: dict[datetime, tuple[str, int]] = {}
     refused: list[RefusedRow] = []
-    for line, row in _numbered(rows):
+    for line, row, balanced in rows:
         try:
+            if not balanced:
+                raise ValueError("has a quote that is opened and not closed; lines after it may be part of this row")
             if len(row) <= max(where.values()):
                 raise ValueError(f"has {len(row)} fields, the header has {len(header)}")
             timestamp, instant = _parse_timestamp(row[where["acq_datetime"]])
@@ -98,29 +101,30 @@ def _read(path: Path, file: TextIO) -> TimeSerie:
         scenes.setdefault(timestamp, {}).update(dict.fromkeys(scene_ids))
         if len(scenes) > _MOST_TIMESTAMPS:
             raise TimeSerieError(f"{path}: has more than {_MOST_TIMESTAMPS} timestamps; split it over several lakes")
-    acquisitions = {
-        key: Acquisition(key, tuple(scenes[key])) for _, (key, _) in sorted(keys_by_instant.items()) if key in scenes
-    }
+    acquisitions = {key: Acquisition(key, tuple(scenes[key])) for _, (key, _) in sorted(keys_by_instant.items())}
     return TimeSerie(path, acquisitions, tuple(refused))
 
 
-def _bounded_lines(path: Path, file: TextIO) -> Iterator[str]:
-    """The lines of a file, none of them longer than memory can bear."""
-    number = 0
-    while line := file.readline(_LONGEST_LINE + 1):
-        number += 1
-        if len(line) > _LONGEST_LINE:
-            raise TimeSerieError(f"{path}: line {number} is longer than {_LONGEST_LINE} characters; export it again")
-        yield line
+def _numbered_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str], bool]]:
+    """Rows that hold anything: the line each starts on, its cells, and whether its quotes come in pairs."""
+    number = quotes = 0
 
+    def lines() -> Iterator[str]:
+        nonlocal number, quotes
+        while line := file.readline(_LONGEST_LINE + 1):
+            number += 1
+            quotes += line.count('"')
+            if len(line) > _LONGEST_LINE:
+                raise TimeSerieError(
+                    f"{path}: line {number} is longer than {_LONGEST_LINE} characters; export it again"
+                )
+            yield line
 
-def _numbered(rows: Iterator[list[str]] | Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Rows that hold anything, with the number of the line each starts on."""
-    start = rows.line_num + 1  # type: ignore[union-attr]
-    for row in rows:
+    start = 1
+    for row in csv.reader(lines(), skipinitialspace=True):
         if any(cell.strip() for cell in row):
-            yield start, row
-        start = rows.line_num + 1  # type: ignore[union-attr]
+            yield start, row, quotes % 2 == 0
+        start, quotes = number + 1, 0
 
 
 def _parse_timestamp(cell: str) -> tuple[str, datetime]:
@@ -129,11 +133,11 @@ def _parse_timestamp(cell: str) -> tuple[str, datetime]:
         raise ValueError(f"acq_datetime {text[:80]!r} is not an ISO 8601 datetime")
     try:
         instant = datetime.fromisoformat(text)
-    except ValueError as error:
+        if instant.tzinfo is None:  # Sentinel-2 times are UTC
+            instant = instant.replace(tzinfo=UTC)
+        return text, instant.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"acq_datetime {text!r} is not an ISO 8601 datetime") from error
-    if instant.tzinfo is None:  # Sentinel-2 times are UTC
-        instant = instant.replace(tzinfo=UTC)
-    return text, instant.astimezone(UTC)
 
 
 def _parse_scene_ids(cell: str) -> list[str]:

@@ -7,6 +7,7 @@ needs it first and dropped after its last reader. What has to wait longer than m
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import tempfile
@@ -138,15 +139,19 @@ class BlockCache:
         self._lock = threading.Lock()
         self._blocks: dict[tuple[int, int, int], _Block] = {}
         self._in_memory: dict[tuple[int, int, int], None] = {}  # oldest first
+        self._needed = [0] * len(readers)  # chunks that some window still has to read, by tile
         self._bytes = 0
         self._parking = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - closed in close()
         self._parked_bytes = 0
         self.decoded = 0  # chunks decoded so far
-        self.parked = 0  # chunks that had to wait on disk
 
     def announce(self, tile: int, box: Box) -> None:
         for chunk in self._readers[tile].chunks(box):
-            self._blocks.setdefault((tile, *chunk), _Block()).readers += 1
+            key = (tile, *chunk)
+            if key not in self._blocks:
+                self._blocks[key] = _Block()
+                self._needed[tile] += 1
+            self._blocks[key].readers += 1
 
     def skip(self, tile: int, box: Box) -> None:
         """Give up an announced read: its pixels are not needed after all."""
@@ -189,12 +194,12 @@ class BlockCache:
         if ours:
             try:
                 pixels = self._readers[tile].decode(chunk)
+                with self._lock:
+                    self.decoded += 1
+                    self._keep(key, block, pixels)
             except BaseException as error:
-                block.decoding.set_exception(error)
+                block.decoding.set_exception(error)  # or those who wait for it would wait for ever
                 raise
-            with self._lock:
-                self.decoded += 1
-                self._keep(key, block, pixels)
             block.decoding.set_result(None)
             return pixels
         if not block.decoding.done():
@@ -223,10 +228,11 @@ class BlockCache:
 
     def _park(self, key: tuple[int, int, int], block: _Block) -> None:
         assert block.pixels is not None
+        raw = np.ascontiguousarray(block.pixels)
+        if os.pwrite(self._parking.fileno(), raw.data, self._parked_bytes) != raw.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         block.parked_at = self._parked_bytes
-        os.pwrite(self._parking.fileno(), np.ascontiguousarray(block.pixels).data, block.parked_at)
-        self._parked_bytes += block.pixels.nbytes
-        self.parked += 1
+        self._parked_bytes += raw.nbytes
         self._drop(key, block)
 
     def _drop(self, key: tuple[int, int, int], block: _Block) -> None:
@@ -241,3 +247,7 @@ class BlockCache:
             block.readers -= 1
             if block.readers == 0:
                 self._drop(key, block)
+                del self._blocks[key]
+                self._needed[key[0]] -= 1
+                if self._needed[key[0]] == 0:
+                    self._readers[key[0]].close()  # an open file is a few megabytes

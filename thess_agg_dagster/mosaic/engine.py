@@ -41,7 +41,7 @@ WINDOW = 1024
 BLOCK = 512
 # Windows side by side in one strip, and bytes of decoded blocks that may wait in memory for their next window.
 _STRIP = 12
-_CACHE_BYTES = 96 * 2**20
+_CACHE_BYTES = 24 * 2**20
 
 #: Values of ``compress`` and the GeoTIFF creation options behind them.
 COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
@@ -58,7 +58,11 @@ class WriteError(Exception):
 
 @dataclass(frozen=True)
 class MosaicStats:
-    """What making a mosaic took and gave. ``valid_share`` counts pixels of the whole grid, 0 to 1."""
+    """What making a mosaic took and gave.
+
+    ``valid_share`` counts pixels of the whole grid, 0 to 1; ``overwritten_pixels`` are valid, but have the value of the
+    mosaic's nodata and read as empty.
+    """
 
     valid_pixels: int
     valid_share: float
@@ -128,7 +132,7 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
                     merger.close()
             _verify(path, merger.filled_blocks)
         except (RasterioError, OSError) as error:
-            raise WriteError(_write_problem(path, plan, first_line(error))) from error
+            raise WriteError(_write_problem(path, plan, first_line(error.__cause__ or error))) from error
     rows, cols = plan.grid.shape
     return MosaicStats(
         valid_pixels=merger.valid_pixels,
@@ -239,7 +243,6 @@ class _Merger:
                     self.cache.skip(number, source)
                     continue
                 self._add(self._placements[number], number, part, source, merged[inside], empty[inside])
-        valid = empty.size - int(np.count_nonzero(empty))
         shown = ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._plan.nodata
         filled = {
             ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
@@ -247,8 +250,10 @@ class _Merger:
             for col in range(0, window.shape[1], BLOCK)
             if shown[row : row + BLOCK, col : col + BLOCK].any()
         }
+        valid = empty.size - int(np.count_nonzero(empty))
         with self._stats_lock:
             self.valid_pixels += valid
+            self.overwritten_pixels += valid - int(np.count_nonzero(shown))
             self.filled_blocks |= filled
         if filled:
             height, width = window.shape
@@ -261,14 +266,5 @@ class _Merger:
         """Merge one tile into (views of) a window's pixels and its mask of empty ones."""
         new = placement.resample(self.cache.read(number, source), source, part)
         new_empty = placement.is_empty(new)
-        if not _same(placement.empty, self._plan.nodata):
-            lost = int(np.count_nonzero(~new_empty & (new == self._plan.nodata)))
-            if lost:
-                with self._stats_lock:
-                    self.overwritten_pixels += lost
         self._merge(merged, new.astype(self._dtype, copy=False), empty, new_empty)
         empty &= new_empty
-
-
-def _same(a: float, b: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
@@ -210,6 +211,12 @@ class Warp(Placement):
         return grown.overlap(whole(self.tile.geobox))
 
     def resample(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
+        try:
+            return self._warped(pixels, source, window)
+        except RasterioError as error:  # the tile's pixels were read, the mosaic's are not yet written
+            raise RuntimeError(f"{self.tile.path}: cannot be warped ({error})") from error
+
+    def _warped(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
         height, width = window.shape
         with MemoryFile() as memory:
             with memory.open(

@@ -52,11 +52,6 @@ class MosaicPlan:
         """The tiles in another CRS than the mosaic's."""
         return tuple(tile for tile in self.tiles if tile.geobox.crs != self.grid.crs)
 
-    @property
-    def promoted(self) -> bool:
-        """Whether the mosaic's dtype differs from that of some tile."""
-        return any(tile.dtype != self.dtype for tile in self.tiles)
-
 
 class PlanError(Exception):
     """A mosaic cannot be planned. Carries every :class:`Problem` found, not just the first."""
@@ -77,10 +72,12 @@ def plan_mosaic(paths: Sequence[Path], band: str, options: MosaicOptions) -> Mos
     for path in paths:
         try:
             tile = inspect_tile(path)
-            tiles.append(tile)
-            empty_values.append(resolve_empty_value(tile.dtype, tile.nodata_tag))
         except TileError as error:
             problems.append(error.problem)
+            continue
+        try:
+            empty_values.append(resolve_empty_value(tile.dtype, tile.nodata_tag))
+            tiles.append(tile)
         except ValueError as error:
             problems.append(Problem("dtype_conflict", str(error), path))
     if problems or not tiles:

@@ -21,7 +21,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-ProblemKind = Literal["missing_input", "unreadable_input", "unknown_crs", "dtype_conflict", "merge_failed"]
+ProblemKind = Literal["missing_input", "unreadable_input", "unknown_crs", "dtype_conflict"]
 
 # First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name.
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
@@ -32,8 +32,8 @@ GDAL_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_GEOREF_SOURCES": "INTERNAL",
-    # Blocks are decoded once and kept by our own cache; GDAL's only has to hold what is being written.
-    "GDAL_CACHEMAX": 48,
+    # In bytes: no cache. Blocks are decoded once and kept by our own; what is written goes to the file at once.
+    "GDAL_CACHEMAX": 1,
     # Threads are ours to spend: one block is decoded by one thread.
     "GDAL_NUM_THREADS": "1",
 }
@@ -82,7 +82,9 @@ class SystemFaultError(Exception):
     """A tile could not be read just now, through no fault of the file; trying again may help."""
 
     def __init__(self, path: Path, cause: BaseException) -> None:
-        super().__init__(f"{path}: cannot be read at the moment ({first_line(cause)}); it is tried again")
+        super().__init__(
+            f"{path}: cannot be read at the moment ({first_line(cause)}); the system is at fault, not the file: run it again"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def is_transient(error: BaseException) -> bool:
     while chain is not None:
         if isinstance(chain, SystemFaultError) or (isinstance(chain, OSError) and chain.errno in _TRANSIENT):
             return True
-        if isinstance(chain, RasterioError) and any(os.strerror(code) in str(chain) for code in _TRANSIENT):
+        if any(os.strerror(code) in str(chain) for code in _TRANSIENT):
             return True
         chain = chain.__cause__
     return False
@@ -169,12 +171,12 @@ def inspect_tile(path: Path) -> Tile:
     def refuse(kind: ProblemKind, why: str) -> TileError:
         return TileError(Problem(kind, why, path))
 
-    if not path.is_file():
-        raise refuse("missing_input", "no such file; download the tile again or take the scene off the list")
-    if path.stat().st_size == 0:
-        raise refuse("unreadable_input", "the file is empty; download the tile again")
     with gdal_env():
         try:
+            if not path.is_file():
+                raise refuse("missing_input", "no such file; download the tile again or take the scene off the list")
+            if path.stat().st_size == 0:
+                raise refuse("unreadable_input", "the file is empty; download the tile again")
             with open_tile(path) as source:
                 if source.count != 1:
                     raise refuse("unreadable_input", f"has {source.count} bands; a tile holds exactly one")
@@ -200,6 +202,8 @@ def inspect_tile(path: Path) -> Tile:
                     driver=source.driver,
                     block_shape=source.block_shapes[0],
                 )
+        except PermissionError as error:
+            raise refuse("unreadable_input", "may not be read; correct the permissions") from error
         except (RasterioError, OSError) as error:
             if is_transient(error):
                 raise SystemFaultError(path, error) from error

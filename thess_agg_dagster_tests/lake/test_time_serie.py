@@ -84,6 +84,7 @@ def test_a_row_without_tiles_is_a_timestamp_without_tiles(path: Path) -> None:
         ("2023-01-05,../../etc/passwd", "'../../etc/passwd' is not a plain name"),
         ("2023-01-05,a|/etc", "'/etc' is not a plain name"),
         ("2023-01-05", "has 1 fields, the header has 2"),
+        ("9999-12-31 23:59:59-05:00,a", "not an ISO 8601 datetime"),
     ],
 )
 def test_a_bad_row_is_refused_by_line_and_the_others_go_on(path: Path, row: str, reason: str) -> None:
@@ -171,3 +172,13 @@ def test_a_million_rows_are_answered_clearly(path: Path) -> None:
             )
     with pytest.raises(TimeSerieError, match="more than 200000 timestamps; split it"):
         read_time_serie(path)
+
+
+def test_a_quote_without_end_is_told(path: Path) -> None:
+    found = series(path, 'acq_datetime,tile_ids,note\n2023-01-01,a,\n2023-01-02,b,"cloudy\n2023-01-03,c,\n')
+    assert list(found.acquisitions) == ["2023-01-01"]
+    assert [str(row)[:24] for row in found.refused] == ["line 3: has a quote that"]
+
+
+def test_a_space_after_a_quote_is_fine(path: Path) -> None:
+    assert scenes(series(path, '"acq_datetime" , "tile_ids"\n"2023-01-01" , "a|b" \n')) == {"2023-01-01": ("a", "b")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from thess_agg_dagster.mosaic import blocks, engine
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
-from thess_agg_dagster.mosaic.engine import _Merger, write_mosaic
+from thess_agg_dagster.mosaic.engine import WriteError, _Merger, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, read, write_tile
 
@@ -82,13 +84,14 @@ def test_nothing_is_kept_when_the_last_window_is_done(tmp_path: Path) -> None:
     original = _Merger.close
 
     def closing(self: _Merger) -> None:
-        kept.append((self.cache._bytes, len(self.cache._in_memory), {b.readers for b in self.cache._blocks.values()}))
+        handles = sum(reader._handles.qsize() for reader in self._readers)
+        kept.append((self.cache._bytes, len(self.cache._in_memory), len(self.cache._blocks), handles))
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Merger, "close", closing)
         write_mosaic(plan_mosaic(paths, "B04", MosaicOptions()), tmp_path / "out.tif")
-    assert kept == [(0, 0, {0})]
+    assert kept == [(0, 0, 0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,24 @@ def test_small_blocks_are_decoded_several_at_a_time(
     assert TileReader(plan.tiles[0]).chunk_shape == chunk
     write_mosaic(plan, tmp_path / "out.tif")
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(path))
+
+
+@pytest.mark.parametrize("fault", ["no room", "half written"])
+def test_a_full_disk_while_parking_is_an_error_and_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Blocks that wait on disk cannot be put there: the write is an error for all who wait, within seconds."""
+
+    def failing(handle: int, data: memoryview, offset: int) -> int:
+        if fault == "no room":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(data) // 2
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    monkeypatch.setattr(engine, "WINDOW", 64)
+    monkeypatch.setattr(engine, "_CACHE_BYTES", 50_000)
+    a = write_tile(tmp_path / "a.tif", noise(1, (600, 600)), crs=ZONE_35, corner=(200000, 4500000), pixel=100)
+    b = write_tile(tmp_path / "b.tif", noise(2, (600, 600)), crs=ZONE_34, corner=(680000, 4500000), pixel=100)
+    plan = plan_mosaic([a, b], "B04", MosaicOptions(threads=3))
+    with pytest.raises(WriteError, match="No space left on device"):
+        write_mosaic(plan, tmp_path / "out.tif")

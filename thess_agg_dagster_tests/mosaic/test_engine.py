@@ -437,10 +437,11 @@ def test_a_file_that_could_not_be_written_whole_is_an_error(tmp_path: Path, comp
 
 @pytest.mark.parametrize(("nodata", "share"), [(math.nan, 1.0), (7, 1.0)])
 def test_a_block_that_holds_nothing_but_valid_nodata_is_no_fault(tmp_path: Path, nodata: float, share: float) -> None:
-    """-3 + 3 is a valid 0, and 7 a valid 7; both read as empty, and nothing else is harmed."""
+    """-3 + 3 is a valid 0, and 7 a valid 7; both read as empty, which is counted, and nothing else is harmed."""
     a = write_tile(tmp_path / "a.tif", np.full((600, 600), -3, "int16"))
     b = write_tile(tmp_path / "b.tif", np.full((600, 600), 3 if math.isnan(nodata) else 10, "int16"))
     stats = mosaic([a, b], tmp_path / "out.tif", merge_method="sum", nodata=nodata)
+    assert stats.overwritten_pixels == 600 * 600
     assert stats.valid_share == share
     assert (read(tmp_path / "out.tif") == (0 if math.isnan(nodata) else 7)).all()
 

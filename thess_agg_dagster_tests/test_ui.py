@@ -1,0 +1,154 @@
+"""``dagster dev`` as a data engineer uses it: a real webserver and daemon, driven through GraphQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from thess_agg_dagster.attempt import AGGREGATED
+from thess_agg_dagster.batch import run_asset
+from thess_agg_dagster.checks import REPORT
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
+from thess_agg_dagster_tests.rasters import noise
+from thess_agg_dagster_tests.test_command import ROOT, clean_environment, run, statuses
+
+
+class Ui:
+    """A running ``dagster dev`` on a lake."""
+
+    def __init__(self, lake: SmallLake) -> None:
+        home = run("thess_agg_dagster.instance", str(lake.root)).stdout.strip()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        environment = clean_environment() | {"DATA_LAKE": str(lake.root), "DAGSTER_HOME": home}
+        self.log = lake.root / "dagster-dev.log"
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dagster", "dev", "-p", str(self.port)],
+                cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        self.instance = dg.DagsterInstance.from_config(home)
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql", data=body, headers={"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return dict(json.load(answer)["data"])
+
+    def wait_until(self, true: Callable[[], bool], seconds: float = 180) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.3)
+
+    def is_up(self) -> bool:
+        query = "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus } } } }"
+        try:
+            entries = self.ask(query)["workspaceOrError"]["locationEntries"]
+        except OSError:
+            return False
+        return [entry["loadStatus"] for entry in entries] == ["LOADED"]
+
+    def backfill(self, keys: list[str]) -> str:
+        query = (
+            "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) { __typename "
+            "... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"
+        )
+        params = {"assetSelection": [{"path": AGGREGATED.path}], "partitionNames": keys}
+        return str(self.ask(query, p=params)["launchPartitionBackfill"]["backfillId"])
+
+    def runs(self, *found: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+        return list(self.instance.get_runs(dg.RunsFilter(statuses=list(found))))
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.instance.dispose()
+
+
+@pytest.fixture
+def ui(small_lake: SmallLake) -> Iterator[Ui]:
+    opened = Ui(small_lake)
+    try:
+        opened.wait_until(opened.is_up)
+        yield opened
+    finally:
+        opened.close()
+
+
+def test_a_backfill_beside_the_command_and_a_run_terminated(small_lake: SmallLake, ui: Ui) -> None:
+    keys = [f"2024-01-01 00:00:{second:02d}" for second in range(6)]
+    small_lake.list_rows(*((key, small_lake.add_timestamp(key, ["B04"])) for key in keys))
+    command = ("thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04")
+    assert run(*command, "--timestamps", keys[0]).returncode == 0
+
+    # A backfill from the UI, and the command over the same timestamps while it is at work.
+    for key in keys:
+        small_lake.add_timestamp(key)
+    ui.backfill(keys)
+    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.STARTED)))
+    beside = run(*command, "--force", "--bands", ",".join(BANDS))
+    assert beside.returncode == 0, beside.stderr
+    ui.wait_until(
+        lambda: len([r for r in ui.runs(dg.DagsterRunStatus.SUCCESS) if "dagster/backfill" in r.tags]) == len(keys)
+    )
+    for key in keys:
+        assert sorted(path.stem for path in small_lake.lake.timestamp_folder(key).iterdir()) == list(BANDS)
+    made = ui.instance.fetch_materializations(AGGREGATED, limit=100).records
+    assert len(made) == 1 + 2 * len(keys)  # not one event lost
+    assert list(small_lake.lake.staging.iterdir()) == []
+    assert "locked" not in ui.log.read_text()
+
+    # A run that takes a while (JPEG 2000 of 36 million pixels) is terminated from the UI.
+    for tile in ("T35TKF", "T34TFL"):
+        small_lake.add_tile(
+            scene(FIRST, tile),
+            "B04",
+            east=tile == "T35TKF",
+            pixels=noise(1, (6000, 3000)),
+            pixel=10,
+            jpeg2000=True,
+            block=512,
+        )
+    small_lake.list_rows((FIRST, [scene(FIRST, "T35TKF"), scene(FIRST, "T34TFL")]))
+    assert run(*command, "--timestamps", FIRST, "--max-workers", "1", "--compress", "none").returncode == 0
+    before = small_lake.lake.mosaic(FIRST, "B04").read_bytes()
+    ui.backfill([FIRST])
+    for band in BANDS[1:]:
+        for tile in ("T35TKF", "T34TFL"):
+            source, target = (
+                small_lake.lake.tile(scene(FIRST, tile), "B04"),
+                small_lake.lake.tile(scene(FIRST, tile), band),
+            )
+            target.write_bytes(source.read_bytes())
+    ui.wait_until(lambda: any(small_lake.lake.staging.iterdir()))
+    (started,) = ui.runs(dg.DagsterRunStatus.STARTED)
+    ui.ask("mutation($id: String!) { terminateRun(runId: $id) { __typename } }", id=started.run_id)
+    ui.wait_until(lambda: [r.run_id for r in ui.runs(dg.DagsterRunStatus.CANCELED)] == [started.run_id], 60)
+    ui.wait_until(lambda: not any(small_lake.lake.staging.iterdir()), 30)
+    assert small_lake.lake.mosaic(FIRST, "B04").read_bytes() == before
+    run_asset(ui.instance, small_lake.resources(), REPORT)
+    table = small_lake.tables_on_disk()["status"].set_index("timestamp")
+    assert table.loc[FIRST, "status"] == "exception"
+    assert table.loc[FIRST, "run_id"] == started.run_id
+    assert run(*command, "--timestamps", FIRST).returncode == 0
+    assert statuses(small_lake.lake)[FIRST] == "success"
