@@ -17,11 +17,8 @@ import dagster as dg
 import pytest
 
 from thess_agg_dagster.attempt import AGGREGATED
-from thess_agg_dagster.batch import run_asset
-from thess_agg_dagster.checks import REPORT
-from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
-from thess_agg_dagster_tests.rasters import noise
-from thess_agg_dagster_tests.test_command import ROOT, clean_environment, run, statuses
+from thess_agg_dagster_tests.conftest import BANDS, SmallLake
+from thess_agg_dagster_tests.test_command import ROOT, clean_environment, run
 
 
 class Ui:
@@ -95,7 +92,7 @@ def ui(small_lake: SmallLake) -> Iterator[Ui]:
         opened.close()
 
 
-def test_a_backfill_beside_the_command_and_a_run_terminated(small_lake: SmallLake, ui: Ui) -> None:
+def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
     keys = [f"2024-01-01 00:00:{second:02d}" for second in range(6)]
     small_lake.list_rows(*((key, small_lake.add_timestamp(key, ["B04"])) for key in keys))
     command = ("thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04")
@@ -117,38 +114,3 @@ def test_a_backfill_beside_the_command_and_a_run_terminated(small_lake: SmallLak
     assert len(made) == 1 + 2 * len(keys)  # not one event lost
     assert list(small_lake.lake.staging.iterdir()) == []
     assert "locked" not in ui.log.read_text()
-
-    # A run that takes a while (JPEG 2000 of 36 million pixels) is terminated from the UI.
-    for tile in ("T35TKF", "T34TFL"):
-        small_lake.add_tile(
-            scene(FIRST, tile),
-            "B04",
-            east=tile == "T35TKF",
-            pixels=noise(1, (6000, 3000)),
-            pixel=10,
-            jpeg2000=True,
-            block=512,
-        )
-    small_lake.list_rows((FIRST, [scene(FIRST, "T35TKF"), scene(FIRST, "T34TFL")]))
-    assert run(*command, "--timestamps", FIRST, "--max-workers", "1", "--compress", "none").returncode == 0
-    before = small_lake.lake.mosaic(FIRST, "B04").read_bytes()
-    ui.backfill([FIRST])
-    for band in BANDS[1:]:
-        for tile in ("T35TKF", "T34TFL"):
-            source, target = (
-                small_lake.lake.tile(scene(FIRST, tile), "B04"),
-                small_lake.lake.tile(scene(FIRST, tile), band),
-            )
-            target.write_bytes(source.read_bytes())
-    ui.wait_until(lambda: any(small_lake.lake.staging.iterdir()))
-    (started,) = ui.runs(dg.DagsterRunStatus.STARTED)
-    ui.ask("mutation($id: String!) { terminateRun(runId: $id) { __typename } }", id=started.run_id)
-    ui.wait_until(lambda: [r.run_id for r in ui.runs(dg.DagsterRunStatus.CANCELED)] == [started.run_id], 60)
-    ui.wait_until(lambda: not any(small_lake.lake.staging.iterdir()), 30)
-    assert small_lake.lake.mosaic(FIRST, "B04").read_bytes() == before
-    run_asset(ui.instance, small_lake.resources(), REPORT)
-    table = small_lake.tables_on_disk()["status"].set_index("timestamp")
-    assert table.loc[FIRST, "status"] == "exception"
-    assert table.loc[FIRST, "run_id"] == started.run_id
-    assert run(*command, "--timestamps", FIRST).returncode == 0
-    assert statuses(small_lake.lake)[FIRST] == "success"
