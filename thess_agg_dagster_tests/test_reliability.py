@@ -137,7 +137,6 @@ def test_a_killed_run_is_told_in_the_tables(small_lake: SmallLake) -> None:
 
     def aggregate() -> None:
         with dg.DagsterInstance.from_ref(reference) as instance:
-            os.kill(os.getpid(), 0)
             blocks.TileReader.decode = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
             run_asset(instance, small_lake.resources(), AGGREGATED, FIRST)
 
@@ -259,11 +258,17 @@ def test_several_first_starts_at_once_and_one_result(small_lake: SmallLake) -> N
 # --- disks ----------------------------------------------------------------------------------------------------
 
 
-def in_namespace(mounts: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command where ``mounts`` (a shell script) has been done, seen by nobody else."""
-    script = f'{mounts}\nexec "$@"'
+def aggregate_with_mounts(
+    lake: SmallLake, mounts: str, *options: str, check: str = "true"
+) -> subprocess.CompletedProcess[str]:
+    """Run the command where ``mounts`` (a shell script) has been done, seen by nobody else.
+
+    Its exit status comes back, or 99 where ``check``, a shell command run there afterwards, fails.
+    """
+    script = f'set -e; {mounts}\nset +e; "$@"; status=$?; {{ {check}; }} || exit 99; exit $status'
+    command = [sys.executable, "-m", "thess_agg_dagster", "--data-lake", str(lake.root), "--force", *options]
     return subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", script, "sh", sys.executable, "-m", *command],
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *command],
         cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
@@ -283,18 +288,14 @@ def contents(lake: SmallLake) -> dict[str, bytes]:
 
 
 def test_disk_full_while_writing_mosaics(small_lake: SmallLake, published: dict[str, bytes]) -> None:
-    """A tmpfs of 40 KB for the mosaics, which holds the old ones and has no room for new ones beside them."""
+    """A tmpfs of 140 KB for the mosaics, which holds the old ones and has no room for new ones beside them."""
     aggregated = small_lake.lake.aggregated
     mounts = (
-        f"cp -a '{aggregated}' '{aggregated}.copy'; mount -t tmpfs -o size=140k tmpfs '{aggregated}'\n"
-        f"cp -a '{aggregated}.copy'/* '{aggregated}'; trap '' EXIT"
+        f"cp -a '{aggregated}' '{aggregated}.copy'; mount -t tmpfs -o size=140k tmpfs '{aggregated}'; "
+        f"cp -a '{aggregated}.copy'/* '{aggregated}'"
     )
-    check = f"; status=$?; cmp '{aggregated}'/*/B04.tif '{aggregated}.copy'/*/B04.tif && ls -A '{aggregated}/.staging' && exit $status"
-    command = f"{sys.executable} -m thess_agg_dagster --data-lake '{small_lake.root}' --force --compress none{check}"
-    result = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"set -e; {mounts}; set +e; {command}"],
-        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    check = f"cmp '{aggregated}'/*/B04.tif '{aggregated}.copy'/*/B04.tif && [ -z \"$(ls -A '{aggregated}/.staging')\" ]"
+    result = aggregate_with_mounts(small_lake, mounts, "--compress", "none", check=check)
     assert result.returncode == 1, result.stderr
     assert statuses(small_lake.lake) == {FIRST: "failed_merge"}
     message = small_lake.tables_on_disk()["status"]["message"][0]
@@ -309,12 +310,10 @@ def test_disk_full_while_writing_tables(small_lake: SmallLake, published: dict[s
         f"cp -a '{tables}' '{tables}.copy'; mount -t tmpfs -o size=16k tmpfs '{tables}'; cp -a '{tables}.copy'/* '{tables}'"
         f"; cat /dev/zero > '{tables}/filler' 2>/dev/null || true"
     )
-    check = f"; status=$?; for t in status summary band_report; do cmp '{tables}'/*_$t.csv '{tables}.copy'/*_$t.csv || exit 99; done; exit $status"
-    command = f"{sys.executable} -m thess_agg_dagster --data-lake '{small_lake.root}' --force{check}"
-    result = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"set -e; {mounts}; set +e; {command}"],
-        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    check = " && ".join(
+        f"cmp '{tables}'/*_{name}.csv '{tables}.copy'/*_{name}.csv" for name in ("status", "summary", "band_report")
+    )
+    result = aggregate_with_mounts(small_lake, mounts, check=check)
     assert result.returncode == 1, result.stderr
     assert "No space left on device" in result.stderr
     assert "Traceback" not in result.stderr
@@ -325,7 +324,7 @@ def test_a_read_only_lake(small_lake: SmallLake, published: dict[str, bytes]) ->
     """The folder of the mosaics is mounted read-only."""
     aggregated = small_lake.lake.aggregated
     mounts = f"mount --bind '{aggregated}' '{aggregated}'; mount -o remount,bind,ro '{aggregated}'"
-    result = in_namespace(mounts, "thess_agg_dagster", "--data-lake", str(small_lake.root), "--force")
+    result = aggregate_with_mounts(small_lake, mounts)
     assert result.returncode == 1, result.stderr
     assert statuses(small_lake.lake) == {FIRST: "failed_merge"}
     assert "Read-only file system" in result.stdout
