@@ -61,19 +61,7 @@ def common_recipe(tiles: list[Path], out: Path) -> float:
 
 def merge_to_file(tiles: list[Path], out: Path) -> float:
     """``rasterio.merge(dst_path=...)`` over WarpedVRT, with our creation options."""
-    options = creation_options(plan(tiles)) | {"num_threads": CORES}
-    keep = (
-        "driver",
-        "tiled",
-        "blockxsize",
-        "blockysize",
-        "compress",
-        "zstd_level",
-        "predictor",
-        "sparse_ok",
-        "bigtiff",
-    )
-    options = {name: options[name] for name in (*keep, "num_threads")}
+    options = {"driver": "GTiff"} | _creation_options(tiles)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         merge(_sources(stack, tiles), nodata=0, dst_path=out, dst_kwds=options)
@@ -195,20 +183,15 @@ def _sources(stack: contextlib.ExitStack, tiles: list[Path]) -> list[Any]:
     ]
 
 
-def _gdal_options(tiles: list[Path]) -> list[str]:
+def _creation_options(tiles: list[Path]) -> dict[str, Any]:
+    """How our GeoTIFF is laid out and compressed, without what describes this mosaic, for others to write alike."""
     options = creation_options(plan(tiles)) | {"num_threads": CORES}
-    names = (
-        "tiled",
-        "blockxsize",
-        "blockysize",
-        "compress",
-        "zstd_level",
-        "predictor",
-        "sparse_ok",
-        "bigtiff",
-        "num_threads",
-    )
-    return [part for name in names for part in ("-co", f"{name.upper()}={options[name]}")]
+    about = ("driver", "width", "height", "count", "dtype", "crs", "transform", "nodata")
+    return {name: value for name, value in options.items() if name not in about}
+
+
+def _gdal_options(tiles: list[Path]) -> list[str]:
+    return [part for name, value in _creation_options(tiles).items() for part in ("-co", f"{name.upper()}={value}")]
 
 
 def _peak_megabytes() -> float:
