@@ -28,7 +28,7 @@ from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels, TileReader
 from thess_agg_dagster.mosaic.grid import Box, windows
-from thess_agg_dagster.mosaic.placement import Placement, place
+from thess_agg_dagster.mosaic.placement import Mask, place
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import first_line, gdal_env
 
@@ -73,7 +73,7 @@ class MosaicStats:
 
 
 def creation_options(plan: MosaicPlan) -> dict[str, Any]:
-    """Creation options of a mosaic's GeoTIFF."""
+    """Creation options of a mosaic's GeoTIFF. GDAL compresses on as many threads as the engine computes on."""
     rows, cols = plan.grid.shape
     options: dict[str, Any] = {
         "driver": "GTiff",
@@ -93,8 +93,13 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
     compression = COMPRESSIONS[plan.options.compress]
     if compression:
         options |= compression
+        options["num_threads"] = _threads(plan)
         options["predictor"] = 3 if np.dtype(plan.dtype).kind == "f" else 2
     return options
+
+
+def _threads(plan: MosaicPlan) -> int:
+    return plan.options.threads or os.cpu_count() or 1
 
 
 def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = None) -> MosaicStats:
@@ -188,7 +193,7 @@ class _Merger:
         self._merge = MERGE_METHODS["first" if self._hides else method]
         self._placements = [place(tile, empty, plan.grid, plan.resampling) for tile, empty in order]
         self._readers = [TileReader(placement.tile) for placement in self._placements]
-        self._threads = plan.options.threads or os.cpu_count() or 1
+        self._threads = _threads(plan)
         # As many threads compute as there are cores to use; a few more exist, to go on while others wait for a block.
         self._cores = threading.Semaphore(self._threads)
         self._stop = threading.Event()
@@ -235,15 +240,8 @@ class _Merger:
         if self._stop.is_set():
             return
         with gdal_env(), self._cores:
-            merged: Pixels = np.full(window.shape, self._plan.nodata, self._dtype)
-            empty = np.ones(window.shape, dtype=bool)
-            for number, part, source in reads:
-                inside = part.within(window).slices
-                if self._hides and not empty[inside].any():
-                    self.cache.skip(number, source)
-                    continue
-                self._add(self._placements[number], number, part, source, merged[inside], empty[inside])
-        shown = ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._plan.nodata
+            merged, empty = self._merged(window, reads)
+            shown = ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._dtype.type(self._plan.nodata)
         filled = {
             ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
             for row in range(0, window.shape[0], BLOCK)
@@ -260,11 +258,29 @@ class _Merger:
             with self._write_lock, self._cores:
                 self._target.write(merged, 1, window=Window(window.left, window.top, width, height))
 
-    def _add(
-        self, placement: Placement, number: int, part: Box, source: Box, merged: Pixels, empty: np.ndarray[Any, Any]
-    ) -> None:
-        """Merge one tile into (views of) a window's pixels and its mask of empty ones."""
-        new = placement.resample(self.cache.read(number, source), source, part)
-        new_empty = placement.is_empty(new)
-        self._merge(merged, new.astype(self._dtype, copy=False), empty, new_empty)
-        empty &= new_empty
+    def _merged(self, window: Box, reads: Sequence[tuple[int, Box, Box]]) -> tuple[Pixels, Mask]:
+        """A window's pixels, and which of them no tile has."""
+        number, part, source = reads[0]
+        placement = self._placements[number]
+        merged: Pixels
+        if self._hides and part == window and placement.gives(self._dtype, self._plan.nodata):
+            # Most windows lie in one tile: its pixels are theirs, with nothing to merge them into.
+            merged = np.require(self._resampled(number, part, source), requirements=["OWNDATA", "WRITEABLE"])
+            empty = placement.is_empty(merged)
+            reads = reads[1:]
+        else:
+            merged = np.full(window.shape, self._plan.nodata, self._dtype)
+            empty = np.ones(window.shape, dtype=bool)
+        for number, part, source in reads:
+            inside = part.within(window).slices
+            if self._hides and not empty[inside].any():
+                self.cache.skip(number, source)
+                continue
+            new = self._resampled(number, part, source)
+            new_empty = self._placements[number].is_empty(new)
+            self._merge(merged[inside], new.astype(self._dtype, copy=False), empty[inside], new_empty)
+            empty[inside] &= new_empty
+        return merged, empty
+
+    def _resampled(self, number: int, part: Box, source: Box) -> Pixels:
+        return self._placements[number].resample(self.cache.read(number, source), source, part)

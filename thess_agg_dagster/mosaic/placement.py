@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from rasterio.vrt import WarpedVRT
 from thess_agg_dagster.mosaic.blocks import Pixels
 from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, footprint_on, project_pixels, whole
 from thess_agg_dagster.mosaic.tiles import Tile
+
+Mask = NDArray[np.bool_]
 
 #: Largest distance, in source pixels, between a nearest lookup and the exact projection.
 LOOKUP_ERROR = 1 / 32
@@ -56,11 +58,19 @@ class Placement(ABC):
     def resample(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
         """Bring ``pixels`` (of the tile's rectangle ``source``) onto ``window``, ``empty`` where there are none."""
 
-    def is_empty(self, pixels: Pixels) -> NDArray[np.bool_]:
+    def gives(self, dtype: np.dtype[Any], nodata: float) -> bool:
+        """Whether the tile's pixels are of that dtype and every empty one holds ``nodata``, as they come."""
+        if self.tile.dtype != dtype:
+            return False
+        if dtype.kind == "f":  # NaN is empty, whatever else is
+            return math.isnan(self.empty) and math.isnan(nodata)
+        return self.empty == nodata
+
+    def is_empty(self, pixels: Pixels) -> Mask:
         """Which pixels hold nothing: the tile's empty value, and NaN in any case."""
         if pixels.dtype.kind != "f":
             return pixels == pixels.dtype.type(self.empty)  # type: ignore[no-any-return]
-        mask: NDArray[np.bool_] = np.isnan(pixels)
+        mask: Mask = np.isnan(pixels)
         if not math.isnan(self.empty):
             mask |= pixels == pixels.dtype.type(self.empty)
         return mask
