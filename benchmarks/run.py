@@ -171,7 +171,7 @@ def plot(tables: dict[str, list[Result]], path: Path) -> None:
         colors = ["#1b7f5c" if result.way == "ours" else "#b8b8b8" for result in peers]
         axis.barh([result.way for result in peers], [result.seconds for result in peers], color=colors)
         axis.axvline(bound, color="#c0392b", linestyle="--", linewidth=1)
-        axis.text(bound, -0.75, " bound", color="#c0392b", va="center", fontsize=8)
+        axis.text(bound, len(peers) - 0.55, " bound", color="#c0392b", va="bottom", fontsize=8)
         axis.invert_yaxis()
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("seconds")

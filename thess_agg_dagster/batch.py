@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -67,14 +68,19 @@ def _start_worker(environment: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
+@functools.cache
+def _instance() -> dg.DagsterInstance:
+    """The worker's own, for as long as it lives: opening one takes as long as ten events."""
+    return dg.DagsterInstance.get()
+
+
 def _run_timestamp(timestamp: str, resources: Resources) -> str | None:
-    with dg.DagsterInstance.get() as instance:
-        try:
-            run_asset(instance, resources, AGGREGATED, timestamp)
-        except dg.Failure as failure:
-            return failure.description
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+    try:
+        run_asset(_instance(), resources, AGGREGATED, timestamp)
+    except dg.Failure as failure:
+        return failure.description
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -35,8 +35,9 @@ from thess_agg_dagster.mosaic.tiles import first_line, gdal_env
 if TYPE_CHECKING:
     from rasterio.io import DatasetWriter
 
-#: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden.
-WINDOW = 1024
+#: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden. (Windows of 2048
+#: are 3 % faster and take 70 MB more.)
+WINDOW = 1536
 #: Pixels a side of the output's internal tiles.
 BLOCK = 512
 # Windows side by side in one strip, and bytes of decoded blocks that may wait in memory for their next window.
@@ -194,7 +195,8 @@ class _Merger:
         self._placements = [place(tile, empty, plan.grid, plan.resampling) for tile, empty in order]
         self._readers = [TileReader(placement.tile) for placement in self._placements]
         self._threads = _threads(plan)
-        # As many threads compute as there are cores to use; a few more exist, to go on while others wait for a block.
+        # As many threads compute as there are cores to use; one more exists, to go on while
+        # another waits for a block.
         self._cores = threading.Semaphore(self._threads)
         self._stop = threading.Event()
         self._write_lock = threading.Lock()
@@ -212,7 +214,7 @@ class _Merger:
                 self.cache.announce(tile, source)
             if reads:  # an empty window is a hole in the sparse file
                 jobs.append((window, reads))
-        with ThreadPoolExecutor(self._threads + 2, thread_name_prefix="mosaic") as pool:
+        with ThreadPoolExecutor(self._threads + 1, thread_name_prefix="mosaic") as pool:
             futures = [pool.submit(self._window, window, reads) for window, reads in jobs]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -241,7 +243,9 @@ class _Merger:
             return
         with gdal_env(), self._cores:
             merged, empty = self._merged(window, reads)
-            shown = ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._dtype.type(self._plan.nodata)
+            shown = (
+                ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._dtype.type(self._plan.nodata)
+            )
         filled = {
             ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
             for row in range(0, window.shape[0], BLOCK)
