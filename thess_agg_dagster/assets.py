@@ -1,17 +1,19 @@
-"""The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``."""
+"""The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a look back."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import AGGREGATED, Attempt
-from thess_agg_dagster.audit import audit_tables
+from thess_agg_dagster.attempt import AGGREGATED, Attempt, latest_successes, stopping_is_final
+from thess_agg_dagster.audit import audit_tables, table_schema
 from thess_agg_dagster.checks import (
     AGGREGATED_CHECKS,
     REPORT_CHECKS,
     TIME_SERIE_CHECKS,
+    VERIFICATION_CHECKS,
     check_mosaics,
     check_plan,
+    check_published,
     check_report,
     check_time_serie,
     failed_schema,
@@ -34,6 +36,14 @@ AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  
     group_name="aggregation",
     kinds={"csv"},
     description="The list of acquisitions, `tables/time_serie.csv`: read, validated, and registered as partitions.",
+    metadata={
+        "dagster/column_schema": dg.TableSchema(
+            [
+                dg.TableColumn("acq_datetime", description="ISO 8601; rows of the same time are united."),
+                dg.TableColumn("tile_ids", description="Scene ids in merge order, between `,` `;` or `|`."),
+            ]
+        )
+    },
 )
 def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> AssetEvents:
     try:
@@ -81,31 +91,36 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
     retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
     group_name="aggregation",
     kinds={"geotiff"},
-    description="One mosaic per band of a timestamp, in `data_raw/aggregated/<timestamp>/`.",
+    description="One mosaic per band of a timestamp and a quicklook, in `data_raw/aggregated/<timestamp>/`.",
 )
 def aggregated(
     context: dg.AssetExecutionContext,
     params: TimestampsAggregationParams,
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
-    timestamp = context.partition_key
-    lake = io_manager.lake
-    try:
-        series = read_time_serie(lake.time_serie)
-        if timestamp not in series.acquisitions:
-            raise TimeSerieError(f"{series.path}: has no usable row for {timestamp}; add it, or delete the partition")
-        plan = plan_timestamp(series.acquisitions[timestamp], lake, params)
-    except Exception as error:
-        message = str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
-        context.log_event(Attempt(timestamp, "exception", message).observation())
-        raise dg.Failure(message, allow_retries=is_transient(error)) from error
-    yield from check_plan(plan)
-    if plan.problems or not plan.mosaics:
-        attempt = plan.unplanned_attempt()
-        context.log_event(attempt.observation())
-        raise dg.Failure(attempt.message, allow_retries=False)
-    yield dg.Output(plan)  # the IO manager makes the mosaics
-    yield check_mosaics(plan, lake.timestamp_folder(timestamp))
+    with stopping_is_final():
+        timestamp = context.partition_key
+        lake = io_manager.lake
+        try:
+            series = read_time_serie(lake.time_serie)
+            if timestamp not in series.acquisitions:
+                raise TimeSerieError(
+                    f"{series.path}: has no usable row for {timestamp}; add it, or delete the partition"
+                )
+            plan = plan_timestamp(series.acquisitions[timestamp], lake, params)
+        except Exception as error:
+            message = (
+                str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
+            )
+            context.log_event(Attempt(timestamp, "exception", message).observation())
+            raise dg.Failure(message, allow_retries=is_transient(error)) from error
+        yield from check_plan(plan)
+        if plan.problems or not plan.mosaics:
+            attempt = plan.unplanned_attempt()
+            context.log_event(attempt.observation())
+            raise dg.Failure(attempt.message, allow_retries=False)
+        yield dg.Output(plan)  # the IO manager makes the mosaics
+        yield check_mosaics(plan, lake.timestamp_folder(timestamp))
 
 
 @dg.asset(
@@ -113,7 +128,10 @@ def aggregated(
     check_specs=REPORT_CHECKS,
     group_name="aggregation",
     kinds={"csv"},
-    description="The audit tables: what became of every timestamp and band, from the events of all runs.",
+    description="The audit tables: what became of every timestamp and band, from the events of all runs, and a picture "
+    "of it: `tables/timestamps_aggregation_*.csv`, `tables/timestamps_aggregation.png`.",
+    metadata={"dagster/column_schema": table_schema("status")}
+    | {f"{name}_columns": table_schema(name) for name in ("summary", "band_report")},
 )
 def timestamps_aggregation(
     context: dg.AssetExecutionContext,
@@ -121,5 +139,29 @@ def timestamps_aggregation(
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
     registered = context.instance.get_dynamic_partitions(str(timestamps.name))
-    yield dg.Output(AuditTables(audit_tables(context.instance, params.bands)))
+    try:
+        listed = set(read_time_serie(io_manager.lake.time_serie).acquisitions)
+    except TimeSerieError as error:
+        context.log.warning(str(error))
+        listed = set(registered)  # an unusable list says nothing about what vanished from it
+    yield dg.Output(AuditTables(audit_tables(context.instance, params.bands, listed)))
     yield check_report(io_manager.lake, registered)
+
+
+@dg.asset(
+    deps=[AGGREGATED],
+    check_specs=VERIFICATION_CHECKS,
+    group_name="aggregation",
+    kinds={"geotiff"},
+    description="Looks every published mosaic up again and compares it with what was recorded when it was made. The "
+    "schedule `verify_published` does this every night, once it is switched on.",
+)
+def published_mosaics(context: dg.AssetExecutionContext) -> AssetEvents:
+    published = latest_successes(context.instance)
+    yield dg.MaterializeResult(
+        metadata={
+            "timestamps": len(published),
+            "mosaics": sum(len(found.attempt.bands) for found in published.values()),
+        }
+    )
+    yield check_published(published)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -52,13 +53,15 @@ class BandRecord:
     tiles: int | None = None
     reprojected_tiles: Sequence[str] = ()
     valid_share: float | None = None
+    cloud_share: float | None = None
     seconds: float | None = None
     bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at one timestamp. ``inputs`` identifies what went in: same text, same mosaics."""
+    """One try at one timestamp. ``inputs`` identifies what went in: same text, same mosaics; ``scene_ids`` are the tiles
+    that ``time_serie.csv`` listed then."""
 
     timestamp: str
     status: TimestampStatus
@@ -66,33 +69,83 @@ class Attempt:
     bands: Sequence[BandRecord] = field(default=())
     output_folder: str = ""
     inputs: str = ""
+    scene_ids: Sequence[str] = ()
 
     def metadata(self) -> dict[str, Any]:
-        """The attempt as event metadata: the whole record, and beside it what a person looks for first."""
-        shown: dict[str, Any] = {_KEY: dg.MetadataValue.json(asdict(self)), "status": self.status}
+        """The attempt as event metadata: what a person looks for first, the whole record last."""
+        shown: dict[str, Any] = {"status": self.status}
         if self.message:
             shown["message"] = self.message
         if self.output_folder:
             shown["folder"] = dg.MetadataValue.path(self.output_folder)
         if self.bands:
-            shown["bands"] = dg.MetadataValue.table(
-                [
-                    dg.TableRecord({"band": b.band, "status": b.status, "crs": b.crs, "message": b.message})
-                    for b in self.bands
-                ]
-            )
+            shown["bands"] = dg.MetadataValue.table([_row(band) for band in self.bands], _BANDS_SCHEMA)
         shares = [b.valid_share for b in self.bands if b.valid_share is not None]
         if shares:
-            shown["valid_share"] = min(shares)
-            shown["seconds"] = sum(b.seconds or 0 for b in self.bands)
-            shown["megabytes"] = sum(b.bytes or 0 for b in self.bands) / 1e6
-        return shown
+            seconds = sum(b.seconds or 0 for b in self.bands)
+            megabytes = sum(b.bytes or 0 for b in self.bands) / 1e6
+            shown |= {"valid_share": min(shares), "seconds": round(seconds, 3), "megabytes": round(megabytes, 3)}
+            if seconds:
+                shown["megabytes_per_second"] = round(megabytes / seconds, 2)
+        clouds = [b.cloud_share for b in self.bands if b.cloud_share is not None]
+        if clouds:
+            shown["cloud_share"] = clouds[0]
+        return shown | {_KEY: dg.MetadataValue.json(asdict(self))}
 
     def observation(self) -> dg.AssetObservation:
         """The event of an attempt that published nothing."""
         return dg.AssetObservation(
             AGGREGATED, partition=self.timestamp, description=self.message, metadata=self.metadata()
         )
+
+
+@contextmanager
+def stopping_is_final() -> Iterator[None]:
+    """Fail for good where a run is stopped (Ctrl-C, SIGTERM, "terminate" in the UI).
+
+    Dagster takes an interrupt for a fault of the machine: a step with a retry policy would start over, and go on.
+    """
+    try:
+        yield
+    except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt) as interrupt:
+        raise dg.Failure(STOPPED, allow_retries=False) from interrupt
+
+
+STOPPED = "stopped before it was finished; what was published before stays; run it again"
+
+_BANDS_SCHEMA = dg.TableSchema(
+    [
+        dg.TableColumn("band"),
+        dg.TableColumn("status"),
+        dg.TableColumn("crs"),
+        dg.TableColumn("size", description="Columns x rows of the grid."),
+        dg.TableColumn("dtype"),
+        dg.TableColumn("tiles", "int"),
+        dg.TableColumn("valid", description="Share of the grid's pixels that hold a value."),
+        dg.TableColumn("seconds", "float"),
+        dg.TableColumn("MB", "float"),
+        dg.TableColumn("reprojected", description="Tiles that came from another CRS or pixel grid."),
+        dg.TableColumn("message"),
+    ]
+)
+
+
+def _row(band: BandRecord) -> dg.TableRecord:
+    return dg.TableRecord(
+        {
+            "band": band.band,
+            "status": band.status,
+            "crs": band.crs,
+            "size": f"{band.width}x{band.height}" if band.width else "",
+            "dtype": band.dtype,
+            "tiles": band.tiles,
+            "valid": "" if band.valid_share is None else f"{band.valid_share:.1%}",
+            "seconds": band.seconds,
+            "MB": None if band.bytes is None else round(band.bytes / 1e6, 2),
+            "reprojected": ", ".join(band.reprojected_tiles),
+            "message": band.message,
+        }
+    )
 
 
 def status_of(bands: Iterable[BandRecord]) -> TimestampStatus:
@@ -123,20 +176,30 @@ def latest_attempts(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt]:
     A success is a materialization, a failure an observation; whichever is younger counts. Where the youngest of either
     kind is not ours ("mark as materialized" in the UI), nothing is known of that kind: such a timestamp is run again.
     """
+    latest = latest_successes(instance)
+    failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations)
+    for key, found in failures.items():
+        if key not in latest or latest[key].storage_id < found.storage_id:
+            latest[key] = found
+    return latest
+
+
+def latest_successes(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt]:
+    """The latest attempt of each timestamp that published something, whatever came after."""
+    return _latest(instance, dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations)
+
+
+def _latest(
+    instance: dg.DagsterInstance, event_type: dg.DagsterEventType, fetch: Callable[..., Any]
+) -> dict[str, RecordedAttempt]:
     latest: dict[str, RecordedAttempt] = {}
-    for event_type, fetch in (
-        (dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations),
-        (dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations),
-    ):
-        ids = list(instance.get_latest_storage_id_by_partition(AGGREGATED, event_type).values())
-        # SQLite takes a bounded number of variables in one statement.
-        for start in range(0, len(ids), _PAGE):
-            page = ids[start : start + _PAGE]
-            for record in fetch(dg.AssetRecordsFilter(AGGREGATED, storage_ids=page), limit=_PAGE).records:
-                found = _recorded(record)
-                known = latest.get(found.attempt.timestamp) if found else None
-                if found and (known is None or known.storage_id < found.storage_id):
-                    latest[found.attempt.timestamp] = found
+    ids = list(instance.get_latest_storage_id_by_partition(AGGREGATED, event_type).values())
+    # SQLite takes a bounded number of variables in one statement.
+    for start in range(0, len(ids), _PAGE):
+        page = ids[start : start + _PAGE]
+        for record in fetch(dg.AssetRecordsFilter(AGGREGATED, storage_ids=page), limit=_PAGE).records:
+            if found := _recorded(record):
+                latest[found.attempt.timestamp] = found
     return latest
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Columns of each table, in order; the first ones are a promise to those who read them.
 COLUMNS: Mapping[str, Sequence[str]] = {
-    "status": ("timestamp", "status", "message", "seconds", "run_id", "finished_at"),
+    "status": ("timestamp", "status", "message", "listed", "seconds", "run_id", "finished_at"),
     "summary": (
         "timestamp",
         "success",
@@ -30,6 +30,7 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "tiles",
         "reprojected_tiles",
         "valid_share",
+        "cloud_share",
         "seconds",
         "bytes",
         "run_id",
@@ -50,6 +51,7 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "tiles",
         "reprojected_tiles",
         "valid_share",
+        "cloud_share",
         "seconds",
         "bytes",
         "run_id",
@@ -57,13 +59,58 @@ COLUMNS: Mapping[str, Sequence[str]] = {
     ),
 }
 
+_MEANINGS = {
+    "timestamp": "Partition key: acq_datetime as the list spells it.",
+    "status": "What became of the latest attempt.",
+    "message": "What is wrong and what to do; remarks on a success.",
+    "listed": "Whether time_serie.csv lists it still. What is on disk stays either way.",
+    "success": "Whether all bands were published.",
+    "failed_bands": "Bands that could not be made, between |.",
+    "missing_files": "Tiles that are not there, between |.",
+    "error_message": "What is wrong and what to do; empty on a success.",
+    "output_folder": "Where the mosaics stand.",
+    "band": "Name of the band.",
+    "bands": "Bands of the attempt, between |.",
+    "input_files": "Tiles in merge order, between |.",
+    "output_path": "The mosaic.",
+    "crs": "CRS of the mosaic: the first tile's.",
+    "dtype": "Dtype of the mosaic.",
+    "nodata": "Value of empty pixels.",
+    "width": "Columns of the grid.",
+    "height": "Rows of the grid.",
+    "tiles": "Number of tiles.",
+    "reprojected_tiles": "Scenes brought in from another CRS or pixel grid, between |.",
+    "valid_share": "Share of the grid's pixels that hold a value, 0 to 1; the smallest of the bands.",
+    "cloud_share": "Share of SCL's pixels that are clouds (classes 8, 9, 10), 0 to 1.",
+    "seconds": "Time the engine took.",
+    "bytes": "Size on disk.",
+    "run_id": "The Dagster run, to be found in the UI.",
+    "finished_at": "When the attempt ended, UTC.",
+}
+_TYPES = (
+    {"success": "bool", "listed": "bool"}
+    | dict.fromkeys(("width", "height", "tiles", "bytes"), "int")
+    | dict.fromkeys(("valid_share", "cloud_share", "seconds"), "float")
+)
+
+
+def table_schema(name: str) -> dg.TableSchema:
+    """Columns of an audit table with their types and meanings, as Dagster shows them."""
+    return dg.TableSchema(
+        [dg.TableColumn(column, _TYPES.get(column, "string"), _MEANINGS[column]) for column in COLUMNS[name]]
+    )
+
+
 _SILENT = "the run ended before it could report (killed, stopped, or failed before this step); see it in the UI, then run it again"
 
 
-def audit_tables(instance: dg.DagsterInstance, bands: Sequence[str]) -> dict[str, pd.DataFrame]:
+def audit_tables(
+    instance: dg.DagsterInstance, bands: Sequence[str], listed: Collection[str]
+) -> dict[str, pd.DataFrame]:
     """The three tables by short name, telling the latest truth about every registered timestamp.
 
-    ``bands`` are the rows a timestamp gets in the band report while nothing is known about it.
+    ``bands`` are the rows a timestamp gets in the band report while nothing is known about it; ``listed`` are the
+    timestamps that ``time_serie.csv`` has now.
     """
     import pandas as pd  # here, because a code server that never writes tables can do without
 
@@ -81,7 +128,7 @@ def audit_tables(instance: dg.DagsterInstance, bands: Sequence[str]) -> dict[str
         if not attempt.bands:  # it ended before there was anything to say about a band
             attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
         provenance = {"run_id": silent[key], "finished_at": ""} if key in silent else _provenance(found)
-        rows["status"].append(_status_row(attempt) | provenance)
+        rows["status"].append(_status_row(attempt, key in listed) | provenance)
         rows["summary"].append(_summary_row(attempt) | provenance)
         rows["band_report"].extend(_band_row(attempt, band) | provenance for band in _sorted_bands(attempt))
     return {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name]), dtype=object) for name in COLUMNS}
@@ -98,11 +145,13 @@ def _provenance(found: RecordedAttempt | None) -> dict[str, Any]:
     return {"run_id": found.run_id, "finished_at": finished}
 
 
-def _status_row(attempt: Attempt) -> dict[str, Any]:
+def _status_row(attempt: Attempt, listed: bool) -> dict[str, Any]:
+    vanished = "" if listed else "not in time_serie.csv any more (what is on disk stays)"
     return {
         "timestamp": attempt.timestamp,
         "status": attempt.status,
-        "message": attempt.message,
+        "message": "; ".join(filter(None, (vanished, attempt.message))),
+        "listed": listed,
         "seconds": _total(attempt, "seconds"),
     }
 
@@ -123,6 +172,7 @@ def _summary_row(attempt: Attempt) -> dict[str, Any]:
         "tiles": max((band.tiles for band in bands if band.tiles is not None), default=None),
         "reprojected_tiles": _joined(tile for band in bands for tile in band.reprojected_tiles),
         "valid_share": min(shares, default=None),
+        "cloud_share": next((band.cloud_share for band in bands if band.cloud_share is not None), None),
         "seconds": _total(attempt, "seconds"),
         "bytes": _total(attempt, "bytes"),
     }
@@ -144,6 +194,7 @@ def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
         "tiles": band.tiles,
         "reprojected_tiles": _joined(band.reprojected_tiles),
         "valid_share": band.valid_share,
+        "cloud_share": band.cloud_share,
         "seconds": band.seconds,
         "bytes": band.bytes,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import multiprocessing
 import os
@@ -17,8 +16,13 @@ from pebble import ProcessExpired, ProcessPool
 from thess_agg_dagster.attempt import AGGREGATED
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.instance import process_tags
+from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.params import TimestampsAggregationParams
 
 Resources = dict[str, Any]
+
+# Unless told otherwise: more workers than this gain little and cost memory each.
+_MOST_WORKERS = 4
 
 
 def run_asset(
@@ -37,16 +41,39 @@ def run_asset(
         )
     except dg.DagsterExecutionInterruptedError as error:
         raise KeyboardInterrupt from error
+    except dg.Failure as failure:
+        if isinstance(failure.__cause__, dg.DagsterExecutionInterruptedError):
+            raise KeyboardInterrupt from failure
+        raise
 
 
-def run_timestamps(timestamps: Sequence[str], resources: Resources, workers: int) -> Iterator[tuple[str, str | None]]:
-    """Aggregate timestamps in ``workers`` processes; yields each as it ends, with what went wrong, if anything.
+def resources_config(io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> Resources:
+    """Run config that gives a run this lake and these parameters."""
+    io_config = {"data_lake": str(io_manager.lake.root)}
+    if io_manager.lake.tables:
+        io_config["tables"] = str(io_manager.lake.tables)
+    return {"params": {"config": params.run_config()}, "io_manager": {"config": io_config}}
 
-    A worker that dies takes its own timestamp with it, no other.
+
+def run_timestamps(
+    instance: dg.DagsterInstance,
+    timestamps: Sequence[str],
+    io_manager: DataLakeIOManager,
+    params: TimestampsAggregationParams,
+) -> Iterator[tuple[str, str | None]]:
+    """Aggregate timestamps in worker processes; yields each as it ends, with what went wrong, if anything.
+
+    A worker that dies takes its own timestamp with it, no other. Unless ``params`` say otherwise, workers times threads
+    is the number of cores.
     """
+    cores = os.cpu_count() or 1
+    workers = max(1, min(params.max_workers or min(cores, _MOST_WORKERS), len(timestamps)))
+    resources = resources_config(io_manager, params)
+    resources["params"]["config"]["threads"] = params.threads or max(1, cores // workers)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPool(workers, initializer=_start_worker, initargs=[dict(os.environ)], context=context) as pool:
+    initial = [dict(os.environ), instance.get_ref()]
+    with ProcessPool(workers, initializer=_start_worker, initargs=initial, context=context) as pool:
         futures: dict[Future[str | None], str] = {
             pool.schedule(_run_timestamp, args=[key, resources]): key for key in timestamps
         }
@@ -61,22 +88,23 @@ def run_timestamps(timestamps: Sequence[str], resources: Resources, workers: int
             raise
 
 
-def _start_worker(environment: dict[str, str]) -> None:
+# The instance of a worker process, open for as long as it lives: opening one takes as long as ten events.
+_worker_instance: dg.DagsterInstance
+
+
+def _start_worker(environment: dict[str, str], instance_ref: Any) -> None:
+    global _worker_instance
     os.environ.clear()  # the server that forked this process may be older than what the command settled
     os.environ.update(environment)
+    # A run that Dagster launched may have an instance without a DAGSTER_HOME. There is no public way to hand one on.
+    _worker_instance = dg.DagsterInstance.from_ref(instance_ref)
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
-@functools.cache
-def _instance() -> dg.DagsterInstance:
-    """The worker's own, for as long as it lives: opening one takes as long as ten events."""
-    return dg.DagsterInstance.get()
-
-
 def _run_timestamp(timestamp: str, resources: Resources) -> str | None:
     try:
-        run_asset(_instance(), resources, AGGREGATED, timestamp)
+        run_asset(_worker_instance, resources, AGGREGATED, timestamp)
     except dg.Failure as failure:
         return failure.description
     except Exception as error:

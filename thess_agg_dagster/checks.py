@@ -10,7 +10,7 @@ import dagster as dg
 import numpy as np
 import rasterio
 
-from thess_agg_dagster.attempt import AGGREGATED
+from thess_agg_dagster.attempt import AGGREGATED, BandRecord, RecordedAttempt
 from thess_agg_dagster.audit import COLUMNS
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
@@ -19,8 +19,12 @@ from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env
 from thess_agg_dagster.partitions import timestamps
 from thess_agg_dagster.timestamp_plan import TimestampPlan
 
+# Lines of a check's details; the event log is no place for long lists.
+_MOST_LINES = 100
+
 TIME_SERIE = dg.AssetKey("time_serie")
 REPORT = dg.AssetKey("timestamps_aggregation")
+VERIFICATION = dg.AssetKey("published_mosaics")
 
 with warnings.catch_warnings():
     # Checks per partition are a preview feature of Dagster 1.13; they work, and the warning says nothing to a user.
@@ -40,6 +44,13 @@ TIME_SERIE_CHECKS = [
 ]
 REPORT_CHECKS = [
     dg.AssetCheckSpec("complete", asset=REPORT, description="Every registered timestamp stands in each table."),
+]
+VERIFICATION_CHECKS = [
+    dg.AssetCheckSpec(
+        "unchanged",
+        asset=VERIFICATION,
+        description="Every published mosaic is there, as large as recorded, on its grid.",
+    ),
 ]
 
 
@@ -103,6 +114,34 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
     return _result("complete", faults, [])
 
 
+def check_published(published: Mapping[str, RecordedAttempt]) -> dg.AssetCheckResult:
+    """Compare what was recorded of every published mosaic with the file."""
+    faults = []
+    for key, found in published.items():
+        for band in found.attempt.bands:
+            if fault := _changed(band):
+                faults.append(f"{key}: {band.output_path}: {fault}; run the timestamp again")
+    return _result("unchanged", faults, [])
+
+
+def _changed(band: BandRecord) -> str:
+    """How a published mosaic differs from its record; empty where it does not."""
+    path = Path(band.output_path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be found ({error.strerror})"
+    if size != band.bytes:
+        return f"has {size} bytes, {band.bytes} were published"
+    try:
+        with gdal_env(), rasterio.open(path, driver="GTiff") as mosaic:
+            found = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs_name(mosaic.crs))
+    except rasterio.RasterioIOError as error:
+        return f"cannot be opened ({error})"
+    recorded = (band.width, band.height, band.dtype, band.crs)
+    return "" if found == recorded else f"is {found}, published was {recorded}"
+
+
 def _mosaic_faults(path: Path, plan: MosaicPlan) -> Iterator[str]:
     with gdal_env(), rasterio.open(path, driver="GTiff") as mosaic:
         rows, cols = plan.grid.shape
@@ -133,7 +172,8 @@ def _ground_remarks(plans: Sequence[MosaicPlan]) -> list[str]:
 def _result(name: str, faults: Sequence[str], remarks: Sequence[str]) -> dg.AssetCheckResult:
     """Faults fail the check; remarks alone are a warning."""
     messages = [*faults, *remarks]
-    metadata: Mapping[str, str] = {"details": "\n".join(messages)} if messages else {}
+    lines = [*messages[:_MOST_LINES], *([f"and {len(messages) - _MOST_LINES} more"] if messages[_MOST_LINES:] else [])]
+    metadata: Mapping[str, str] = {"details": "\n".join(lines)} if messages else {}
     return dg.AssetCheckResult(
         check_name=name,
         passed=not messages,

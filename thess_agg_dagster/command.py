@@ -21,23 +21,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt, latest_attempts
-from thess_agg_dagster.batch import run_asset, run_timestamps
+from thess_agg_dagster.attempt import AGGREGATED, latest_attempts
+from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps
 from thess_agg_dagster.checks import REPORT, TIME_SERIE
 from thess_agg_dagster.instance import fail_abandoned_runs, open_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
 from thess_agg_dagster.lake.publish import remove_abandoned
-from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
+from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.engine import COMPRESSIONS
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 from thess_agg_dagster.params import ENVIRONMENT_PREFIX, TimestampsAggregationParams
-from thess_agg_dagster.timestamp_plan import identify_inputs
+from thess_agg_dagster.timestamp_plan import is_due
 
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
-
-# Unless told otherwise: more workers than this gain little and cost memory each.
-_MOST_WORKERS = 4
 
 
 @click.command(name="python -m thess_agg_dagster", context_settings={"show_default": True})
@@ -88,7 +85,7 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given
             sys.exit(SOME_FAILED)
         except KeyboardInterrupt:
             session.tidy_up()
-            run_asset(instance, session.run_config(), REPORT)
+            run_asset(instance, session.resources, REPORT)
             console.print("Stopped. What was finished stays; run the same command to go on.")
             sys.exit(STOPPED)
 
@@ -104,24 +101,25 @@ class _Session:
         console: Console,
     ) -> None:
         self.instance = instance
+        self.io_manager = io_manager
         self.lake = io_manager.lake
+        self.resources = resources_config(io_manager, params)
         self.params = params
         self.console = console
 
     def aggregate(self, wanted: Sequence[str], force: bool) -> int:
         series = read_time_serie(self.lake.time_serie)
         keys = _selected(series, wanted)
-        config = self.run_config()
         self.tidy_up()
-        run_asset(self.instance, config, TIME_SERIE)
+        run_asset(self.instance, self.resources, TIME_SERIE)
         for row in series.refused:
             self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
         latest = {} if force else latest_attempts(self.instance)
-        todo = [key for key in keys if self._is_due(series.acquisitions[key], latest.get(key))]
+        todo = [key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params)]
         if todo:
-            self._run_all(todo, config)
+            self._run_all(todo)
             self.tidy_up()
-        run_asset(self.instance, config, REPORT)
+        run_asset(self.instance, self.resources, REPORT)
         status = pd.read_csv(self.lake.audit_table("status"), dtype=str, keep_default_na=False).set_index("timestamp")
         self._summarize(keys, len(keys) - len(todo), status)
         good = all(status.loc[key, "status"] == "success" for key in keys)
@@ -132,42 +130,24 @@ class _Session:
         fail_abandoned_runs(self.instance)
         remove_abandoned(self.lake.staging)
 
-    def run_config(self) -> dict[str, Any]:
-        io_config = {"data_lake": str(self.lake.root)}
-        if self.lake.tables:
-            io_config["tables"] = str(self.lake.tables)
-        return {"params": {"config": self.params.run_config()}, "io_manager": {"config": io_config}}
-
-    def _is_due(self, acquisition: Acquisition, last: RecordedAttempt | None) -> bool:
-        """Whether there is no success yet, or one of other inputs or parameters, or its mosaics are gone."""
-        if last is None or last.attempt.status != "success":
-            return True
-        if last.attempt.inputs != identify_inputs(acquisition, self.lake, self.params):
-            return True
-        return not all(self.lake.mosaic(acquisition.timestamp, band).exists() for band in self.params.bands)
-
-    def _run_all(self, keys: Sequence[str], config: dict[str, Any]) -> None:
+    def _run_all(self, keys: Sequence[str]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task("Aggregating", total=len(keys))
-            for key, error in self._runs(keys, config):
+            for key, error in self._runs(keys):
                 if error:
                     line = f"[red]failed[/] {key}  {escape(error)}"
                     progress.console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
                 progress.advance(task)
 
-    def _runs(self, keys: Sequence[str], config: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    def _runs(self, keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         """Run the timestamps; yields each as it ends, with what went wrong, if anything."""
-        if self.params.debug:
-            for key in keys:
-                run_asset(self.instance, config, AGGREGATED, key)  # raises, with the whole traceback
-                yield key, None
+        if not self.params.debug:
+            yield from run_timestamps(self.instance, keys, self.io_manager, self.params)
             return
-        cores = os.cpu_count() or 1
-        workers = min(self.params.max_workers or min(cores, _MOST_WORKERS), len(keys))
-        threads = self.params.threads or max(1, cores // workers)
-        config = config | {"params": {"config": config["params"]["config"] | {"threads": threads}}}
-        yield from run_timestamps(keys, config, workers)
+        for key in keys:
+            run_asset(self.instance, self.resources, AGGREGATED, key)  # raises, with the whole traceback
+            yield key, None
 
     def _summarize(self, keys: Sequence[str], skipped: int, status: pd.DataFrame) -> None:
         bands = pd.read_csv(self.lake.audit_table("band_report"), dtype=str, keep_default_na=False)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import dagster as dg
+import numpy as np
 from pydantic import Field
 
-from thess_agg_dagster.attempt import AGGREGATED, Attempt, BandRecord, BandStatus
+from thess_agg_dagster.attempt import AGGREGATED, Attempt, BandRecord, BandStatus, stopping_is_final
+from thess_agg_dagster.audit import table_schema
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.scl import cloud_share
 from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_line, is_transient
+from thess_agg_dagster.pictures import Preview, first_look, quicklook, series_at_a_glance, thumbnail
 from thess_agg_dagster.timestamp_plan import TimestampPlan
 
 if TYPE_CHECKING:
     import pandas as pd
     from rasterio.io import DatasetReader
+
+# Rows of each audit table shown as metadata; the event log is no place for long lists.
+_FIRST_ROWS = 20
+# A run tells how far it is no more often than this.
+_TELL_SECONDS = 5
 
 
 class AuditTables(dict[str, "pd.DataFrame"]):
@@ -63,7 +75,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         return DataLake(Path(self.data_lake).absolute(), Path(self.tables).absolute() if self.tables else None)
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        self._write(obj, context)
+        with stopping_is_final():
+            self._write(obj, context)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """``time_serie``: the parsed list. ``data_raw/aggregated``: the mosaics of the partition(s) asked for."""
@@ -96,57 +109,96 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     @_write.register
     def _(self, obj: AuditTables, context: dg.OutputContext) -> None:
         for name, table in obj.items():
-            path, text = self.lake.audit_table(name), table.to_csv(index=False)
-            try:
-                with staged_file(path) as file:
-                    file.write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise dg.Failure(
-                    f"{path}: cannot be written ({first_line(error)}); it takes {len(text) / 1e3:.0f} KB; check disk space, "
-                    "quota and permissions (the old table stays)",
-                    allow_retries=False,
-                ) from error
-        context.add_output_metadata(
-            {name: dg.MetadataValue.path(str(self.lake.audit_table(name))) for name in obj}
-            | {"timestamps": len(obj["status"])}
-        )
+            self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
+        picture = series_at_a_glance(obj["status"], obj["band_report"])
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        self._write_table(self.lake.glance, data.getvalue())
+        states = obj["status"]["status"]
+        counts = {
+            "timestamps": len(states),
+            "successful": int((states == "success").sum()),
+            "failed": int((~states.isin(["success", "not_run"])).sum()),
+            "not_run": int((states == "not_run").sum()),
+        }
+        seen: dict[str, Any] = {"series": dg.MetadataValue.md(first_look(picture)), **counts}
+        for name, table in obj.items():
+            seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
+            seen[f"{name}_first_rows"] = dg.MetadataValue.table(_records(table.head(_FIRST_ROWS)), table_schema(name))
+        context.add_output_metadata(seen)
+
+    def _write_table(self, path: Path, data: bytes) -> None:
+        try:
+            with staged_file(path) as file:
+                file.write_bytes(data)
+        except OSError as error:
+            raise dg.Failure(
+                f"{path}: cannot be written ({first_line(error)}); it takes {len(data) / 1e3:.0f} KB; check disk space, "
+                "quota and permissions (the old file stays)",
+                allow_retries=False,
+            ) from error
 
     @_write.register
     def _(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
         """Write every band into a staging folder; publish the folder when all of them stand."""
         target = self.lake.timestamp_folder(obj.timestamp)
         records: list[BandRecord] = []
+        previews: dict[str, Preview] = {}
+        picture = None
         try:
             with staged_folder(target, self.lake.staging) as folder:
                 errors: list[Exception] = []
                 context.log.info(obj.summary())
+                told = time.monotonic()
                 for band, plan in obj.mosaics.items():
                     try:
-                        records.append(_write_band(plan, folder / f"{band}.tif", target / f"{band}.tif", obj))
+                        record, previews[band] = _write_band(plan, folder / f"{band}.tif", target / f"{band}.tif", obj)
+                        records.append(record)
+                        if time.monotonic() - told > _TELL_SECONDS:
+                            told = time.monotonic()
+                            context.log.info(f"{band} is merged, {len(records)} of {len(obj.mosaics)} bands")
                     except Exception as error:  # the other bands are tried, too, so that one report shows every problem
                         errors.append(error)
                         records.append(obj.band_record(plan, *_fault(error, folder, target)))
                 if errors:
                     raise _UnpublishedError from errors[0]
+                if picture := quicklook(previews):
+                    picture.save(folder / self.lake.quicklook(obj.timestamp).name, compress_level=3)
         except _UnpublishedError as unpublished:
             self._fail(context, obj.failed_attempt(records), unpublished.__cause__)
         except OSError as error:
             why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
             faults = [obj.band_record(plan, "write_failed", why) for plan in obj.mosaics.values()]
             self._fail(context, obj.failed_attempt(faults), error)
-        attempt = Attempt(obj.timestamp, "success", _notes(records), records, str(target), obj.inputs)
-        context.add_output_metadata(attempt.metadata())
+        seen: dict[str, Any] = {}
+        if picture:
+            seen["quicklook"] = dg.MetadataValue.md(thumbnail(picture))
+            seen["quicklook_file"] = dg.MetadataValue.path(str(self.lake.quicklook(obj.timestamp)))
+        context.add_output_metadata(seen | obj.successful_attempt(records, target).metadata())
 
     def _fail(self, context: dg.OutputContext, attempt: Attempt, cause: BaseException | None) -> NoReturn:
         context.log_event(attempt.observation())
         raise dg.Failure(attempt.message, allow_retries=cause is not None and is_transient(cause)) from cause
 
 
+def _records(table: pd.DataFrame) -> list[dg.TableRecord]:
+    """Rows as Dagster shows them: plain values, nothing for what is missing."""
+    return [
+        dg.TableRecord(
+            {
+                str(name): value if isinstance(value, str | int | float | None) else str(value)
+                for name, value in row.items()
+            }
+        )
+        for row in table.to_dict("records")
+    ]
+
+
 class _UnpublishedError(Exception):
     """Some band could not be made, so the staged folder is thrown away."""
 
 
-def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: TimestampPlan) -> BandRecord:
+def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: TimestampPlan) -> tuple[BandRecord, Preview]:
     tags = {
         "timestamp": timestamp.timestamp,
         "band": plan.band,
@@ -160,13 +212,17 @@ def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: Timestam
         notes.append(
             f"{stats.overwritten_pixels} valid pixels have the value of nodata ({plan.nodata:g}) and read as empty"
         )
-    return replace(
+    clouds = cloud_share(stats.histogram) if plan.band == "SCL" and stats.histogram is not None else None
+    record = replace(
         timestamp.band_record(plan, "success", "; ".join(notes)),
         output_path=str(final),
         valid_share=round(stats.valid_share, 6),
+        cloud_share=None if clouds is None else round(clouds, 6),
         seconds=round(stats.seconds, 3),
         bytes=stats.bytes,
     )
+    empty = np.isnan(stats.preview) if math.isnan(plan.nodata) else stats.preview == plan.nodata
+    return record, np.ma.array(stats.preview, mask=empty)
 
 
 def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, str]:
@@ -178,7 +234,3 @@ def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, s
     if isinstance(error, SystemFaultError):
         return "merge_failed", str(error)
     return "merge_failed", f"{type(error).__name__}: {first_line(error)}"
-
-
-def _notes(records: Sequence[BandRecord]) -> str:
-    return "; ".join(f"{record.band}: {record.message}" for record in records if record.message)

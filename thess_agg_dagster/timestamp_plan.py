@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from thess_agg_dagster import __version__
-from thess_agg_dagster.attempt import Attempt, BandRecord, BandStatus, status_of
+from thess_agg_dagster.attempt import Attempt, BandRecord, BandStatus, RecordedAttempt, TimestampStatus, status_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.plan import MosaicPlan, PlanError, plan_mosaic
@@ -53,7 +54,7 @@ class TimestampPlan:
         """The attempt that ends here: no tiles listed, or no plan for some band."""
         if not self.scene_ids:
             message = "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
-            return Attempt(self.timestamp, "failed_no_tiles", message, inputs=self.inputs)
+            return self._attempt("failed_no_tiles", message)
         broken = ", ".join(self.problems)
         records = [
             self.band_record(plan, "skipped", f"not merged, because of {broken}") for plan in self.mosaics.values()
@@ -68,7 +69,17 @@ class TimestampPlan:
                     missing_files=[str(p.path) for p in problems if p.path and p.kind == "missing_input"],
                 )
             )
-        return Attempt(self.timestamp, status_of(records), self._problem_message(), records, inputs=self.inputs)
+        return self._attempt(status_of(records), self._problem_message(), records)
+
+    def successful_attempt(self, records: Sequence[BandRecord], folder: Path) -> Attempt:
+        """The attempt whose mosaics stand in ``folder``."""
+        message = "; ".join(f"{record.band}: {record.message}" for record in records if record.message)
+        return self._attempt("success", message, records, str(folder))
+
+    def _attempt(
+        self, status: TimestampStatus, message: str, bands: Sequence[BandRecord] = (), folder: str = ""
+    ) -> Attempt:
+        return Attempt(self.timestamp, status, message, bands, folder, self.inputs, self.scene_ids)
 
     def _problem_message(self) -> str:
         """All problems in one line: bands that share a scene and a reason are named together."""
@@ -95,7 +106,7 @@ class TimestampPlan:
             for record in records
         ]
         message = "; ".join(f"{record.band}: {record.message}" for record in failed)
-        return Attempt(self.timestamp, status_of(failed), message, withheld, inputs=self.inputs)
+        return self._attempt(status_of(failed), message, withheld)
 
 
 def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> TimestampPlan:
@@ -129,3 +140,14 @@ def identify_inputs(acquisition: Acquisition, lake: DataLake, params: Timestamps
             except OSError:
                 digest.update(f"{scene_id}/{band} missing\n".encode())
     return digest.hexdigest()[:32]
+
+
+def is_due(
+    acquisition: Acquisition, last: RecordedAttempt | None, lake: DataLake, params: TimestampsAggregationParams
+) -> bool:
+    """Whether there is no success yet, or one of other inputs or parameters, or its mosaics are gone."""
+    if last is None or last.attempt.status != "success":
+        return True
+    if last.attempt.inputs != identify_inputs(acquisition, lake, params):
+        return True
+    return not all(lake.mosaic(acquisition.timestamp, band).exists() for band in params.bands)

@@ -157,8 +157,10 @@ def test_runs_of_living_processes_and_other_machines_are_left_alone(small_lake: 
     assert not instance_module._is_alive(f"{os.uname().nodename}:{os.getpid()}:2.5")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped(small_lake: SmallLake, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGINT, ["--debug"])]
+)
+def test_stopped(small_lake: SmallLake, number: int, options: list[str]) -> None:
     """Ctrl-C or SIGTERM: no staging, no run that seems to go on, tables that tell the truth, then the rest is made."""
     rows = []
     for second in range(30):
@@ -167,7 +169,7 @@ def test_stopped(small_lake: SmallLake, number: int) -> None:
     small_lake.list_rows(*rows)
     command = ["-m", "thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04"]
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True,
+        [sys.executable, *command, *options], cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -247,7 +249,7 @@ def test_several_first_starts_at_once_and_one_result(small_lake: SmallLake) -> N
     assert not any("locked" in output or "head" in output for output in outputs)
     for key in (FIRST, SECOND):
         made = list(small_lake.lake.timestamp_folder(key).iterdir())
-        assert sorted(path.name for path in made) == ["B04.tif", "B08.tif", "SCL.tif"]
+        assert sorted(path.name for path in made) == ["B04.tif", "B08.tif", "SCL.tif", "quicklook.png"]
     assert list(small_lake.lake.staging.iterdir()) == []
     with dg.DagsterInstance.from_config(str(small_lake.root / ".dagster")) as instance:
         assert instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])) == 4 * 4
@@ -288,10 +290,10 @@ def contents(lake: SmallLake) -> dict[str, bytes]:
 
 
 def test_disk_full_while_writing_mosaics(small_lake: SmallLake, published: dict[str, bytes]) -> None:
-    """A tmpfs of 140 KB for the mosaics, which holds the old ones and has no room for new ones beside them."""
+    """A tmpfs of 270 KB for the mosaics, which holds the old ones and has no room for new ones beside them."""
     aggregated = small_lake.lake.aggregated
     mounts = (
-        f"cp -a '{aggregated}' '{aggregated}.copy'; mount -t tmpfs -o size=140k tmpfs '{aggregated}'; "
+        f"cp -a '{aggregated}' '{aggregated}.copy'; mount -t tmpfs -o size=270k tmpfs '{aggregated}'; "
         f"cp -a '{aggregated}.copy'/* '{aggregated}'"
     )
     check = f"cmp '{aggregated}'/*/B04.tif '{aggregated}.copy'/*/B04.tif && [ -z \"$(ls -A '{aggregated}/.staging')\" ]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,17 @@ import dagster as dg
 import pytest
 
 from thess_agg_dagster.attempt import AGGREGATED
-from thess_agg_dagster_tests.conftest import BANDS, SmallLake
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
+from thess_agg_dagster_tests.rasters import noise
 from thess_agg_dagster_tests.test_command import ROOT, clean_environment, run
+
+UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
 
 
 class Ui:
@@ -69,8 +79,8 @@ class Ui:
         params = {"assetSelection": [{"path": AGGREGATED.path}], "partitionNames": keys}
         return str(self.ask(query, p=params)["launchPartitionBackfill"]["backfillId"])
 
-    def runs(self, *found: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
-        return list(self.instance.get_runs(dg.RunsFilter(statuses=list(found))))
+    def runs(self, *found: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> list[dg.DagsterRun]:
+        return list(self.instance.get_runs(dg.RunsFilter(statuses=list(found), tags=tags)))
 
     def close(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
@@ -101,16 +111,41 @@ def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
     # A backfill from the UI, and the command over the same timestamps while it is at work.
     for key in keys:
         small_lake.add_timestamp(key)
-    ui.backfill(keys)
+    backfill = ui.backfill(keys)
     ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.STARTED)))
     beside = run(*command, "--force", "--bands", ",".join(BANDS))
     assert beside.returncode == 0, beside.stderr
-    ui.wait_until(
-        lambda: len([r for r in ui.runs(dg.DagsterRunStatus.SUCCESS) if "dagster/backfill" in r.tags]) == len(keys)
-    )
+    ui.wait_until(lambda: len(ui.runs(dg.DagsterRunStatus.SUCCESS, tags={"dagster/backfill": backfill})) == len(keys))
+    ui.wait_until(lambda: not ui.runs(*UNFINISHED))  # sensors ran some of them, too
     for key in keys:
-        assert sorted(path.stem for path in small_lake.lake.timestamp_folder(key).iterdir()) == list(BANDS)
+        assert sorted(path.stem for path in small_lake.lake.timestamp_folder(key).glob("*.tif")) == list(BANDS)
     made = ui.instance.fetch_materializations(AGGREGATED, limit=100).records
-    assert len(made) == 1 + 2 * len(keys)  # not one event lost
+    successes = [run for run in ui.runs(dg.DagsterRunStatus.SUCCESS) if "dagster/partition" in run.tags]
+    assert len(made) == len(successes) >= 1 + 2 * len(keys)  # not one event lost
     assert list(small_lake.lake.staging.iterdir()) == []
     assert "locked" not in ui.log.read_text()
+
+
+def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
+    """A run that decodes for tens of seconds is told to stop in the UI: it does, at once, and leaves the truth."""
+    ids = [scene(FIRST, "T35TKF"), scene(FIRST, "T34TFL")]
+    for scene_id in ids:
+        options: dict[str, Any] = {"pixels": noise(1, (6000, 3000)), "pixel": 10, "jpeg2000": True, "block": 512}
+        tile = small_lake.add_tile(scene_id, "B04", east=scene_id == ids[0], **options)
+        for band in ("B08", "SCL"):
+            shutil.copyfile(tile, small_lake.lake.tile(scene_id, band))
+    small_lake.list_rows((FIRST, ids))  # and a sensor launches it
+    ui.wait_until(lambda: small_lake.lake.staging.is_dir() and any(small_lake.lake.staging.iterdir()))
+    (started,) = ui.runs(dg.DagsterRunStatus.STARTED)
+    stop = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+    assert ui.ask(stop, id=started.run_id)["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=15)
+    assert list(small_lake.lake.staging.iterdir()) == []
+    assert not small_lake.lake.timestamp_folder(FIRST).exists()
+
+    # The report follows by itself, and says so.
+    status = small_lake.lake.audit_table("status")
+    ui.wait_until(lambda: status.exists() and "exception" in status.read_text())
+    (row,) = small_lake.tables_on_disk()["status"].to_dict("records")
+    assert row["run_id"] == started.run_id
+    assert "stopped" in row["message"]

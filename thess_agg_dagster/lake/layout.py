@@ -53,6 +53,11 @@ class DataLake:
     def audit_table(self, name: str) -> Path:
         return self.tables_folder / AUDIT_TABLES[name]
 
+    @property
+    def glance(self) -> Path:
+        """The picture of the whole series."""
+        return self.tables_folder / "timestamps_aggregation.png"
+
     def tile(self, scene_id: str, band: str) -> Path:
         """The raw tile of a scene and band. Raises ``ValueError`` unless both are plain names."""
         for name in (scene_id, band):
@@ -71,3 +76,6 @@ class DataLake:
 
     def mosaic(self, timestamp: str, band: str) -> Path:
         return self.timestamp_folder(timestamp) / f"{band}.tif"
+
+    def quicklook(self, timestamp: str) -> Path:
+        return self.timestamp_folder(timestamp) / "quicklook.png"

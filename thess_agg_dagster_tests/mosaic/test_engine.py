@@ -27,7 +27,7 @@ from thess_agg_dagster.mosaic.plan import MosaicOptions, PlanError, plan_mosaic
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import TileError
 from thess_agg_dagster.sample import TILE_SIZE, TILES
-from thess_agg_dagster_tests.rasters import DATA, ZONE_34, ZONE_35, Array, noise, read, write_tile
+from thess_agg_dagster_tests.rasters import DATA, ZONE_34, ZONE_35, Array, half_empty, noise, read, write_tile
 
 
 def mosaic(paths: Sequence[Path], out: Path, band: str = "B04", **options: Any) -> MosaicStats:
@@ -510,3 +510,23 @@ def test_zones_that_meet_at_the_ends_of_the_map(
     assert result.shape < (3000, 3000)
     assert (result != expected).mean() < 0.01
     assert ((result > 0) != (expected > 0)).mean() < 0.001
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_preview_and_histogram_against_the_file(tmp_path: Path, small_windows: None, dtype: str) -> None:
+    paths = [
+        write_tile(tmp_path / "a.tif", noise(1, (901, 700), 0, 12, dtype)),
+        write_tile(
+            tmp_path / "b.tif", half_empty((500, 1100), dtype) % np.dtype(dtype).type(12), corner=(606000, 4496000)
+        ),
+    ]
+    stats = mosaic(paths, tmp_path / "out.tif", "SCL")
+    pixels = read(tmp_path / "out.tif")
+    assert pixels.shape == (901, 1700)
+    np.testing.assert_array_equal(stats.preview, pixels[::3, ::3])  # the first step that leaves at most 800
+    if dtype == "uint8":
+        assert stats.histogram is not None
+        np.testing.assert_array_equal(stats.histogram[1:], np.bincount(pixels.ravel(), minlength=256)[1:])
+        assert stats.histogram[0] == 0  # 0 is empty here
+    else:
+        assert stats.histogram is None

@@ -1,0 +1,241 @@
+"""What runs by itself: sensors for the list, for tiles that arrive late, and for the report; jobs; a schedule."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import dagster as dg
+
+from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt, latest_attempts
+from thess_agg_dagster.checks import REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.instance import fail_abandoned_runs
+from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.partitions import timestamps
+from thess_agg_dagster.timestamp_plan import identify_inputs, is_due
+
+_SECONDS = 30
+# A file that changed less than this ago may still be in the making.
+_SETTLE_SECONDS = 5
+# More runs than this are asked for over several ticks, each short enough for Dagster to answer for.
+_MOST_RUNS = 500
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+Tick = dg.SensorResult | dg.SkipReason
+
+
+@dg.sensor(
+    target=[TIME_SERIE, AGGREGATED],
+    minimum_interval_seconds=_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="A new or changed `time_serie.csv`: registers its timestamps and launches those that are new or whose "
+    "tile list changed.",
+)
+def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> Tick:
+    path = io_manager.lake.time_serie
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    stamp = _stamp(path)
+    if stamp is None:
+        return dg.SkipReason(f"{path}: no such file yet")
+    if stamp == cursor.get("stamp") and not cursor.get("after"):
+        return dg.SkipReason(f"{path} has not changed")
+    if _is_fresh(path):
+        return dg.SkipReason(f"{path} changed less than {_SETTLE_SECONDS} s ago; it may still be written, so it waits")
+    try:
+        series = read_time_serie(path)
+    except TimeSerieError as error:
+        return dg.SkipReason(str(error))
+    if _stamp(path) != stamp:
+        return dg.SkipReason(f"{path} changed while it was read; it is looked at again")
+    latest = latest_attempts(context.instance)
+    wanted = {
+        key: acquisition
+        for key, acquisition in series.acquisitions.items()
+        if key not in latest or tuple(latest[key].attempt.scene_ids) != acquisition.scene_ids
+    }
+    # Sorted, so that a list too long for one tick goes on where the last one stopped.
+    after = cursor.get("after") or "" if stamp == cursor.get("stamp") else ""
+    ahead = sorted(key for key in wanted if key > after)
+    now = ahead[:_MOST_RUNS]
+    registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
+    new = [key for key in series.acquisitions if key not in registered]
+    requests = [_request(key, latest.get(key), "\n".join(wanted[key].scene_ids)) for key in now]
+    if not after:  # the asset tells which rows were refused, and shows the list
+        requests.insert(0, dg.RunRequest(run_key=f"list {_digest(json.dumps(stamp))}", asset_selection=[TIME_SERIE]))
+    return dg.SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
+        cursor=json.dumps({"stamp": stamp, "after": now[-1] if len(ahead) > len(now) else None}),
+    )
+
+
+@dg.sensor(
+    target=[AGGREGATED],
+    minimum_interval_seconds=_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tiles that arrive late: launches a timestamp that failed for missing or broken tiles again, once, when "
+    "all of its tiles are there and something about them changed.",
+)
+def late_tiles_sensor(
+    context: dg.SensorEvaluationContext,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+    params: TimestampsAggregationParams,
+) -> Tick:
+    newest = _newest(context.instance.fetch_observations(AGGREGATED, limit=1).records)
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    waiting: dict[str, str] = cursor.get("waiting", {})  # and what was there of its tiles when it failed
+    if newest != cursor.get("newest"):
+        waiting = {key: found.attempt.inputs for key, found in _failed_for_tiles(context.instance).items()}
+    try:
+        acquisitions = read_time_serie(io_manager.lake.time_serie).acquisitions if waiting else {}
+    except TimeSerieError as error:
+        return dg.SkipReason(str(error))
+    arrived = {}
+    for key in waiting:
+        if key in acquisitions and _are_there(acquisitions[key], io_manager, params):
+            inputs = identify_inputs(acquisitions[key], io_manager.lake, params)
+            if inputs != waiting[key]:
+                arrived[key] = inputs
+    requests = []
+    if arrived:
+        failed = _failed_for_tiles(context.instance)  # someone else may have run it meanwhile
+        requests = [_request(key, failed[key], inputs) for key, inputs in arrived.items() if key in failed][:_MOST_RUNS]
+    launched = {str(request.partition_key) for request in requests}
+    waiting = {key: inputs for key, inputs in waiting.items() if key not in launched}
+    context.update_cursor(json.dumps({"newest": newest, "waiting": waiting}))
+    if requests:
+        return dg.SensorResult(run_requests=requests)
+    return dg.SkipReason(f"{len(waiting)} timestamps wait for tiles" if waiting else "No timestamp waits for tiles")
+
+
+@dg.sensor(
+    target=[REPORT],
+    minimum_interval_seconds=_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Keeps the audit tables fresh: writes them when timestamps succeeded or failed since, and nothing is at "
+    "work any more.",
+)
+def report_sensor(context: dg.SensorEvaluationContext) -> Tick:
+    instance = context.instance
+    written = _newest(instance.fetch_materializations(REPORT, limit=1).records)
+    told = max(
+        _newest(instance.fetch_materializations(AGGREGATED, limit=1).records),
+        _newest(instance.fetch_observations(AGGREGATED, limit=1).records),
+        _newest(instance.fetch_materializations(TIME_SERIE, limit=1).records),
+    )
+    # A run that was killed or stopped leaves no event of its asset.
+    ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
+    failures = instance.get_run_records(ended, limit=1, order_by="update_timestamp")
+    failure = failures[0].dagster_run.run_id if failures else ""
+    if told <= written and context.cursor in (None, failure):
+        return dg.SkipReason("Nothing new to tell")
+    fail_abandoned_runs(instance)
+    busy = instance.get_runs_count(dg.RunsFilter(statuses=_UNFINISHED))
+    if busy:
+        return dg.SkipReason(f"{busy} runs are not finished; the tables wait for them")
+    request = dg.RunRequest(run_key=f"{told} {failure}", asset_selection=[REPORT])
+    return dg.SensorResult(run_requests=[request], cursor=failure)
+
+
+@dg.op(description="Aggregates what `python -m thess_agg_dagster` would: everything missing, failed or changed.")
+def aggregate_due(
+    context: dg.OpExecutionContext,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+    params: TimestampsAggregationParams,
+) -> None:
+    from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps  # which load these definitions
+
+    instance, lake = context.instance, io_manager.lake
+    resources = resources_config(io_manager, params)
+    run_asset(instance, resources, TIME_SERIE)
+    series = read_time_serie(lake.time_serie)
+    latest = latest_attempts(instance)
+    due = [key for key, row in series.acquisitions.items() if is_due(row, latest.get(key), lake, params)]
+    context.log.info(f"{len(due)} of {len(series.acquisitions)} timestamps are missing, failed or changed")
+    failed = 0
+    for number, (key, error) in enumerate(run_timestamps(instance, due, io_manager, params) if due else (), 1):
+        failed += error is not None
+        context.log.info(f"{number} of {len(due)}: {key} {'is done' if error is None else f'failed: {error}'}")
+    run_asset(instance, resources, REPORT)
+    if failed:
+        raise dg.Failure(f"{failed} of {len(due)} timestamps failed; the table {lake.audit_table('status')} says why")
+
+
+@dg.job(
+    description="Everything missing, failed or changed, in worker processes, then the report; the same as "
+    "`python -m thess_agg_dagster`.",
+    executor_def=dg.in_process_executor,
+)
+def missing_or_failed() -> None:
+    aggregate_due()
+
+
+report_only = dg.define_asset_job(
+    "report_only", selection=dg.AssetSelection.assets(REPORT), description="Writes the audit tables."
+)
+
+verify_published = dg.define_asset_job(
+    "verify_published",
+    selection=dg.AssetSelection.assets(VERIFICATION),
+    description="Compares every published mosaic with what was recorded when it was made.",
+)
+
+verify_published_schedule = dg.ScheduleDefinition(
+    name="verify_published_schedule",
+    job=verify_published,
+    cron_schedule="30 3 * * *",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Re-checks the published mosaics every night; off until it is switched on.",
+)
+
+
+def _request(key: str, last: RecordedAttempt | None, what: str) -> dg.RunRequest:
+    """A run of one timestamp. Dagster launches a run key once, so the same cause after the same attempt is one run."""
+    run_key = f"{key} after {last.storage_id if last else 0} {_digest(what)}"
+    return dg.RunRequest(run_key=run_key, partition_key=key, asset_selection=[AGGREGATED])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """What changes whenever a file is written or replaced, its modification time kept or not."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _is_fresh(path: Path) -> bool:
+    return 0 <= time.time() - path.stat().st_ctime < _SETTLE_SECONDS
+
+
+def _failed_for_tiles(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt]:
+    """Timestamps whose latest attempt failed for what other tiles could mend."""
+    causes = ("failed_missing_inputs", "failed_invalid_inputs")
+    return {key: found for key, found in latest_attempts(instance).items() if found.attempt.status in causes}
+
+
+def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> bool:
+    """Whether every tile exists and none is still being written."""
+    tiles = [io_manager.lake.tile(scene, band) for scene in acquisition.scene_ids for band in params.bands]
+    try:
+        return not any(_is_fresh(tile) for tile in tiles)
+    except OSError:
+        return False
+
+
+def _newest(records: Iterable[dg.EventLogRecord]) -> int:
+    return max((record.storage_id for record in records), default=0)

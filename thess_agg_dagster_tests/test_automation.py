@@ -1,0 +1,271 @@
+"""Sensors, jobs and the schedule, on a real SQLite instance; ``test_ui.py`` lets a real daemon run them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from thess_agg_dagster import automation
+from thess_agg_dagster.attempt import AGGREGATED
+from thess_agg_dagster.automation import late_tiles_sensor, report_sensor, time_serie_sensor
+from thess_agg_dagster.batch import run_asset
+from thess_agg_dagster.checks import REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.definitions import defs
+from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+
+
+class Sensor:
+    """A sensor as the daemon ticks it: keeps the cursor, launches a run key once, registers partitions."""
+
+    def __init__(self, sensor: dg.SensorDefinition, lake: SmallLake) -> None:
+        self.sensor, self.lake = sensor, lake
+        self.cursor: str | None = None
+        self.run_keys: set[str | None] = set()
+
+    def tick(self) -> tuple[list[str], str]:
+        """Partition keys launched ("" for an unpartitioned asset) and the reason for launching none."""
+        resources: dict[str, Any] = {
+            "io_manager": DataLakeIOManager(data_lake=str(self.lake.root)),
+            "params": TimestampsAggregationParams(),
+        }
+        needed = {name: resources[name] for name in self.sensor.required_resource_keys}
+        with dg.build_sensor_context(self.lake.instance, self.cursor, resources=needed, definitions=defs) as context:
+            found = self.sensor(context)
+        if isinstance(found, dg.SkipReason):
+            self.cursor = context.cursor
+            return [], str(found.skip_message)
+        assert isinstance(found, dg.SensorResult)
+        self.cursor = found.cursor or context.cursor
+        for added in found.dynamic_partitions_requests or ():
+            self.lake.instance.add_dynamic_partitions(added.partitions_def_name, list(added.partition_keys))
+        new = [request for request in found.run_requests or () if request.run_key not in self.run_keys]
+        self.run_keys |= {request.run_key for request in new}
+        return [request.partition_key or "" for request in new], ""
+
+
+@pytest.fixture(autouse=True)
+def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a test are as young as the test; only where it matters must they settle."""
+    monkeypatch.setattr(automation, "_SETTLE_SECONDS", 0)
+
+
+@pytest.fixture
+def ready(small_lake: SmallLake) -> SmallLake:
+    """Two timestamps, the second without one of its tiles."""
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)), (SECOND, small_lake.add_timestamp(SECOND)))
+    tile_of(small_lake, SECOND).unlink()
+    return small_lake
+
+
+def tile_of(lake: SmallLake, timestamp: str, band: str = "B08") -> Path:
+    (scene,) = (path.parent for path in lake.root.glob(f"cache/s2/*{timestamp[:10].replace('-', '')}*T34TFL*/B04.tif"))
+    return scene / f"{band}.tif"
+
+
+def test_a_new_list_registers_and_launches_its_timestamps_once(ready: SmallLake) -> None:
+    sensor = Sensor(time_serie_sensor, ready)
+    assert sensor.tick() == (["", FIRST, SECOND], "")
+    assert set(ready.instance.get_dynamic_partitions("timestamp")) == {FIRST, SECOND}
+    assert sensor.tick() == ([], f"{ready.lake.time_serie} has not changed")
+
+
+def test_only_new_and_changed_rows_are_launched(ready: SmallLake) -> None:
+    sensor = Sensor(time_serie_sensor, ready)
+    sensor.tick()
+    ready.read_list()
+    for key in (FIRST, SECOND):
+        ready.aggregate(key)
+    ids = ready.add_timestamp(THIRD)
+    rows = [(FIRST, ready.add_timestamp(FIRST)), (SECOND, ready.add_timestamp(SECOND)), (THIRD, ids)]
+    ready.list_rows(*rows)
+    assert sensor.tick()[0] == ["", THIRD]
+    ready.aggregate(THIRD)
+    # Fewer tiles of the first, the second gone.
+    ready.list_rows((FIRST, rows[0][1][:1]), (THIRD, ids))
+    assert sensor.tick()[0] == ["", FIRST]
+    ready.aggregate(FIRST)
+    # And back: the same tiles as once, but not as the last time.
+    ready.list_rows(*rows)
+    assert sensor.tick()[0] == ["", FIRST]
+
+
+def test_a_reset_cursor_launches_nothing_twice(ready: SmallLake) -> None:
+    sensor = Sensor(time_serie_sensor, ready)
+    sensor.tick()
+    sensor.cursor = None  # before the runs left anything
+    assert sensor.tick()[0] == []
+    ready.aggregate(FIRST)
+    ready.aggregate(SECOND)
+    sensor.cursor = None
+    assert sensor.tick()[0] == []
+
+
+def test_a_replaced_list_with_the_same_time_is_noticed(ready: SmallLake) -> None:
+    sensor = Sensor(time_serie_sensor, ready)
+    sensor.tick()
+    before = ready.lake.time_serie.stat()
+    text = ready.lake.time_serie.read_text().replace("2023-02-02 09:21:09", "2023-02-02 09:21:08")
+    new = ready.root / "new.csv"
+    new.write_text(text)
+    new.replace(ready.lake.time_serie)
+    os.utime(ready.lake.time_serie, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = ready.lake.time_serie.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert sensor.tick()[0] == ["", FIRST.replace("09:21:09", "09:21:08")]
+
+
+def test_a_list_in_the_making_or_unusable_waits_and_is_looked_at_again(
+    ready: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensor = Sensor(time_serie_sensor, ready)
+    good = ready.lake.time_serie.read_text()
+    ready.lake.time_serie.unlink()
+    assert "no such file yet" in sensor.tick()[1]
+    ready.lake.time_serie.write_text("acq_date,tiles\n")
+    for _ in range(2):
+        assert "lacks the column" in sensor.tick()[1]
+    ready.lake.time_serie.write_text(good[:60])
+    monkeypatch.setattr(automation, "_SETTLE_SECONDS", 0.5)
+    assert "may still be written" in sensor.tick()[1]
+    ready.lake.time_serie.write_text(good)
+    time.sleep(0.6)
+    assert sensor.tick()[0] == ["", FIRST, SECOND]
+
+
+def test_a_long_list_is_launched_over_several_ticks(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [f"2024-01-01 00:00:{second:02d}" for second in range(7)]
+    ready.list_rows(*((key, ["A"]) for key in keys))
+    monkeypatch.setattr(automation, "_MOST_RUNS", 3)
+    sensor = Sensor(time_serie_sensor, ready)
+    assert [sensor.tick()[0] for _ in range(4)] == [["", *keys[:3]], keys[3:6], keys[6:], []]
+
+
+def test_late_tiles_are_noticed_once(ready: SmallLake) -> None:
+    sensor = Sensor(late_tiles_sensor, ready)
+    assert sensor.tick() == ([], "No timestamp waits for tiles")
+    ready.read_list()
+    ready.aggregate(FIRST)
+    assert ready.aggregate(SECOND).attempt.status == "failed_missing_inputs"
+    for _ in range(2):
+        assert sensor.tick() == ([], "1 timestamps wait for tiles")
+    # An error page instead of the tile: launched, and it fails for that; then the tile itself.
+    tile_of(ready, SECOND).write_text("<html>")
+    assert sensor.tick()[0] == [SECOND]
+    assert sensor.tick()[0] == []
+    assert ready.aggregate(SECOND).attempt.status == "failed_invalid_inputs"
+    assert sensor.tick()[0] == []
+    ready.add_timestamp(SECOND)
+    assert sensor.tick()[0] == [SECOND]
+    assert ready.aggregate(SECOND).attempt.status == "success"
+    assert sensor.tick() == ([], "No timestamp waits for tiles")
+
+
+def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready.read_list()
+    ready.aggregate(SECOND)
+    monkeypatch.setattr(automation, "_SETTLE_SECONDS", 0.5)
+    sensor = Sensor(late_tiles_sensor, ready)
+    ready.add_timestamp(SECOND)
+    assert sensor.tick()[0] == []
+    time.sleep(0.6)
+    assert sensor.tick()[0] == [SECOND]
+
+
+def test_what_someone_else_repaired_is_not_launched(ready: SmallLake) -> None:
+    ready.read_list()
+    ready.aggregate(SECOND)
+    sensor = Sensor(late_tiles_sensor, ready)
+    sensor.tick()
+    ready.add_timestamp(SECOND)
+    ready.aggregate(SECOND)
+    assert sensor.tick()[0] == []
+
+
+def test_the_report_follows_successes_failures_and_killed_runs_and_waits_for_the_busy(ready: SmallLake) -> None:
+    sensor = Sensor(report_sensor, ready)
+    assert sensor.tick() == ([], "Nothing new to tell")
+    ready.read_list()
+    ready.aggregate(FIRST)
+    job = defs.resolve_implicit_global_asset_job_def()
+    busy = ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    assert "1 runs are not finished" in sensor.tick()[1]
+    ready.instance.delete_run(busy.run_id)
+    assert sensor.tick()[0] == [""]
+    assert sensor.tick()[0] == []  # asked for, and not yet there
+    ready.tables()
+    assert sensor.tick() == ([], "Nothing new to tell")
+    ready.aggregate(SECOND)  # fails
+    assert sensor.tick()[0] == [""]
+    ready.tables()
+    # A run that ends without a word.
+    killed = ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    ready.instance.report_run_failed(killed)
+    assert sensor.tick()[0] == [""]
+
+
+def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) -> None:
+    ready.read_list()
+    ready.aggregate(FIRST)
+    ready.tables()
+    assert Sensor(report_sensor, ready).tick() == ([], "Nothing new to tell")
+
+
+def test_everything_missing_or_failed_in_one_job(ready: SmallLake) -> None:
+    ready.read_list()
+    ready.aggregate(FIRST)
+    before = ready.lake.mosaic(FIRST, "B04").stat().st_mtime_ns
+    result = missing_or_failed(ready)
+    assert not result.success
+    assert ready.tables_on_disk()["status"].set_index("timestamp").loc[SECOND, "status"] == "failed_missing_inputs"
+    ready.add_timestamp(SECOND)
+    assert missing_or_failed(ready).success
+    assert set(ready.tables_on_disk()["status"]["status"]) == {"success"}
+    assert ready.lake.mosaic(FIRST, "B04").stat().st_mtime_ns == before
+
+
+def missing_or_failed(lake: SmallLake) -> dg.ExecuteInProcessResult:
+    job = defs.resolve_job_def("missing_or_failed")
+    return job.execute_in_process(
+        instance=lake.instance, run_config={"resources": lake.resources()}, raise_on_error=False
+    )
+
+
+def test_published_mosaics_are_checked_against_what_was_recorded(ready: SmallLake) -> None:
+    ready.read_list()
+    ready.aggregate(FIRST)
+    run_asset(ready.instance, ready.resources(), VERIFICATION)
+    assert ready.checks(VERIFICATION)["unchanged"].passed
+    rotten, lost, swapped = (ready.lake.mosaic(FIRST, band) for band in ("B04", "B08", "SCL"))
+    rotten.write_bytes(rotten.read_bytes()[:-1])
+    lost.unlink()
+    data = bytearray(swapped.read_bytes())
+    data[:4] = b"JUNK"
+    swapped.write_bytes(data)
+    # A later failure does not hide what is published.
+    tile_of(ready, FIRST).unlink()
+    ready.aggregate(FIRST)
+    run_asset(ready.instance, ready.resources(), VERIFICATION)
+    check = ready.checks(VERIFICATION)["unchanged"]
+    details = str(check.metadata["details"].value).splitlines()
+    assert not check.passed
+    assert [path.name in line for path, line in zip((rotten, lost, swapped), details, strict=True)] == [True] * 3
+    assert "bytes" in details[0]
+    assert "cannot be found" in details[1]
+    assert "cannot be opened" in details[2]
+
+
+def test_what_runs_by_itself_and_what_does_not() -> None:
+    sensors = {sensor.name: sensor for sensor in defs.sensors or ()}
+    assert {name: sensor.default_status for name, sensor in sensors.items()} == dict.fromkeys(
+        ("time_serie_sensor", "late_tiles_sensor", "report_sensor"), dg.DefaultSensorStatus.RUNNING
+    )
+    (schedule,) = defs.schedules or ()
+    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert {TIME_SERIE, AGGREGATED, REPORT, VERIFICATION} <= {spec.key for spec in defs.resolve_all_asset_specs()}
