@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo test dev timestamp-aggregation lint bench bench-quick soak clean
+.PHONY: demo test test-browser screenshots dev timestamp-aggregation lint bench bench-quick soak clean
 
 demo: .venv/ready  ## aggregate a small sample lake and show what came of it
 	@echo "Making a sample lake (synthetic pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -16,6 +16,13 @@ demo: .venv/ready  ## aggregate a small sample lake and show what came of it
 
 test: .venv/ready  ## run all tests
 	$(BIN)/python -m pytest
+
+test-browser: .venv/ready  ## the UI in a real browser (installs Debian's chromium where it lacks, as root)
+	command -v chromium >/dev/null || (apt-get update -q && apt-get install -y -q chromium)
+	$(BIN)/python -m pytest -m browser
+
+screenshots: .venv/ready  ## the same, keeping the README's pictures
+	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser
 
 dev: .venv/ready  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
 	@lake=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \

@@ -33,8 +33,9 @@ TILE_SIZE = 109_800
 # Which of the real rows the sample takes (three and four tiles, zone 34 and zone 35 first), which of its scenes is
 # missing, and which arrive as JPEG 2000, as the Copernicus archive delivers them.
 _ROWS = (0, 1, 2, 3, 6, 8)
-_MISSING = "S2A_MSIL2A_20230816T092031_N0510_R093_T34TFL_20240907T164626"
 _JPEG2000_ROW = 8
+#: The scene that the sample lacks.
+MISSING_SCENE = "S2A_MSIL2A_20230816T092031_N0510_R093_T34TFL_20240907T164626"
 
 _SCL = {"water": 6, "vegetation": 4, "bare": 5, "cloud": 9}
 
@@ -54,8 +55,8 @@ def make_sample_lake(root: Path, pixel: int = 100) -> None:
     rows = real_time_serie()
     for number in _ROWS:
         for scene_id in rows[number]["tile_ids"].split("|"):
-            if scene_id != _MISSING:
-                _write_scene(lake, scene_id, pixel, jpeg2000=number == _JPEG2000_ROW)
+            if scene_id != MISSING_SCENE:
+                write_scene(lake, scene_id, pixel, jpeg2000=number == _JPEG2000_ROW)
     lake.tables_folder.mkdir(parents=True, exist_ok=True)
     with lake.time_serie.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -63,7 +64,8 @@ def make_sample_lake(root: Path, pixel: int = 100) -> None:
         writer.writerows(rows[number] for number in _ROWS)
 
 
-def _write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool) -> None:
+def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = False) -> None:
+    """Write the three bands of one scene."""
     parts = scene_id.split("_")
     epsg, left, top = TILES[parts[5]]
     acquired = int(parts[2][:8])

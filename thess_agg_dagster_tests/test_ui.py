@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -34,25 +35,24 @@ UNFINISHED = (
 class Ui:
     """A running ``dagster dev`` on a lake."""
 
-    def __init__(self, lake: SmallLake) -> None:
-        home = run("thess_agg_dagster.instance", str(lake.root)).stdout.strip()
+    def __init__(self, root: Path) -> None:
+        home = run("thess_agg_dagster.instance", str(root)).stdout.strip()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        environment = clean_environment() | {"DATA_LAKE": str(lake.root), "DAGSTER_HOME": home}
-        self.log = lake.root / "dagster-dev.log"
+        environment = clean_environment() | {"DATA_LAKE": str(root), "DAGSTER_HOME": home}
+        self.log = root / "dagster-dev.log"
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dagster", "dev", "-p", str(self.port)],
                 cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         self.instance = dg.DagsterInstance.from_config(home)
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/graphql", data=body, headers={"content-type": "application/json"}
-        )
+        request = urllib.request.Request(f"{self.url}/graphql", data=body, headers={"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             return dict(json.load(answer)["data"])
 
@@ -82,6 +82,9 @@ class Ui:
     def runs(self, *found: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> list[dg.DagsterRun]:
         return list(self.instance.get_runs(dg.RunsFilter(statuses=list(found), tags=tags)))
 
+    def backfill_runs(self, *found: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+        return [run for run in self.runs(*found) if "dagster/backfill" in run.tags]
+
     def close(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
         try:
@@ -94,7 +97,7 @@ class Ui:
 
 @pytest.fixture
 def ui(small_lake: SmallLake) -> Iterator[Ui]:
-    opened = Ui(small_lake)
+    opened = Ui(small_lake.root)
     try:
         opened.wait_until(opened.is_up)
         yield opened
