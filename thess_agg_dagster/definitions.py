@@ -1,7 +1,6 @@
 """What Dagster loads."""
 
 import warnings
-from collections.abc import Mapping
 
 import dagster as dg
 
@@ -24,12 +23,6 @@ with warnings.catch_warnings():
     assets = dg.with_source_code_references([time_serie, aggregated, timestamps_aggregation, published_mosaics])
 
 
-@dg.configured(dg.colored_console_logger, config_schema={"log_level": dg.Field(str, default_value="INFO")})
-def console(config: Mapping[str, str]) -> Mapping[str, str]:
-    """Dagster's own, without a line for each of its own steps unless asked for: those are in the event log."""
-    return config
-
-
 defs = dg.Definitions(
     assets=assets,
     jobs=[missing_or_failed, report_only, verify_published],
@@ -39,7 +32,6 @@ defs = dg.Definitions(
         "io_manager": DataLakeIOManager.from_environment(),
         "params": TimestampsAggregationParams(),
     },
-    loggers={"console": console},
     # A run is already a process of its own; another one per step would only cost start-up.
     executor=dg.in_process_executor,
 )

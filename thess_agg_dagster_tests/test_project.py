@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
+import pytest
 import rasterio
 import yaml
 
@@ -33,6 +37,22 @@ def test_both_dagster_yaml_hold_the_same_settings() -> None:
     for key in ("storage", "local_artifact_storage"):
         assert "DATA_LAKE/.dagster" in str(root.pop(key))
     assert root == packaged
+
+
+@pytest.mark.parametrize(("given", "limit"), [("7", 7), ("", os.cpu_count()), ("many", None), ("0", None)])
+def test_the_run_queue_takes_its_limit_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, limit: int | None
+) -> None:
+    shutil.copyfile(PACKAGE / "dagster.yaml", tmp_path / "dagster.yaml")
+    monkeypatch.setenv("THESS_MAX_CONCURRENT_RUNS", given)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        if limit is None:
+            with pytest.raises(ValueError, match=f"THESS_MAX_CONCURRENT_RUNS='{given}' is not a number of runs"):
+                _ = instance.run_coordinator
+        else:
+            config = instance.get_concurrency_config().run_queue_config
+            assert config is not None
+            assert config.max_concurrent_runs == limit
 
 
 def test_floors_import_only_downwards() -> None:
