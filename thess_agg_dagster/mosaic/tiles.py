@@ -58,6 +58,12 @@ SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "floa
 MAX_PIXELS = 2**34
 
 
+# Pixels smaller than this part of their coordinates cannot be told apart by floats; larger ones (in metres or degrees)
+# than half the Earth have no place on it.
+_LEAST_PIXEL = 1e-10
+_LARGEST_PIXEL = 2e7
+
+
 @dataclass(frozen=True)
 class Problem:
     """Why a mosaic cannot be made: what kind of fault, what to do about it, and in which file (if in one)."""
@@ -188,6 +194,10 @@ def inspect_tile(path: Path) -> Tile:
                     raise refuse("unknown_crs", "has no geotransform; download the tile again")
                 if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
                     raise refuse("unreadable_input", "is rotated or not north-up; warp it north-up with `gdalwarp`")
+                size, place = (transform.a, -transform.e), (transform.c, transform.f)
+                if min(size) < _LEAST_PIXEL * max(1.0, *map(abs, place)) or max(size) > _LARGEST_PIXEL:
+                    where = f"pixels of {size[0]:g} x {size[1]:g} at {place[0]:g}, {place[1]:g}"
+                    raise refuse("unreadable_input", f"claims {where}; not a tile, download it again")
                 if source.dtypes[0] not in SUPPORTED_DTYPES:
                     allowed = ", ".join(SUPPORTED_DTYPES)
                     raise refuse("dtype_conflict", f"has dtype {source.dtypes[0]}; supported are {allowed}")

@@ -88,6 +88,13 @@ def test_not_north_up(tmp_path: Path, transform: Affine) -> None:
     assert "north-up" in message
 
 
+@pytest.mark.parametrize("pixel", [1e-200, 1e-6, 1e9])
+def test_pixels_of_no_possible_size(tmp_path: Path, pixel: float) -> None:
+    kind, message = refused(write_tile(tmp_path / "B04.tif", noise(1, (64, 64)), pixel=pixel))
+    assert kind == "unreadable_input"
+    assert f"pixels of {pixel:g} x {pixel:g} at 600000, 4.5e+06" in message
+
+
 def test_more_than_one_band(tmp_path: Path) -> None:
     kind, message = refused(write_tile(tmp_path / "B04.tif", np.stack([noise(1, (64, 64))] * 3)))
     assert kind == "unreadable_input"
