@@ -19,10 +19,10 @@ test: .venv/ready  ## run all tests
 
 test-browser: .venv/ready  ## the UI in a real browser (installs Debian's chromium where it lacks, as root)
 	command -v chromium >/dev/null || (apt-get update -q && apt-get install -y -q chromium)
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m browser -n 0
 
 screenshots: .venv/ready  ## the same, keeping the README's pictures
-	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser
+	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
 
 dev: .venv/ready  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
 	@lake=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \
@@ -43,7 +43,7 @@ bench-quick: .venv/ready  ## the same at a third of the size, printed only
 	$(BIN)/python -m benchmarks.run --quick
 
 soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
-	$(BIN)/python -m pytest -m soak -s
+	$(BIN)/python -m pytest -m soak -s -n 0
 
 clean:  ## remove the virtual environment and the sample lake
 	rm -rf .venv sample-lake

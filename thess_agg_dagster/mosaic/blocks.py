@@ -158,13 +158,16 @@ class BlockCache:
         for chunk in self._readers[tile].chunks(box):
             self._release((tile, *chunk))
 
-    def read(self, tile: int, box: Box) -> Pixels:
+    def read(self, tile: int, box: Box, announced: Box | None = None) -> Pixels:
         """The pixels of a rectangle of a tile, which the caller must not change.
 
-        Raises :class:`TileError` where a block is damaged.
+        ``announced`` is what was announced, where that was more than ``box``. Raises :class:`TileError` where a block is
+        damaged.
         """
         reader = self._readers[tile]
         chunks = list(reader.chunks(box))
+        for chunk in set(reader.chunks(announced or box)).difference(chunks):
+            self._release((tile, *chunk))
         if len(chunks) == 1:
             pixels = self._get(tile, chunks[0])
             self._release((tile, *chunks[0]))

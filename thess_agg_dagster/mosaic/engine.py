@@ -293,22 +293,37 @@ class _Merger:
         merged: Pixels
         if self._hides and part == window and placement.gives(self._dtype, self._plan.nodata):
             # Most windows lie in one tile: its pixels are theirs, with nothing to merge them into.
-            merged = np.require(self._resampled(number, part, source), requirements=["OWNDATA", "WRITEABLE"])
+            merged = np.require(self._resampled(number, part, source, source), requirements=["OWNDATA", "WRITEABLE"])
             empty = placement.is_empty(merged)
             reads = reads[1:]
         else:
             merged = np.full(window.shape, self._plan.nodata, self._dtype)
             empty = np.ones(window.shape, dtype=bool)
         for number, part, source in reads:
+            announced = source
+            if self._hides:  # what lies behind earlier tiles is neither decoded nor resampled
+                part = _still_empty(part, empty[part.within(window).slices])
+                source = self._placements[number].source_box(part).overlap(announced) if part else part
+                if not source:
+                    self.cache.skip(number, announced)
+                    continue
             inside = part.within(window).slices
-            if self._hides and not empty[inside].any():
-                self.cache.skip(number, source)
-                continue
-            new = self._resampled(number, part, source)
+            new = self._resampled(number, part, source, announced)
             new_empty = self._placements[number].is_empty(new)
             self._merge(merged[inside], new.astype(self._dtype, copy=False), empty[inside], new_empty)
             empty[inside] &= new_empty
         return merged, empty
 
-    def _resampled(self, number: int, part: Box, source: Box) -> Pixels:
-        return self._placements[number].resample(self.cache.read(number, source), source, part)
+    def _resampled(self, number: int, part: Box, source: Box, announced: Box) -> Pixels:
+        return self._placements[number].resample(self.cache.read(number, source, announced), source, part)
+
+
+def _still_empty(part: Box, empty: Mask) -> Box:
+    """The smallest rectangle that holds all empty pixels of ``part``, whose mask is ``empty``; falsy without any."""
+    rows = np.flatnonzero(empty.any(axis=1))
+    if not rows.size:
+        return Box(part.top, part.top, part.left, part.left)
+    cols = np.flatnonzero(empty[rows[0] : rows[-1] + 1].any(axis=0))
+    return Box(
+        part.top + int(rows[0]), part.top + int(rows[-1]) + 1, part.left + int(cols[0]), part.left + int(cols[-1]) + 1
+    )
