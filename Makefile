@@ -43,6 +43,7 @@ bench-quick: .venv/ready  ## the same at a third of the size, printed only
 	$(BIN)/python -m benchmarks.run --quick
 
 soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[soak]"
 	$(BIN)/python -m pytest -m soak -s -n 0
 
 clean:  ## remove the virtual environment and the sample lake

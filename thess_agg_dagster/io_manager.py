@@ -163,7 +163,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                 if errors:
                     raise _UnpublishedError from errors[0]
                 if picture := quicklook(previews):
-                    picture.save(folder / self.lake.quicklook(obj.timestamp).name, compress_level=3)
+                    picture.save(folder / self.lake.quicklook(obj.timestamp).name, quality=90, subsampling=0)
         except _UnpublishedError as unpublished:
             self._fail(context, obj.failed_attempt(records), unpublished.__cause__)
         except OSError as error:

@@ -217,6 +217,25 @@ def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) 
     assert Sensor(report_sensor, ready).tick() == ([], "Nothing new to tell")
 
 
+def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
+    ready.add_timestamp(SECOND)
+    ready.read_list()
+    ready.aggregate(FIRST)
+    ready.aggregate(SECOND)
+    before = ready.lake.mosaic(FIRST, "B04").read_bytes()
+    ready.list_rows((SECOND, ready.add_timestamp(SECOND)))
+    assert Sensor(time_serie_sensor, ready).tick()[0] == [""]
+    ready.read_list()
+    status = ready.tables()["status"].set_index("timestamp")
+    assert status["listed"].to_dict() == {FIRST: "False", SECOND: "True"}
+    assert status.loc[FIRST, "status"] == "success"
+    assert str(status.loc[FIRST, "message"]).startswith("not in time_serie.csv any more (what is on disk stays)")
+    assert ready.lake.mosaic(FIRST, "B04").read_bytes() == before
+    # A list that cannot be used says nothing about what vanished from it.
+    ready.lake.time_serie.write_text("rubbish\n")
+    assert set(ready.tables()["status"]["listed"]) == {"True"}
+
+
 def test_everything_missing_or_failed_in_one_job(ready: SmallLake) -> None:
     ready.read_list()
     ready.aggregate(FIRST)

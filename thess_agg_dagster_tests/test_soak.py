@@ -198,3 +198,13 @@ def test_fuzzed_lists_give_rows_or_our_own_errors(tmp_path: Path, count: int) ->
 @pytest.mark.parametrize("count", [300, pytest.param(50_000, marks=soak)])
 def test_fuzzed_tiles_give_headers_or_our_own_errors(tmp_path: Path, count: int) -> None:
     print(f"\ntiles: {fuzz_tiles(tmp_path, count)}")
+
+
+@soak
+def test_the_list_under_a_guided_fuzzer(tmp_path: Path) -> None:
+    """atheris, from one good row; it ends at the first error that is not ours."""
+    (tmp_path / "seed").write_text("2023-02-02 09:21:09.024000+00:00,S2B_A|S2B_B\n")
+    command = [sys.executable, "-m", "thess_agg_dagster_tests.fuzz_guided", "-runs=100000", str(tmp_path)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-3000:]
+    print("\nguided:", found.stderr.strip().splitlines()[-1])

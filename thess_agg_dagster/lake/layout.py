@@ -78,4 +78,4 @@ class DataLake:
         return self.timestamp_folder(timestamp) / f"{band}.tif"
 
     def quicklook(self, timestamp: str) -> Path:
-        return self.timestamp_folder(timestamp) / "quicklook.png"
+        return self.timestamp_folder(timestamp) / "quicklook.jpg"
