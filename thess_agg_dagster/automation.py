@@ -138,6 +138,7 @@ def report_sensor(context: dg.SensorEvaluationContext) -> Tick:
     failures = instance.get_run_records(ended, limit=1, order_by="update_timestamp")
     failure = failures[0].dagster_run.run_id if failures else ""
     if told <= written and context.cursor in (None, failure):
+        context.update_cursor(failure)
         return dg.SkipReason("Nothing new to tell")
     fail_abandoned_runs(instance)
     busy = instance.get_runs_count(dg.RunsFilter(statuses=_UNFINISHED))

@@ -214,7 +214,11 @@ def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) 
     ready.read_list()
     ready.aggregate(FIRST)
     ready.tables()
-    assert Sensor(report_sensor, ready).tick() == ([], "Nothing new to tell")
+    sensor = Sensor(report_sensor, ready)
+    assert sensor.tick() == ([], "Nothing new to tell")
+    job = defs.resolve_implicit_global_asset_job_def()
+    ready.instance.report_run_failed(ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED))
+    assert sensor.tick()[0] == [""]  # a run that was killed meanwhile
 
 
 def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
