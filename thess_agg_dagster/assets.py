@@ -1,11 +1,12 @@
 """The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a look back."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
 from thess_agg_dagster.attempt import AGGREGATED, Attempt, latest_successes, stopping_is_final
-from thess_agg_dagster.audit import audit_tables, table_schema
+from thess_agg_dagster.audit import EVENTS_UP_TO, audit_tables, newest_event, table_schema
 from thess_agg_dagster.checks import (
     AGGREGATED_CHECKS,
     REPORT_CHECKS,
@@ -18,6 +19,7 @@ from thess_agg_dagster.checks import (
     check_time_serie,
     failed_schema,
 )
+from thess_agg_dagster.instance import claim_run
 from thess_agg_dagster.io_manager import AuditTables, DataLakeIOManager
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.tiles import first_line, is_transient
@@ -101,18 +103,21 @@ def aggregated(
     with stopping_is_final():
         timestamp = context.partition_key
         lake = io_manager.lake
+        claim_run(context.instance, context.run)
+        scene_ids: Sequence[str] = ()
         try:
             series = read_time_serie(lake.time_serie)
             if timestamp not in series.acquisitions:
                 raise TimeSerieError(
                     f"{series.path}: has no usable row for {timestamp}; add it, or delete the partition"
                 )
+            scene_ids = series.acquisitions[timestamp].scene_ids
             plan = plan_timestamp(series.acquisitions[timestamp], lake, params)
         except Exception as error:
             message = (
                 str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
             )
-            context.log_event(Attempt(timestamp, "exception", message).observation())
+            context.log_event(Attempt(timestamp, "exception", message, scene_ids=scene_ids).observation())
             raise dg.Failure(message, allow_retries=is_transient(error)) from error
         yield from check_plan(plan)
         if plan.problems or not plan.mosaics:
@@ -138,13 +143,15 @@ def timestamps_aggregation(
     params: TimestampsAggregationParams,
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
+    up_to = newest_event(context.instance)  # before the log is read: what comes meanwhile is for the next report
     registered = context.instance.get_dynamic_partitions(str(timestamps.name))
     try:
         listed = set(read_time_serie(io_manager.lake.time_serie).acquisitions)
     except TimeSerieError as error:
         context.log.warning(str(error))
         listed = set(registered)  # an unusable list says nothing about what vanished from it
-    yield dg.Output(AuditTables(audit_tables(context.instance, params.bands, listed)))
+    tables = AuditTables(audit_tables(context.instance, params.bands, listed))
+    yield dg.Output(tables, metadata={EVENTS_UP_TO: up_to})
     yield check_report(io_manager.lake, registered)
 
 
@@ -165,3 +172,20 @@ def published_mosaics(context: dg.AssetExecutionContext) -> AssetEvents:
         }
     )
     yield check_published(published)
+
+
+with warnings.catch_warnings():
+    # Links from an asset to its code are a beta feature of Dagster 1.13; the warning says nothing to a user.
+    warnings.simplefilter("ignore", dg.BetaWarning)
+    _ASSETS = dg.with_source_code_references([time_serie, aggregated, timestamps_aggregation, published_mosaics])
+
+#: The assets and what they need, without what starts them by itself.
+pipeline = dg.Definitions(
+    assets=_ASSETS,
+    resources={
+        "io_manager": DataLakeIOManager.from_environment(),
+        "params": TimestampsAggregationParams(),
+    },
+    # A run is already a process of its own; another one per step would only cost start-up.
+    executor=dg.in_process_executor,
+)

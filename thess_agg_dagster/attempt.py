@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
+TIME_SERIE = dg.AssetKey("time_serie")
 AGGREGATED = dg.AssetKey(["data_raw", "aggregated"])
 
 BandStatus = Literal[

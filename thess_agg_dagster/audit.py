@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import Attempt, BandRecord, RecordedAttempt, latest_attempts, unreported
+from thess_agg_dagster.attempt import (
+    AGGREGATED,
+    TIME_SERIE,
+    Attempt,
+    BandRecord,
+    RecordedAttempt,
+    latest_attempts,
+    unreported,
+)
 from thess_agg_dagster.partitions import timestamps
 
 if TYPE_CHECKING:
@@ -102,6 +110,20 @@ def table_schema(name: str) -> dg.TableSchema:
 
 
 _SILENT = "the run ended before it could report (killed, stopped, or failed before this step); see it in the UI, then run it again"
+
+
+#: Metadata key of the report: the newest event that it could know of.
+EVENTS_UP_TO = "events_up_to"
+
+
+def newest_event(instance: dg.DagsterInstance) -> int:
+    """Storage id of the newest event that the tables tell of; 0 before there is any."""
+    fetched = (
+        instance.fetch_materializations(AGGREGATED, limit=1),
+        instance.fetch_observations(AGGREGATED, limit=1),
+        instance.fetch_materializations(TIME_SERIE, limit=1),
+    )
+    return max((record.storage_id for found in fetched for record in found.records), default=0)
 
 
 def audit_tables(

@@ -2,22 +2,35 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt, latest_attempts
-from thess_agg_dagster.checks import REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, RecordedAttempt, latest_attempts
+from thess_agg_dagster.audit import EVENTS_UP_TO, newest_event
+from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps
+from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.instance import fail_abandoned_runs
 from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
 from thess_agg_dagster.timestamp_plan import identify_inputs, is_due
 
-_SECONDS = 30
+
+def _interval() -> int:
+    """Seconds between two looks of a sensor: ``THESS_SENSOR_SECONDS``, or 30."""
+    given = os.environ.get("THESS_SENSOR_SECONDS", "").strip() or "30"
+    if not given.isdigit() or int(given) < 1:
+        raise ValueError(f"THESS_SENSOR_SECONDS={given!r} is not a number of seconds, 1 or more")
+    return int(given)
+
+
+_SECONDS = _interval()
 # A file that changed less than this ago may still be in the making.
 _SETTLE_SECONDS = 5
 # More runs than this are asked for over several ticks, each short enough for Dagster to answer for.
@@ -106,12 +119,17 @@ def late_tiles_sensor(
             inputs = identify_inputs(acquisitions[key], io_manager.lake, params)
             if inputs != waiting[key]:
                 arrived[key] = inputs
-    requests = []
+    requests: list[dg.RunRequest] = []
     if arrived:
-        failed = _failed_for_tiles(context.instance)  # someone else may have run it meanwhile
-        requests = [_request(key, failed[key], inputs) for key, inputs in arrived.items() if key in failed][:_MOST_RUNS]
-    launched = {str(request.partition_key) for request in requests}
-    waiting = {key: inputs for key, inputs in waiting.items() if key not in launched}
+        failed = _failed_for_tiles(context.instance)
+        for key, inputs in arrived.items():
+            # Someone else may have run it meanwhile; and a changed tile list is for `time_serie_sensor`.
+            mine = key in failed and tuple(failed[key].attempt.scene_ids) == acquisitions[key].scene_ids
+            if mine and len(requests) == _MOST_RUNS:
+                break
+            if mine:
+                requests.append(_request(key, failed[key], inputs))
+            del waiting[key]
     context.update_cursor(json.dumps({"newest": newest, "waiting": waiting}))
     if requests:
         return dg.SensorResult(run_requests=requests)
@@ -127,20 +145,17 @@ def late_tiles_sensor(
 )
 def report_sensor(context: dg.SensorEvaluationContext) -> Tick:
     instance = context.instance
-    written = _newest(instance.fetch_materializations(REPORT, limit=1).records)
-    told = max(
-        _newest(instance.fetch_materializations(AGGREGATED, limit=1).records),
-        _newest(instance.fetch_observations(AGGREGATED, limit=1).records),
-        _newest(instance.fetch_materializations(TIME_SERIE, limit=1).records),
-    )
-    # A run that was killed or stopped leaves no event of its asset.
+    fail_abandoned_runs(instance)
+    written = _up_to(instance.fetch_materializations(REPORT, limit=1).records)
+    told = newest_event(instance)
+    # A run that was killed or stopped leaves no event of its asset. (A report that failed is no news for the next one.)
     ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
-    failures = instance.get_run_records(ended, limit=1, order_by="update_timestamp")
-    failure = failures[0].dagster_run.run_id if failures else ""
+    failures = instance.get_run_records(ended, limit=20, order_by="update_timestamp")
+    others = [record.dagster_run for record in failures if record.dagster_run.asset_selection != {REPORT}]
+    failure = others[0].run_id if others else "none"
     if told <= written and context.cursor in (None, failure):
         context.update_cursor(failure)
         return dg.SkipReason("Nothing new to tell")
-    fail_abandoned_runs(instance)
     busy = instance.get_runs_count(dg.RunsFilter(statuses=_UNFINISHED))
     if busy:
         return dg.SkipReason(f"{busy} runs are not finished; the tables wait for them")
@@ -154,10 +169,10 @@ def aggregate_due(
     io_manager: dg.ResourceParam[DataLakeIOManager],
     params: TimestampsAggregationParams,
 ) -> None:
-    from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps  # which load these definitions
-
     instance, lake = context.instance, io_manager.lake
     resources = resources_config(io_manager, params)
+    fail_abandoned_runs(instance)
+    remove_abandoned(lake.staging)
     run_asset(instance, resources, TIME_SERIE)
     series = read_time_serie(lake.time_serie)
     latest = latest_attempts(instance)
@@ -200,6 +215,13 @@ verify_published_schedule = dg.ScheduleDefinition(
 )
 
 
+automation = dg.Definitions(
+    jobs=[missing_or_failed, report_only, verify_published],
+    sensors=[time_serie_sensor, late_tiles_sensor, report_sensor],
+    schedules=[verify_published_schedule],
+)
+
+
 def _request(key: str, last: RecordedAttempt | None, what: str) -> dg.RunRequest:
     """A run of one timestamp. Dagster launches a run key once, so the same cause after the same attempt is one run."""
     run_key = f"{key} after {last.storage_id if last else 0} {_digest(what)}"
@@ -236,6 +258,15 @@ def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: 
         return not any(_is_fresh(tile) for tile in tiles)
     except OSError:
         return False
+
+
+def _up_to(reports: Iterable[dg.EventLogRecord]) -> int:
+    """The newest event that the latest report knew of."""
+    for record in reports:
+        if record.asset_materialization:
+            value = record.asset_materialization.metadata.get(EVENTS_UP_TO)
+            return int(str(value.value)) if value else record.storage_id
+    return 0
 
 
 def _newest(records: Iterable[dg.EventLogRecord]) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 import dagster as dg
 from pebble import ProcessExpired, ProcessPool
 
+from thess_agg_dagster.assets import pipeline
 from thess_agg_dagster.attempt import AGGREGATED
-from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.instance import process_tags
 from thess_agg_dagster.io_manager import DataLakeIOManager
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -29,7 +29,7 @@ def run_asset(
     instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
 ) -> None:
     """One Dagster run of one asset in this process. Raises what the asset raised, ``KeyboardInterrupt`` for Ctrl-C."""
-    job = defs.resolve_implicit_global_asset_job_def()
+    job = pipeline.resolve_implicit_global_asset_job_def()
     try:
         job.execute_in_process(
             instance=instance,

@@ -10,7 +10,7 @@ import dagster as dg
 import numpy as np
 import rasterio
 
-from thess_agg_dagster.attempt import AGGREGATED, BandRecord, RecordedAttempt
+from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, BandRecord, RecordedAttempt
 from thess_agg_dagster.audit import COLUMNS
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
@@ -22,7 +22,6 @@ from thess_agg_dagster.timestamp_plan import TimestampPlan
 # Lines of a check's details; the event log is no place for long lists.
 _MOST_LINES = 100
 
-TIME_SERIE = dg.AssetKey("time_serie")
 REPORT = dg.AssetKey("timestamps_aggregation")
 VERIFICATION = dg.AssetKey("published_mosaics")
 
@@ -49,7 +48,7 @@ VERIFICATION_CHECKS = [
     dg.AssetCheckSpec(
         "unchanged",
         asset=VERIFICATION,
-        description="Every published mosaic is there, as large as recorded, on its grid.",
+        description="Every published mosaic is there, with the size, shape, dtype and CRS that were recorded.",
     ),
 ]
 
@@ -135,8 +134,9 @@ def _changed(band: BandRecord) -> str:
         return f"has {size} bytes, {band.bytes} were published"
     try:
         with gdal_env(), rasterio.open(path, driver="GTiff") as mosaic:
-            found = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs_name(mosaic.crs))
-    except rasterio.RasterioIOError as error:
+            crs = crs_name(mosaic.crs) if mosaic.crs else "no CRS"
+            found = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs)
+    except (rasterio.errors.RasterioError, OSError) as error:
         return f"cannot be opened ({error})"
     recorded = (band.width, band.height, band.dtype, band.crs)
     return "" if found == recorded else f"is {found}, published was {recorded}"

@@ -21,9 +21,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from thess_agg_dagster.attempt import AGGREGATED, latest_attempts
+from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, latest_attempts
 from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps
-from thess_agg_dagster.checks import REPORT, TIME_SERIE
+from thess_agg_dagster.checks import REPORT
 from thess_agg_dagster.instance import fail_abandoned_runs, open_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
 from thess_agg_dagster.lake.publish import remove_abandoned

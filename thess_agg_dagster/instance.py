@@ -55,6 +55,12 @@ def process_tags() -> dict[str, str]:
     return {_PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
 
 
+def claim_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Tag a run that Dagster launched, in the process that executes it."""
+    if _PROCESS_TAG not in run.tags:
+        instance.add_run_tags(run.run_id, process_tags())
+
+
 def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """Mark the runs as failed whose process, on this machine, was killed: nobody else would ever end them.
 

@@ -162,7 +162,11 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                         records.append(obj.band_record(plan, *_fault(error, folder, target)))
                 if errors:
                     raise _UnpublishedError from errors[0]
-                if picture := quicklook(previews):
+                try:
+                    picture = quicklook(previews)
+                except Exception as error:  # a picture is no reason to lose mosaics
+                    context.log.warning(f"no quicklook: {type(error).__name__}: {first_line(error)}")
+                if picture:
                     picture.save(folder / self.lake.quicklook(obj.timestamp).name, quality=90, subsampling=0)
         except _UnpublishedError as unpublished:
             self._fail(context, obj.failed_attempt(records), unpublished.__cause__)

@@ -53,7 +53,8 @@ def quicklook(previews: Mapping[str, Preview]) -> Image.Image | None:
 def _stretched(preview: Preview) -> Image.Image:
     """One channel, its middle 96 % of values spread over the greys."""
     values = preview.compressed().astype(float)
-    low, high = np.percentile(values[np.isfinite(values)], (2, 98)) if values.size else (0, 1)
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, (2, 98)) if values.size else (0, 1)
     grey = np.clip((preview.filled(0).astype(float) - low) / max(high - low, 1e-9), 0, 1) * 205 + 50
     return Image.fromarray(np.where(np.ma.getmaskarray(preview), _BACKGROUND, grey).astype(np.uint8))
 

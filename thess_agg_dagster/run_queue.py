@@ -23,7 +23,7 @@ class RunQueue(QueuedRunCoordinator):
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> RunQueue:
         limit = os.environ.get(LIMIT, "").strip() or str(os.cpu_count() or 1)
-        if not limit.isdigit() or limit == "0":
+        if not limit.isdigit() or int(limit) < 1:
             raise ValueError(f"{LIMIT}={limit!r} is not a number of runs, 1 or more")
         # A new run starts a second after there is room for it, instead of five.
         settings = {"max_concurrent_runs": int(limit), "dequeue_interval_seconds": 1} | dict(config_value)

@@ -111,6 +111,8 @@ class TimestampPlan:
 
 def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> TimestampPlan:
     """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found."""
+    # First of all: what changes from here on must look like a change to whoever compares later.
+    inputs = identify_inputs(acquisition, lake, params)
     mosaics: dict[str, MosaicPlan] = {}
     problems: dict[str, Sequence[Problem]] = {}
     options = params.mosaic_options()
@@ -123,9 +125,7 @@ def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsA
             mosaics[band] = plan_mosaic(paths, band, options)
         except PlanError as error:
             problems[band] = error.problems
-    return TimestampPlan(
-        acquisition.timestamp, acquisition.scene_ids, mosaics, problems, identify_inputs(acquisition, lake, params)
-    )
+    return TimestampPlan(acquisition.timestamp, acquisition.scene_ids, mosaics, problems, inputs)
 
 
 def identify_inputs(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> str:

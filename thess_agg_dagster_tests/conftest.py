@@ -12,9 +12,9 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt, latest_attempts
+from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, RecordedAttempt, latest_attempts
 from thess_agg_dagster.batch import run_asset
-from thess_agg_dagster.checks import REPORT, TIME_SERIE
+from thess_agg_dagster.checks import REPORT
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, write_tile
 

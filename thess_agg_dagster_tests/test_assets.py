@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from thess_agg_dagster.attempt import AGGREGATED, RecordedAttempt
+from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, RecordedAttempt
 from thess_agg_dagster.batch import run_asset
-from thess_agg_dagster.checks import REPORT, TIME_SERIE
+from thess_agg_dagster.checks import REPORT
 from thess_agg_dagster.io_manager import DataLakeIOManager
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, THIRD, SmallLake, scene
 from thess_agg_dagster_tests.rasters import ZONE_35, half_empty, noise, read

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,15 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from thess_agg_dagster import automation
-from thess_agg_dagster.attempt import AGGREGATED
+from thess_agg_dagster import automation, timestamp_plan
+from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE
+from thess_agg_dagster.audit import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.automation import late_tiles_sensor, report_sensor, time_serie_sensor
 from thess_agg_dagster.batch import run_asset
-from thess_agg_dagster.checks import REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
 
@@ -39,7 +44,7 @@ class Sensor:
         with dg.build_sensor_context(self.lake.instance, self.cursor, resources=needed, definitions=defs) as context:
             found = self.sensor(context)
         if isinstance(found, dg.SkipReason):
-            self.cursor = context.cursor
+            self.cursor = context.cursor or None  # as the daemon does
             return [], str(found.skip_message)
         assert isinstance(found, dg.SensorResult)
         self.cursor = found.cursor or context.cursor
@@ -185,7 +190,32 @@ def test_what_someone_else_repaired_is_not_launched(ready: SmallLake) -> None:
     sensor.tick()
     ready.add_timestamp(SECOND)
     ready.aggregate(SECOND)
-    assert sensor.tick()[0] == []
+    assert sensor.tick() == ([], "No timestamp waits for tiles")
+
+
+def test_a_row_that_was_edited_is_for_the_other_sensor(ready: SmallLake) -> None:
+    late, listed = Sensor(late_tiles_sensor, ready), Sensor(time_serie_sensor, ready)
+    listed.tick()
+    ready.read_list()
+    ready.aggregate(FIRST)
+    ready.aggregate(SECOND)
+    ready.list_rows((FIRST, ready.add_timestamp(FIRST)), (SECOND, ready.add_timestamp(SECOND)[:1]))
+    assert (late.tick()[0], listed.tick()[0]) == ([], ["", SECOND])
+
+
+def test_a_tile_that_lands_while_its_run_plans_is_late(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready.read_list()
+    plan = plan_mosaic
+
+    def landing(*args: Any) -> Any:
+        try:
+            return plan(*args)
+        finally:
+            ready.add_timestamp(SECOND)
+
+    monkeypatch.setattr(timestamp_plan, "plan_mosaic", landing)
+    assert ready.aggregate(SECOND, bands=["B08"]).attempt.status == "failed_missing_inputs"
+    assert Sensor(late_tiles_sensor, ready).tick()[0] == [SECOND]
 
 
 def test_the_report_follows_successes_failures_and_killed_runs_and_waits_for_the_busy(ready: SmallLake) -> None:
@@ -204,10 +234,43 @@ def test_the_report_follows_successes_failures_and_killed_runs_and_waits_for_the
     ready.aggregate(SECOND)  # fails
     assert sensor.tick()[0] == [""]
     ready.tables()
+    # Something happens while the report is being written.
+    report = newest_event(ready.instance)
+    ready.aggregate(SECOND)
+    run_report_that_knew_only(ready, report)
+    assert sensor.tick()[0] == [""]
+    ready.tables()
+    # A report that failed is no news for the next one.
+    failed_report = ready.instance.create_run_for_job(
+        job, status=dg.DagsterRunStatus.STARTED, asset_selection=frozenset([REPORT])
+    )
+    ready.instance.report_run_failed(failed_report)
+    assert sensor.tick() == ([], "Nothing new to tell")
     # A run that ends without a word.
     killed = ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     ready.instance.report_run_failed(killed)
     assert sensor.tick()[0] == [""]
+
+
+def run_report_that_knew_only(lake: SmallLake, event: int) -> None:
+    lake.instance.report_runless_asset_event(dg.AssetMaterialization(REPORT, metadata={EVENTS_UP_TO: event}))
+
+
+def test_the_run_of_a_process_that_is_gone_keeps_nobody_waiting(ready: SmallLake) -> None:
+    sensor = Sensor(report_sensor, ready)
+    ready.read_list()
+    ready.aggregate(FIRST)
+    job = defs.resolve_implicit_global_asset_job_def()
+    zombie = ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    gone = subprocess.run(
+        [sys.executable, "-c", "from thess_agg_dagster.instance import *; print(process_tags())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    ready.instance.add_run_tags(zombie.run_id, ast.literal_eval(gone.stdout))
+    assert sensor.tick()[0] == [""]
+    ended = ready.instance.get_run_by_id(zombie.run_id)
+    assert ended is not None
+    assert ended.status == dg.DagsterRunStatus.FAILURE
 
 
 def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) -> None:

@@ -19,7 +19,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, real_time_serie, write_scene
-from thess_agg_dagster_tests.test_ui import UNFINISHED, Ui
+from thess_agg_dagster_tests.test_ui import UNFINISHED, Ui, dagster_dev
 
 pytestmark = pytest.mark.browser
 
@@ -36,12 +36,8 @@ def lake(tmp_path: Path) -> DataLake:
 
 @pytest.fixture
 def ui(lake: DataLake) -> Iterator[Ui]:
-    opened = Ui(lake.root)
-    try:
-        opened.wait_until(opened.is_up)
+    with dagster_dev(lake.root) as opened:
         yield opened
-    finally:
-        opened.close()
 
 
 @pytest.fixture
@@ -72,6 +68,8 @@ def partitions(page: Page, key: str = "") -> None:
 
 
 def statuses(lake: DataLake) -> dict[str, str]:
+    if not lake.audit_table("status").exists():
+        return {}
     table = pd.read_csv(lake.audit_table("status"), dtype=str)
     return dict(zip(table["timestamp"], table["status"], strict=True))
 

@@ -58,6 +58,7 @@ def test_nothing_to_show() -> None:
     assert quicklook({}) is None
     empty = quicklook({"B04": preview(np.zeros((5, 5), "uint16")), "B08": preview(np.full((5, 5), 7, "uint16"))})
     assert empty is not None  # and no division by zero
+    assert quicklook({"B04": np.ma.array(np.full((5, 5), np.inf, "float32"))}) is not None
 
 
 def test_clouds_are_classes_8_to_10_of_what_is_not_0() -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Ui:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        environment = clean_environment() | {"DATA_LAKE": str(root), "DAGSTER_HOME": home}
+        environment = clean_environment() | {"DATA_LAKE": str(root), "DAGSTER_HOME": home, "THESS_SENSOR_SECONDS": "5"}
         self.log = root / "dagster-dev.log"
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
@@ -95,14 +96,20 @@ class Ui:
         self.instance.dispose()
 
 
-@pytest.fixture
-def ui(small_lake: SmallLake) -> Iterator[Ui]:
-    opened = Ui(small_lake.root)
+@contextmanager
+def dagster_dev(root: Path) -> Iterator[Ui]:
+    opened = Ui(root)
     try:
         opened.wait_until(opened.is_up)
         yield opened
     finally:
         opened.close()
+
+
+@pytest.fixture
+def ui(small_lake: SmallLake) -> Iterator[Ui]:
+    with dagster_dev(small_lake.root) as opened:
+        yield opened
 
 
 def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
