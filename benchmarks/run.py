@@ -156,7 +156,9 @@ def markdown(tables: dict[str, list[Result]], facts: dict[str, Any]) -> str:
             lines.append(f"| **bound** ({parts}) | {bound:.2f} | {bound / ours.seconds:.2f} | | | |")
     lines += ["", "## Other figures", ""]
     lines += [f"- {name}: {value}" for name, value in facts["figures"].items()]
-    lines += ["", "![seconds by way](results.png)" if facts["target"] == "bench" else ""]
+    if facts["target"] == "bench":
+        lines += ["", "![seconds by way](results.png)"]
+        lines += ["", "Target by target, and what stands in the way: [README.md](README.md)."]
     return "\n".join(lines) + "\n"
 
 
