@@ -139,7 +139,7 @@ def bound_encode(tiles: list[Path], out: Path) -> float:
     write_mosaic(planned, out)
     with rasterio.open(out) as file:
         pixels = file.read(1)
-    options = creation_options(planned) | {"num_threads": CORES}
+    options = creation_options(planned)
     out.unlink()
     parts = [part for part in _windows(pixels.shape[0], pixels.shape[1], 1024) if pixels[part.toslices()].any()]
     started = time.perf_counter()
@@ -185,7 +185,7 @@ def _sources(stack: contextlib.ExitStack, tiles: list[Path]) -> list[Any]:
 
 def _creation_options(tiles: list[Path]) -> dict[str, Any]:
     """How our GeoTIFF is laid out and compressed, without what describes this mosaic, for others to write alike."""
-    options = creation_options(plan(tiles)) | {"num_threads": CORES}
+    options = creation_options(plan(tiles))
     about = ("driver", "width", "height", "count", "dtype", "crs", "transform", "nodata")
     return {name: value for name, value in options.items() if name not in about}
 

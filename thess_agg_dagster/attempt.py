@@ -72,6 +72,16 @@ class Attempt:
     inputs: str = ""
     scene_ids: Sequence[str] = ()
 
+    @property
+    def valid_share(self) -> float | None:
+        """The smallest of the bands' that were made."""
+        return min((band.valid_share for band in self.bands if band.valid_share is not None), default=None)
+
+    @property
+    def cloud_share(self) -> float | None:
+        """What SCL says, where it was made."""
+        return next((band.cloud_share for band in self.bands if band.cloud_share is not None), None)
+
     def metadata(self) -> dict[str, Any]:
         """The attempt as event metadata: what a person looks for first, the whole record last."""
         shown: dict[str, Any] = {"status": self.status}
@@ -81,16 +91,14 @@ class Attempt:
             shown["folder"] = dg.MetadataValue.path(self.output_folder)
         if self.bands:
             shown["bands"] = dg.MetadataValue.table([_row(band) for band in self.bands], _BANDS_SCHEMA)
-        shares = [b.valid_share for b in self.bands if b.valid_share is not None]
-        if shares:
+        if self.valid_share is not None:
             seconds = sum(b.seconds or 0 for b in self.bands)
             megabytes = sum(b.bytes or 0 for b in self.bands) / 1e6
-            shown |= {"valid_share": min(shares), "seconds": round(seconds, 3), "megabytes": round(megabytes, 3)}
+            shown |= {"valid_share": self.valid_share, "seconds": round(seconds, 3), "megabytes": round(megabytes, 3)}
             if seconds:
                 shown["megabytes_per_second"] = round(megabytes / seconds, 2)
-        clouds = [b.cloud_share for b in self.bands if b.cloud_share is not None]
-        if clouds:
-            shown["cloud_share"] = clouds[0]
+        if self.cloud_share is not None:
+            shown["cloud_share"] = self.cloud_share
         return shown | {_KEY: dg.MetadataValue.json(asdict(self))}
 
     def observation(self) -> dg.AssetObservation:

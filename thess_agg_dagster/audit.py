@@ -181,7 +181,6 @@ def _status_row(attempt: Attempt, listed: bool) -> dict[str, Any]:
 def _summary_row(attempt: Attempt) -> dict[str, Any]:
     bands = _sorted_bands(attempt)
     success = attempt.status == "success"
-    shares = [band.valid_share for band in bands if band.valid_share is not None]
     return {
         "timestamp": attempt.timestamp,
         "success": success,
@@ -193,8 +192,8 @@ def _summary_row(attempt: Attempt) -> dict[str, Any]:
         "crs": _joined(band.crs for band in bands if band.crs),
         "tiles": max((band.tiles for band in bands if band.tiles is not None), default=None),
         "reprojected_tiles": _joined(tile for band in bands for tile in band.reprojected_tiles),
-        "valid_share": min(shares, default=None),
-        "cloud_share": next((band.cloud_share for band in bands if band.cloud_share is not None), None),
+        "valid_share": attempt.valid_share,
+        "cloud_share": attempt.cloud_share,
         "seconds": _total(attempt, "seconds"),
         "bytes": _total(attempt, "bytes"),
     }

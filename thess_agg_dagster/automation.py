@@ -11,11 +11,10 @@ import dagster as dg
 
 from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, RecordedAttempt, latest_attempts
 from thess_agg_dagster.audit import EVENTS_UP_TO, newest_event
-from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps
+from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps, tidy_up
 from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.instance import fail_abandoned_runs
 from thess_agg_dagster.io_manager import DataLakeIOManager
-from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
@@ -36,7 +35,8 @@ _SETTLE_SECONDS = 5
 # More runs than this are asked for over several ticks, each short enough for Dagster to answer for.
 _MOST_RUNS = 500
 
-_UNFINISHED = [
+#: Statuses of a run that has still something to do.
+UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -156,7 +156,7 @@ def report_sensor(context: dg.SensorEvaluationContext) -> Tick:
     if told <= written and context.cursor in (None, failure):
         context.update_cursor(failure)
         return dg.SkipReason("Nothing new to tell")
-    busy = instance.get_runs_count(dg.RunsFilter(statuses=_UNFINISHED))
+    busy = instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED))
     if busy:
         return dg.SkipReason(f"{busy} runs are not finished; the tables wait for them")
     request = dg.RunRequest(run_key=f"{told} {failure}", asset_selection=[REPORT])
@@ -171,8 +171,7 @@ def aggregate_due(
 ) -> None:
     instance, lake = context.instance, io_manager.lake
     resources = resources_config(io_manager, params)
-    fail_abandoned_runs(instance)
-    remove_abandoned(lake.staging)
+    tidy_up(instance, lake)
     run_asset(instance, resources, TIME_SERIE)
     series = read_time_serie(lake.time_serie)
     latest = latest_attempts(instance)

@@ -15,8 +15,10 @@ from pebble import ProcessExpired, ProcessPool
 
 from thess_agg_dagster.assets import pipeline
 from thess_agg_dagster.attempt import AGGREGATED
-from thess_agg_dagster.instance import process_tags
+from thess_agg_dagster.instance import fail_abandoned_runs, process_tags
 from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.params import TimestampsAggregationParams
 
 Resources = dict[str, Any]
@@ -53,6 +55,12 @@ def resources_config(io_manager: DataLakeIOManager, params: TimestampsAggregatio
     if io_manager.lake.tables:
         io_config["tables"] = str(io_manager.lake.tables)
     return {"params": {"config": params.run_config()}, "io_manager": {"config": io_config}}
+
+
+def tidy_up(instance: dg.DagsterInstance, lake: DataLake) -> None:
+    """What killed processes left: runs that seem to go on, and half-made mosaics."""
+    fail_abandoned_runs(instance)
+    remove_abandoned(lake.staging)
 
 
 def run_timestamps(

@@ -22,11 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, latest_attempts
-from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps
+from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps, tidy_up
 from thess_agg_dagster.checks import REPORT
-from thess_agg_dagster.instance import fail_abandoned_runs, open_instance
+from thess_agg_dagster.instance import open_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
-from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.engine import COMPRESSIONS
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
@@ -84,7 +83,7 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given
             console.print(f"[red]{escape(str(failure.description))}[/]", highlight=False, soft_wrap=True)
             sys.exit(SOME_FAILED)
         except KeyboardInterrupt:
-            session.tidy_up()
+            tidy_up(instance, io_manager.lake)
             run_asset(instance, session.resources, REPORT)
             console.print("Stopped. What was finished stays; run the same command to go on.")
             sys.exit(STOPPED)
@@ -110,7 +109,7 @@ class _Session:
     def aggregate(self, wanted: Sequence[str], force: bool) -> int:
         series = read_time_serie(self.lake.time_serie)
         keys = _selected(series, wanted)
-        self.tidy_up()
+        tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, TIME_SERIE)
         for row in series.refused:
             self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
@@ -118,17 +117,12 @@ class _Session:
         todo = [key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params)]
         if todo:
             self._run_all(todo)
-            self.tidy_up()
+            tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, REPORT)
         status = pd.read_csv(self.lake.audit_table("status"), dtype=str, keep_default_na=False).set_index("timestamp")
         self._summarize(keys, len(keys) - len(todo), status)
         good = all(status.loc[key, "status"] == "success" for key in keys)
         return ALL_GOOD if good and not series.refused else SOME_FAILED
-
-    def tidy_up(self) -> None:
-        """What killed processes left: runs that seem to go on, and half-made mosaics."""
-        fail_abandoned_runs(self.instance)
-        remove_abandoned(self.lake.staging)
 
     def _run_all(self, keys: Sequence[str]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from thess_agg_dagster.automation import UNFINISHED
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, real_time_serie, write_scene
-from thess_agg_dagster_tests.test_ui import UNFINISHED, Ui, dagster_dev
+from thess_agg_dagster_tests.test_ui import Ui, dagster_dev
 
 pytestmark = pytest.mark.browser
 

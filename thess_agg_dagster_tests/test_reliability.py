@@ -157,25 +157,31 @@ def test_runs_of_living_processes_and_other_machines_are_left_alone(small_lake: 
     assert not instance_module._is_alive(f"{os.uname().nodename}:{os.getpid()}:2.5")
 
 
+def list_many(lake: SmallLake, count: int) -> None:
+    """A list of that many timestamps, each with its tiles of one band."""
+    keys = [f"2024-01-01 00:00:{second:02d}" for second in range(count)]
+    lake.list_rows(*((key, lake.add_timestamp(key, ["B04"])) for key in keys))
+
+
+def wait_until_published(lake: SmallLake, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(lake.lake.aggregated.glob("2024*"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGINT, ["--debug"])]
 )
 def test_stopped(small_lake: SmallLake, number: int, options: list[str]) -> None:
     """Ctrl-C or SIGTERM: no staging, no run that seems to go on, tables that tell the truth, then the rest is made."""
-    rows = []
-    for second in range(30):
-        key = f"2024-01-01 00:00:{second:02d}"
-        rows.append((key, small_lake.add_timestamp(key, ["B04"])))
-    small_lake.list_rows(*rows)
+    list_many(small_lake, 30)
     command = ["-m", "thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04"]
     process = subprocess.Popen(
         [sys.executable, *command, *options], cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(small_lake.lake.aggregated.glob("2024*"))) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_published(small_lake, 3)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # a terminal sends it to all
     else:
@@ -196,20 +202,13 @@ def test_stopped(small_lake: SmallLake, number: int, options: list[str]) -> None
 
 
 def test_a_worker_that_dies_takes_only_its_own_timestamp(small_lake: SmallLake) -> None:
-    rows = []
-    for second in range(24):
-        key = f"2024-01-01 00:00:{second:02d}"
-        rows.append((key, small_lake.add_timestamp(key, ["B04"])))
-    small_lake.list_rows(*rows)
+    list_many(small_lake, 24)
     command = ["-m", "thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04", "--max-workers", "2"]
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(small_lake.lake.aggregated.glob("2024*"))) < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_published(small_lake, 4)
     while True:  # until one is caught in the act
         staged = list(small_lake.lake.staging.iterdir())
         workers = [p for p in psutil.Process(process.pid).children(recursive=True) if _holds(p, staged)]

@@ -20,17 +20,10 @@ import dagster as dg
 import pytest
 
 from thess_agg_dagster.attempt import AGGREGATED
+from thess_agg_dagster.automation import UNFINISHED
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise
 from thess_agg_dagster_tests.test_command import ROOT, clean_environment, run
-
-UNFINISHED = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 
 
 class Ui:
