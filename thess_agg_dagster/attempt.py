@@ -18,6 +18,8 @@ BandStatus = Literal[
     "unreadable_input",
     "unknown_crs",
     "dtype_conflict",
+    "outside_grid",
+    "unknown_baseline",
     "merge_failed",
     "write_failed",
     "skipped",
@@ -162,7 +164,7 @@ def status_of(bands: Iterable[BandRecord]) -> TimestampStatus:
     found = {band.status for band in bands}
     if "missing_input" in found:
         return "failed_missing_inputs"
-    if found & {"unreadable_input", "unknown_crs", "dtype_conflict"}:
+    if found & {"unreadable_input", "unknown_crs", "dtype_conflict", "outside_grid", "unknown_baseline"}:
         return "failed_invalid_inputs"
     if found & {"merge_failed", "write_failed", "skipped"}:
         return "failed_merge"

@@ -14,6 +14,7 @@ from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, BandRecord, Record
 from thess_agg_dagster.audit import COLUMNS
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
+from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env
 from thess_agg_dagster.partitions import timestamps
@@ -65,7 +66,7 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
     mosaics = plan.mosaics.values()
     remarks = {
         "crs_known": [
-            f"{m.band}: {len(m.reprojected)} of {len(m.tiles)} tiles reprojected to {crs_name(m.tiles[0].crs)}"
+            f"{m.band}: {len(m.reprojected)} of {len(m.tiles)} tiles reprojected to {crs_name(rasterio_crs(m.grid))}"
             for m in mosaics
             if m.reprojected
         ],

@@ -208,7 +208,7 @@ def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: Timestam
         "band": plan.band,
         "scenes": "|".join(tile.path.parent.name for tile in plan.tiles),
         "merge_method": plan.options.merge_method,
-        "resampling": plan.resampling.name,
+        "resampling": "|".join(dict.fromkeys(layer.resampling.name for layer in plan.layers)),
     }
     stats = write_mosaic(plan, staged, tags)
     notes = list(plan.notes)

@@ -80,6 +80,8 @@ _STATUS_COLOURS = {
     "unreadable_input": "#d1495b",
     "unknown_crs": "#9c5fb5",
     "dtype_conflict": "#7a6ff0",
+    "outside_grid": "#4e9aa8",
+    "unknown_baseline": "#b5838d",
     "merge_failed": "#8c2d19",
     "write_failed": "#5b1a0d",
     "exception": "#1a1a1a",

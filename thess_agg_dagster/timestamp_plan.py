@@ -11,8 +11,9 @@ from thess_agg_dagster import __version__
 from thess_agg_dagster.attempt import Attempt, BandRecord, BandStatus, RecordedAttempt, TimestampStatus, status_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
-from thess_agg_dagster.mosaic.plan import MosaicPlan, PlanError, plan_mosaic
-from thess_agg_dagster.mosaic.tiles import Problem, crs_name
+from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.plan import MosaicPlan, plan_mosaic
+from thess_agg_dagster.mosaic.tiles import PlanError, Problem, crs_name
 from thess_agg_dagster.params import TimestampsAggregationParams
 
 _STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
@@ -41,7 +42,7 @@ class TimestampPlan:
             status=status,
             message=message,
             input_files=[str(tile.path) for tile in plan.tiles],
-            crs=crs_name(plan.tiles[0].crs),
+            crs=crs_name(rasterio_crs(plan.grid)),
             dtype=plan.dtype,
             nodata="nan" if plan.nodata != plan.nodata else plan.nodata,
             width=int(cols),

@@ -85,7 +85,7 @@ class TileReader:
             try:
                 handle = self._handles.get_nowait()
             except Empty:
-                handle = open_tile(path)
+                handle = open_tile(path, self.tile.overview)
             pixels: Pixels = handle.read(1, window=Window(box.left, box.top, box.shape[1], box.shape[0]))
         except (RasterioError, OSError) as error:
             if is_transient(error):

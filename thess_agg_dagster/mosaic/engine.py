@@ -17,21 +17,22 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.merge import MERGE_METHODS
 from rasterio.windows import Window
 
+from thess_agg_dagster.mosaic.area import AreaOnGrid
 from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels, TileReader
-from thess_agg_dagster.mosaic.grid import Box, windows
-from thess_agg_dagster.mosaic.placement import Mask, place
+from thess_agg_dagster.mosaic.grid import Box, rasterio_crs, windows
+from thess_agg_dagster.mosaic.layers import LayerReader, Needs
+from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.tiles import first_line, gdal_env
+from thess_agg_dagster.mosaic.tiles import Tile, first_line, gdal_env
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetWriter
@@ -46,6 +47,9 @@ PREVIEW = 800
 # Windows side by side in one strip, and bytes of decoded blocks that may wait in memory for their next window.
 _STRIP = 12
 _CACHE_BYTES = 24 * 2**20
+
+# One layer's share of a window.
+Read = tuple[LayerReader, Needs]
 
 #: Values of ``compress`` and the GeoTIFF creation options behind them.
 COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
@@ -64,14 +68,16 @@ class WriteError(Exception):
 class MosaicStats:
     """What making a mosaic took and gave.
 
-    ``valid_share`` counts pixels of the whole grid, 0 to 1; ``overwritten_pixels`` are valid, but have the value of the
-    mosaic's nodata and read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at most
+    ``valid_share`` and ``masked_share`` count pixels of the whole grid (where all but an area is emptied: of the area),
+    0 to 1; the masked ones would hold a value without the SCL mask. ``overwritten_pixels`` are valid, but have the value
+    of the mosaic's nodata and read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at most
     :data:`PREVIEW` a side. ``histogram`` counts the pixels of each value of a uint8 mosaic, shape ``(256,)``, where
     some tile has a pixel; ``None`` for other dtypes.
     """
 
     valid_pixels: int
     valid_share: float
+    masked_share: float
     overwritten_pixels: int
     blocks_decoded: int
     seconds: float
@@ -89,7 +95,7 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
         "height": int(rows),
         "count": 1,
         "dtype": plan.dtype,
-        "crs": CRS.from_wkt(str(plan.grid.crs.wkt)) if plan.grid.crs else None,
+        "crs": rasterio_crs(plan.grid),
         "transform": plan.grid.affine,
         "nodata": plan.nodata,
         "tiled": True,
@@ -147,9 +153,11 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
         except (RasterioError, OSError) as error:
             raise WriteError(_write_problem(path, plan, first_line(error.__cause__ or error))) from error
     rows, cols = plan.grid.shape
+    pixels = max(1, int(rows) * int(cols) - merger.outside_pixels)
     return MosaicStats(
         valid_pixels=merger.valid_pixels,
-        valid_share=merger.valid_pixels / (int(rows) * int(cols)),
+        valid_share=merger.valid_pixels / pixels,
+        masked_share=merger.masked_pixels / pixels,
         overwritten_pixels=merger.overwritten_pixels,
         blocks_decoded=merger.cache.decoded,
         seconds=time.perf_counter() - started,
@@ -197,12 +205,17 @@ class _Merger:
         self._dtype = np.dtype(plan.dtype)
         method = plan.options.merge_method
         self._hides = method in ("first", "last")
-        order = list(zip(plan.tiles, plan.empty_values, strict=True))
-        if method == "last":  # the last valid pixel is the first one from the other end
-            order.reverse()
+        # The last valid pixel is the first one from the other end.
+        layers = plan.layers[::-1] if method == "last" else plan.layers
         self._merge = MERGE_METHODS["first" if self._hides else method]
-        self._placements = [place(tile, empty, plan.grid, plan.resampling) for tile, empty in order]
-        self._readers = [TileReader(placement.tile) for placement in self._placements]
+        self._readers: list[TileReader] = []
+        self._layers = [
+            LayerReader(layer, plan.grid, plan.options.mask, self._add(layer.tile), self._add(layer.scl))
+            for layer in layers
+        ]
+        area = plan.options.target.area
+        # What lies outside the area is neither read nor written, where it is to be empty.
+        self._area = AreaOnGrid.of(area, plan.grid) if area is not None and plan.options.empty_outside else None
         self._threads = _threads(plan)
         # As many threads compute as there are cores to use; one more exists, to go on while
         # another waits for a block.
@@ -214,19 +227,34 @@ class _Merger:
         self.filled_blocks: set[tuple[int, int]] = set()  # (row, col) of the output's blocks that hold something
         self.valid_pixels = 0
         self.overwritten_pixels = 0
+        self.masked_pixels = 0
+        self.outside_pixels = 0
         rows, cols = (int(size) for size in plan.grid.shape)
         self._step = math.ceil(max(rows, cols) / PREVIEW)
         self.preview: Pixels = np.full((-(-rows // self._step), -(-cols // self._step)), plan.nodata, self._dtype)
         self.histogram = np.zeros(256, np.int64) if self._dtype == np.uint8 else None
 
+    @overload
+    def _add(self, tile: Tile) -> int: ...
+    @overload
+    def _add(self, tile: Tile | None) -> int | None: ...
+    def _add(self, tile: Tile | None) -> int | None:
+        """A file to read; its number in the cache."""
+        if tile is None:
+            return None
+        self._readers.append(TileReader(tile))
+        return len(self._readers) - 1
+
     def run(self) -> None:
         jobs = []
         for window in windows(self._plan.grid, WINDOW, _STRIP):
-            reads = list(self._reads(window))
-            for tile, _, source in reads:
-                self.cache.announce(tile, source)
+            reads = [(layer, needs) for layer in self._layers for needs in layer.pieces(self._touched(window))]
+            for layer, needs in reads:
+                layer.announce(self.cache, needs)
             if reads:  # an empty window is a hole in the sparse file
                 jobs.append((window, reads))
+            elif (outside := self._outside(window)) is not None:
+                self.outside_pixels += int(np.count_nonzero(outside))
         with ThreadPoolExecutor(self._threads + 1, thread_name_prefix="mosaic") as pool:
             futures = [pool.submit(self._window, window, reads) for window, reads in jobs]
             try:
@@ -242,20 +270,15 @@ class _Merger:
         for reader in self._readers:
             reader.close()
 
-    def _reads(self, window: Box) -> list[tuple[int, Box, Box]]:
-        """What a window reads: the tile, the part of the window it may cover, and the tile's pixels for it."""
-        reads = []
-        for number, placement in enumerate(self._placements):
-            part = window.overlap(placement.footprint)
-            if part and (source := placement.source_box(part)):
-                reads.append((number, part, source))
-        return reads
+    def _touched(self, window: Box) -> Box:
+        """The part of a window that is asked for."""
+        return window if self._area is None else self._area.touched(window)
 
-    def _window(self, window: Box, reads: Sequence[tuple[int, Box, Box]]) -> None:
+    def _window(self, window: Box, reads: Sequence[Read]) -> None:
         if self._stop.is_set():
             return
         with gdal_env(), self._cores:
-            merged, empty = self._merged(window, reads)
+            merged, empty, masked, outside = self._merged(window, reads)
             shown = (
                 ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._dtype.type(self._plan.nodata)
             )
@@ -272,6 +295,8 @@ class _Merger:
             if self.histogram is not None:
                 self.histogram += counts
             self.valid_pixels += valid
+            self.masked_pixels += masked
+            self.outside_pixels += outside
             self.overwritten_pixels += valid - int(np.count_nonzero(shown))
             self.filled_blocks |= filled
         if filled:
@@ -286,36 +311,59 @@ class _Merger:
         top, left = -(-window.top // step), -(-window.left // step)
         self.preview[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
 
-    def _merged(self, window: Box, reads: Sequence[tuple[int, Box, Box]]) -> tuple[Pixels, Mask]:
-        """A window's pixels, and which of them no tile has."""
-        number, part, source = reads[0]
-        placement = self._placements[number]
+    def _merged(self, window: Box, reads: Sequence[Read]) -> _Merged:
+        outside = self._outside(window)
         merged: Pixels
-        if self._hides and part == window and placement.gives(self._dtype, self._plan.nodata):
+        layer, needs = reads[0]
+        if self._hides and needs.part == window and layer.placement.gives(self._dtype, self._plan.nodata):
             # Most windows lie in one tile: its pixels are theirs, with nothing to merge them into.
-            merged = np.require(self._resampled(number, part, source, source), requirements=["OWNDATA", "WRITEABLE"])
-            empty = placement.is_empty(merged)
+            pixels, unmasked = layer.read(self.cache, needs, needs)
+            merged = np.require(pixels, requirements=["OWNDATA", "WRITEABLE"])
+            empty = layer.placement.is_empty(merged)
+            hidden = None if unmasked is None else ~layer.placement.is_empty(unmasked)
             reads = reads[1:]
         else:
             merged = np.full(window.shape, self._plan.nodata, self._dtype)
             empty = np.ones(window.shape, dtype=bool)
-        for number, part, source in reads:
-            announced = source
-            if self._hides:  # what lies behind earlier tiles is neither decoded nor resampled
-                part = _still_empty(part, empty[part.within(window).slices])
-                source = self._placements[number].source_box(part).overlap(announced) if part else part
-                if not source:
-                    self.cache.skip(number, announced)
+            hidden = None  # where some tile has a pixel that SCL masks
+        for layer, announced in reads:
+            needs = announced
+            if self._hides:  # what lies behind earlier tiles, or outside, is neither decoded nor resampled
+                asked = empty if outside is None else empty & ~outside
+                part = _still_empty(needs.part, asked[needs.part.within(window).slices])
+                found = layer.needs(part, announced) if part else None
+                if found is None:
+                    layer.skip(self.cache, announced)
                     continue
-            inside = part.within(window).slices
-            new = self._resampled(number, part, source, announced)
-            new_empty = self._placements[number].is_empty(new)
+                needs = found
+            inside = needs.part.within(window).slices
+            new, unmasked = layer.read(self.cache, needs, announced)
+            new_empty = layer.placement.is_empty(new)
+            if unmasked is not None:
+                hidden = np.zeros(window.shape, dtype=bool) if hidden is None else hidden
+                hidden[inside] |= ~layer.placement.is_empty(unmasked)
             self._merge(merged[inside], new.astype(self._dtype, copy=False), empty[inside], new_empty)
             empty[inside] &= new_empty
-        return merged, empty
+        if outside is not None:
+            merged[outside] = self._plan.nodata
+            empty |= outside
+            hidden = None if hidden is None else hidden & ~outside
+        masked = 0 if hidden is None else int(np.count_nonzero(hidden & empty))
+        return _Merged(merged, empty, masked, 0 if outside is None else int(np.count_nonzero(outside)))
 
-    def _resampled(self, number: int, part: Box, source: Box, announced: Box) -> Pixels:
-        return self._placements[number].resample(self.cache.read(number, source, announced), source, part)
+    def _outside(self, window: Box) -> Mask | None:
+        """Which pixels of a window are to be empty whatever the tiles hold; ``None``: none."""
+        inside = None if self._area is None else self._area.inside(window)
+        return None if inside is None else ~inside
+
+
+class _Merged(NamedTuple):
+    """A window's pixels, which of them are empty, how many for the mask's sake, and how many lie outside the area."""
+
+    pixels: Pixels
+    empty: Mask
+    masked: int
+    outside: int
 
 
 def _still_empty(part: Box, empty: Mask) -> Box:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from odc.geo.geobox import GeoBox, geobox_union_conservative
+from odc.geo.geobox import GeoBox
+from rasterio.crs import CRS
 
 Floats = NDArray[np.float64]
 
@@ -78,6 +79,23 @@ def footprint_on(anchor: GeoBox, tile: GeoBox) -> Box:
     cols, rows = project_pixels(tile, anchor, *tile.boundary(100).T)
     if not (np.isfinite(cols).all() and np.isfinite(rows).all()):
         raise ValueError(f"it cannot be projected to {anchor.crs}")
+    return _outwards(rows, cols)
+
+
+def union(boxes: Sequence[Box]) -> Box:
+    """The smallest rectangle that holds all of them."""
+    tops, bottoms, lefts, rights = zip(*boxes, strict=True)
+    return Box(min(tops), max(bottoms), min(lefts), max(rights))
+
+
+def enclosing(grid: GeoBox, bounds: tuple[float, float, float, float]) -> Box:
+    """The pixels of ``grid`` (extended without end) that hold left, bottom, right, top, edges rounded outwards."""
+    left, bottom, right, top = bounds
+    cols, rows = grid.wld2pix(np.array([left, right]), np.array([top, bottom]))
+    return _outwards(rows, cols)
+
+
+def _outwards(rows: Floats, cols: Floats) -> Box:
     return Box(
         int(np.floor(rows.min() + ALIGNED)),
         int(np.ceil(rows.max() - ALIGNED)),
@@ -86,18 +104,15 @@ def footprint_on(anchor: GeoBox, tile: GeoBox) -> Box:
     )
 
 
-def target_grid(tiles: Sequence[GeoBox]) -> GeoBox:
-    """The grid of a mosaic: the first tile's CRS, origin and pixel size, extended to cover all tiles.
-
-    Anchored on the first tile, its pixels arrive bit for bit; no tile chooses an origin of its own.
-    """
-    anchor = tiles[0]
-    return geobox_union_conservative([crop(anchor, footprint_on(anchor, tile)) for tile in tiles])
-
-
 def crop(geobox: GeoBox, box: Box) -> GeoBox:
     """The geobox of a rectangle of pixels, which may reach beyond ``geobox``."""
     return GeoBox(box.shape, geobox.translate_pix(box.left, box.top).affine, geobox.crs)
+
+
+def rasterio_crs(grid: GeoBox) -> CRS:
+    """The CRS of a grid as rasterio takes it."""
+    assert grid.crs is not None
+    return CRS.from_wkt(str(grid.crs.wkt))
 
 
 def windows(grid: GeoBox, size: int, strip: int) -> Iterator[Box]:

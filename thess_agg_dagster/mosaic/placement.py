@@ -1,7 +1,7 @@
 """Placements: how one tile lies on the target grid, and how its pixels get there.
 
-Three ways, each with the same two questions (which of the tile's pixels does this window need, and what
-do they look like on the window): a plain copy, a nearest-neighbour lookup, and GDAL's warper.
+Four ways, each with the same two questions (which of the tile's pixels does this window need, and what
+do they look like on the window): a plain copy, a nearest-neighbour lookup, a mean of whole pixels, and GDAL's warper.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
 from thess_agg_dagster.mosaic.blocks import Pixels
-from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, footprint_on, project_pixels, whole
+from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, footprint_on, project_pixels, rasterio_crs, whole
 from thess_agg_dagster.mosaic.tiles import Tile
 
 Mask = NDArray[np.bool_]
@@ -196,6 +196,46 @@ def _range(affine: tuple[float, float, float], within: Box) -> tuple[float, floa
     return first + min(rows) + min(cols), first + max(rows) + max(cols)
 
 
+class Mean(Placement):
+    """A tile whose pixels fill the grid's in whole numbers, averaged; empty ones do not count."""
+
+    def __init__(self, tile: Tile, empty: float, grid: GeoBox, factor: int) -> None:
+        super().__init__(tile, empty, grid)
+        self._factor = factor
+        left, top = tile.geobox.wld2pix(*grid.pix2wld(0, 0))
+        self._offset = round(top), round(left)  # the grid's corner in the tile's pixels
+
+    def _box(self, window: Box) -> Box:
+        """The tile's pixels in a window, some of which may lie outside the tile."""
+        k = self._factor
+        return Box(window.top * k, window.bottom * k, window.left * k, window.right * k).shift(*self._offset)
+
+    def source_box(self, window: Box) -> Box:
+        return self._box(window).overlap(whole(self.tile.geobox))
+
+    def resample(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
+        box = self._box(window)
+        if source != box:
+            padded = np.full(box.shape, self.empty, pixels.dtype)
+            padded[source.within(box).slices] = pixels
+            pixels = padded
+        k = self._factor
+        valid = ~self.is_empty(pixels)
+        total = np.zeros(window.shape, np.float64 if pixels.dtype.kind == "f" else np.int64)
+        count = np.zeros(window.shape, np.int32)
+        for row in range(k):
+            for col in range(k):
+                part = valid[row::k, col::k]
+                np.add(total, pixels[row::k, col::k], out=total, where=part)
+                count += part
+        filled = np.maximum(count, 1)
+        # Integers are rounded to the nearest, halves upwards.
+        mean = total / filled if pixels.dtype.kind == "f" else (2 * total + filled) // (2 * filled)
+        out: Pixels = mean.astype(pixels.dtype)
+        out[count == 0] = self.empty
+        return out
+
+
 class Warp(Placement):
     """Every other resampling: GDAL's warper, on the arrays of one window at a time.
 
@@ -205,7 +245,7 @@ class Warp(Placement):
     def __init__(self, tile: Tile, empty: float, grid: GeoBox, resampling: Resampling) -> None:
         super().__init__(tile, empty, grid)
         self._resampling = resampling
-        self._grid_crs = CRS.from_wkt(str(grid.crs.wkt)) if grid.crs else None
+        self._grid_crs = rasterio_crs(grid)
         # Source pixels that a target pixel spans, to the right and down, in the middle of the footprint. GDAL would
         # guess it for each window anew, and widen its kernel by as much as the window happens to be rotated.
         row, col = (self.footprint.top + self.footprint.bottom) // 2, (self.footprint.left + self.footprint.right) // 2
@@ -262,9 +302,11 @@ class Warp(Placement):
 
 
 def place(tile: Tile, empty: float, grid: GeoBox, resampling: Resampling) -> Placement:
-    """Choose how a tile gets onto the grid: copied where it can be, looked up for nearest, else warped."""
+    """Choose how a tile gets onto the grid: copied where it can be, looked up for nearest, averaged, else warped."""
     if is_aligned(tile.geobox, grid):
         return Copy(tile, empty, grid)
+    if resampling is Resampling.average and (factor := whole_factor(tile.geobox, grid)):
+        return Mean(tile, empty, grid, factor)
     if resampling is Resampling.nearest:
         lookup = Lookup(tile, empty, grid)
         if lookup.exact_enough:
@@ -281,6 +323,18 @@ def is_aligned(tile: GeoBox, grid: GeoBox) -> bool:
     spans = (corners[1][0] - corners[0][0] - cols, corners[1][1] - corners[0][1] - rows)
     offsets = [value - round(value) for corner in corners for value in corner]
     return all(abs(v) < ALIGNED for v in (*spans, *offsets))
+
+
+def whole_factor(tile: GeoBox, grid: GeoBox) -> int | None:
+    """How many of a tile's pixels fill one of the grid's, a side, where they do so exactly; else ``None``."""
+    if tile.crs != grid.crs:
+        return None
+    factor = round(abs(grid.resolution.x / tile.resolution.x))
+    if factor < 1:
+        return None
+    rows, cols = grid.shape
+    same = GeoBox((rows * factor, cols * factor), grid.affine * Affine.scale(1 / factor), grid.crs)
+    return factor if is_aligned(tile, same) else None
 
 
 def _affine_cells(nodes: NDArray[np.float64], cell: int) -> tuple[NDArray[np.float64], float]:

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
-from thess_agg_dagster.mosaic.grid import footprint_on, target_grid
-from thess_agg_dagster.mosaic.rules import resolve_dtype, resolve_empty_value, resolve_nodata, resolve_resampling
-from thess_agg_dagster.mosaic.tiles import MAX_PIXELS, Problem, ProblemKind, Tile, TileError, inspect_tile
+from thess_agg_dagster.mosaic.grid import footprint_on, whole
+from thess_agg_dagster.mosaic.radiometry import is_reflectance
+from thess_agg_dagster.mosaic.rules import (
+    CATEGORICAL_BANDS,
+    fits,
+    resolve_dtype,
+    resolve_empty_value,
+    resolve_nodata,
+    resolve_resampling,
+)
+from thess_agg_dagster.mosaic.target import Target, fixed_step, resolve_crs, resolve_pixel, target_grid
+from thess_agg_dagster.mosaic.tiles import PlanError, Problem, ProblemKind, Tile, TileError, inspect_tile, overview_of
 
-# A mosaic this many times larger than its tiles is not one overpass: some tile lies elsewhere.
-_MAX_SPREAD = 50
+# A mosaic's pixels are larger than a tile's from this ratio on. (The same size in another zone differs by a thousandth.)
+_REDUCED = 1.01
 
 
 @dataclass(frozen=True)
 class MosaicOptions:
     """How mosaics are made; the defaults are the product's.
 
-    ``nodata=NaN`` means no override, ``dtype=None`` the tiles' own, ``threads=None`` one per core.
+    ``nodata=NaN`` means no override, ``dtype=None`` the tiles' own, ``threads=None`` one per core. ``reduction`` is the
+    resampling of continuous bands to coarser pixels that ``target`` asks for, ``overviews`` whether it may start from a
+    tile's overviews. ``empty_outside`` empties what is not in the target's area. ``mask`` are the SCL classes that empty a
+    pixel of a continuous band before merging; ``unmasked`` lets tiles without SCL go unmasked. ``harmonize`` removes
+    the radiometric offset.
     """
 
     merge_method: str = "first"
@@ -31,21 +44,51 @@ class MosaicOptions:
     dtype: str | None = None
     compress: str = "zstd"
     threads: int | None = None
+    target: Target = field(default_factory=Target)
+    reduction: str = "average"
+    overviews: bool = False
+    empty_outside: bool = False
+    mask: tuple[int, ...] = ()
+    unmasked: bool = False
+    harmonize: bool = False
+    cog: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """What goes into a mosaic: a tile, the SCL tile of its scene, and the offset its reflectance bands carry."""
+
+    path: Path
+    scl: Path | None = None
+    offset: int | None = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tile's part in a mosaic: what it calls empty, what is subtracted, what it is masked with, how it is resampled."""
+
+    tile: Tile
+    empty: float
+    offset: int
+    scl: Tile | None
+    resampling: Resampling
 
 
 @dataclass(frozen=True)
 class MosaicPlan:
-    """One band's mosaic, decided: tiles in merge order, target grid, dtype, nodata."""
+    """One band's mosaic, decided: layers in merge order, target grid, dtype, nodata."""
 
     band: str
-    tiles: tuple[Tile, ...]
-    empty_values: tuple[float, ...]
+    layers: tuple[Layer, ...]
     grid: GeoBox
     dtype: str
     nodata: float
-    resampling: Resampling
     options: MosaicOptions
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]:
+        return tuple(layer.tile for layer in self.layers)
 
     @property
     def reprojected(self) -> tuple[Tile, ...]:
@@ -53,98 +96,197 @@ class MosaicPlan:
         return tuple(tile for tile in self.tiles if tile.geobox.crs != self.grid.crs)
 
 
-class PlanError(Exception):
-    """A mosaic cannot be planned. Carries every :class:`Problem` found, not just the first."""
+@dataclass(frozen=True)
+class _Inspected:
+    """One band's tiles, as their headers describe them."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("; ".join(map(str, problems)))
-        self.problems = tuple(problems)
+    tiles: tuple[Tile, ...]
+    empty_values: tuple[float, ...]
+    scl: tuple[Tile | None, ...]
+    offsets: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def geoboxes(self) -> list[GeoBox]:
+        return [tile.geobox for tile in self.tiles]
 
 
 def plan_mosaic(paths: Sequence[Path], band: str, options: MosaicOptions) -> MosaicPlan:
     """Decide one band's mosaic from its tiles' headers, in the order they are to be merged.
 
-    The first path gives CRS, origin and pixel size. Raises :class:`PlanError` with all problems found.
+    Raises :class:`PlanError` with all problems found.
     """
+    plans, problems = plan_mosaics({band: [Source(path) for path in paths]}, options)
+    if band in problems:
+        raise PlanError(problems[band])
+    return plans[band]
+
+
+def plan_mosaics(
+    sources: Mapping[str, Sequence[Source]], options: MosaicOptions
+) -> tuple[dict[str, MosaicPlan], dict[str, Sequence[Problem]]]:
+    """Decide the mosaics of several bands on the same ground, from the headers of their tiles, in merge order.
+
+    Every band stands in one of the two results: its plan, or all problems found.
+    """
+    inspected: dict[str, _Inspected] = {}
+    problems: dict[str, Sequence[Problem]] = {}
+    for band, found in sources.items():
+        try:
+            inspected[band] = _inspect(found, band, options)
+        except PlanError as error:
+            problems[band] = error.problems
+    target = options.target
+    shared: GeoBox | None = None
+    plans: dict[str, MosaicPlan] = {}
+    # The band whose grid the others get comes first.
+    for band in sorted(inspected, key=lambda band: band != target.match_band):
+        try:
+            step = _step(inspected, target) if target.fixed else None
+            grid = shared or target_grid(inspected[band].tiles, target, step)
+            plans[band] = _plan(band, inspected[band], grid, options)
+            if band == target.match_band:
+                shared = grid
+        except PlanError as error:
+            problems[band] = error.problems
+    return {band: plans[band] for band in sources if band in plans}, problems
+
+
+def _inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> _Inspected:
     tiles: list[Tile] = []
     empty_values: list[float] = []
+    scl: list[Tile | None] = []
     problems: list[Problem] = []
-    for path in paths:
+    notes: list[str] = []
+    masked = bool(options.mask) and band not in CATEGORICAL_BANDS
+    harmonized = options.harmonize and is_reflectance(band)
+    for source in sources:
         try:
-            tile = inspect_tile(path)
+            tile = inspect_tile(source.path)
         except TileError as error:
             problems.append(error.problem)
             continue
+        tiles.append(tile)
         try:
             empty_values.append(resolve_empty_value(tile.dtype, tile.nodata_tag))
-            tiles.append(tile)
         except ValueError as error:
-            problems.append(Problem("dtype_conflict", str(error), path))
+            problems.append(Problem("dtype_conflict", str(error), source.path))
+        if harmonized and source.offset is None:
+            why = (
+                "nothing tells its processing baseline (the scene id has no Nxxxx), so its offset cannot be removed; "
+                "name the scene in full, or turn harmonize off"
+            )
+            problems.append(Problem("unknown_baseline", why, source.path))
+        if harmonized and source.offset and not fits(source.offset, tile.dtype):
+            why = f"has dtype {tile.dtype}, which cannot carry the offset of {source.offset}; turn harmonize off"
+            problems.append(Problem("dtype_conflict", why, source.path))
+        scl.append(None)
+        if masked and source.scl is not None:
+            try:
+                scl[-1] = _inspect_scl(source.scl)
+            except TileError as error:
+                if not options.unmasked:
+                    problems.append(error.problem)
+                notes.append(f"{source.path.parent.name} is not masked: {error.problem.reason}")
     if problems or not tiles:
         raise PlanError(problems or [Problem("missing_input", "no tiles are listed")])
+    offsets = [source.offset or 0 if harmonized else 0 for source in sources]
+    carried = sorted({source.offset for source in sources if source.offset is not None})
+    if is_reflectance(band) and not options.harmonize and len(carried) > 1:
+        notes.append(
+            f"tiles with and without the offset of {carried[-1]} (processing baseline 04.00) are mixed; harmonize removes it"
+        )
+    return _Inspected(tuple(tiles), tuple(empty_values), tuple(scl), tuple(offsets), tuple(notes))
+
+
+def _inspect_scl(path: Path) -> Tile:
+    tile = inspect_tile(path)
+    if tile.dtype not in ("uint8", "int8", "uint16", "int16"):
+        raise TileError(
+            Problem("dtype_conflict", f"has dtype {tile.dtype}; the classes of SCL are small integers", path)
+        )
+    return tile
+
+
+def _step(inspected: Mapping[str, _Inspected], target: Target) -> float:
+    """What the sides of a fixed grid are multiples of, so that all bands share pixel edges."""
+    try:
+        sizes: list[float] = []
+        for found in inspected.values():
+            crs = resolve_crs(found.geoboxes, target)
+            sizes += resolve_pixel(found.geoboxes, crs, target.resolution)
+        return fixed_step(sizes, crs, target)
+    except ValueError as error:
+        raise PlanError([Problem("unknown_crs", str(error))]) from error
+
+
+def _plan(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions) -> MosaicPlan:
+    tiles = inspected.tiles
 
     def conflict(kind: ProblemKind, error: ValueError) -> PlanError:
         listed = ", ".join(f"{tile.path.parent.name} ({tile.dtype})" for tile in tiles)
         return PlanError([Problem(kind, f"{error} [{listed}]")])
 
+    # All tiles have their say, also those that do not touch a fixed grid: a series keeps its dtype.
     try:
         dtype = resolve_dtype([tile.dtype for tile in tiles], options.merge_method, options.dtype)
-        dtype, nodata = resolve_nodata(options.nodata, dtype, empty_values[0])
+        dtype, nodata = resolve_nodata(options.nodata, dtype, inspected.empty_values[0])
     except ValueError as error:
         raise conflict("dtype_conflict", error) from error
-    grid = _grid_of(tiles)
+    layers = list(_layers(band, inspected, grid, options))
+    if not layers:
+        what = "aoi" if options.target.area is not None else "grid"
+        reason = f"no tile lies in the {what}; check the {what}, or take the row off the list"
+        raise PlanError([Problem("outside_grid", reason)])
     return MosaicPlan(
-        band=band,
-        tiles=tuple(tiles),
-        empty_values=tuple(empty_values),
-        grid=grid,
-        dtype=dtype,
-        nodata=nodata,
-        resampling=resolve_resampling(band, options.resampling),
-        options=options,
-        notes=tuple(_notes(tiles, empty_values, grid, dtype)),
+        band, tuple(layers), grid, dtype, nodata, options, tuple(_notes(inspected, layers, grid, dtype, options))
     )
 
 
-def _grid_of(tiles: Sequence[Tile]) -> GeoBox:
-    anchor = tiles[0]
-    areas = []
-    for tile in tiles:
+def _layers(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions) -> Iterator[Layer]:
+    """The tiles that touch the grid, each with all that is done to it."""
+    for tile, empty, scl, offset in zip(
+        inspected.tiles, inspected.empty_values, inspected.scl, inspected.offsets, strict=True
+    ):
         try:
-            rows, cols = footprint_on(anchor.geobox, tile.geobox).shape
+            touches = footprint_on(grid, tile.geobox).overlap(whole(grid))
         except ValueError as error:
             raise PlanError([Problem("unknown_crs", str(error), tile.path)]) from error
-        areas.append(rows * cols)
-    grid = target_grid([tile.geobox for tile in tiles])
-    rows, cols = grid.shape
-    if rows * cols > min(MAX_PIXELS, _MAX_SPREAD * sum(areas)):
-        positions = "; ".join(f"{tile.path} at {_position(tile)}" for tile in tiles)
-        raise PlanError(
-            [
-                Problem(
-                    "unreadable_input",
-                    f"the tiles lie too far apart: the mosaic would be {cols} x {rows} pixels ({positions}); "
-                    "download again the one in the wrong place",
-                )
-            ]
-        )
-    return grid
+        if not touches:
+            continue
+        ratio = _reduction(tile.geobox, grid)
+        reduced = options.target.other_pixels and ratio > _REDUCED
+        if reduced and options.overviews:
+            tile = overview_of(tile, ratio)
+        resampling = resolve_resampling(band, options.resampling, options.reduction if reduced else None)
+        yield Layer(tile, empty, offset, scl, resampling)
 
 
-def _position(tile: Tile) -> str:
-    centre = tile.geobox.geographic_extent.centroid.coords[0]
-    return f"{centre[1]:.2f}, {centre[0]:.2f} (latitude, longitude)"
+def _reduction(tile: GeoBox, grid: GeoBox) -> float:
+    """How many of a tile's pixels lie side by side in one of the grid's."""
+    assert tile.crs is not None
+    assert grid.crs is not None
+    if tile.crs.units == grid.crs.units:
+        return math.sqrt(abs(math.prod(grid.resolution.xy) / math.prod(tile.resolution.xy)))
+    return math.sqrt(math.prod(tile.shape) / math.prod(footprint_on(grid, tile).shape))
 
 
-def _notes(tiles: Sequence[Tile], empty_values: Sequence[float], grid: GeoBox, dtype: str) -> list[str]:
+def _notes(
+    inspected: _Inspected, layers: Sequence[Layer], grid: GeoBox, dtype: str, options: MosaicOptions
+) -> Iterator[str]:
     """What was reconciled, in words, for the audit."""
-    notes = []
+    tiles = inspected.tiles
+    yield from inspected.notes
     if others := sorted({tile.dtype for tile in tiles} - {dtype}):
-        notes.append(f"dtype promoted from {', '.join(others)} to {dtype}")
-    tags = dict.fromkeys(f"{value:g}" for value in empty_values)
+        yield f"dtype promoted from {', '.join(others)} to {dtype}"
+    tags = dict.fromkeys(f"{value:g}" for value in inspected.empty_values)
     if len(tags) > 1:
-        notes.append(f"tiles call different values empty ({', '.join(tags)})")
+        yield f"tiles call different values empty ({', '.join(tags)})"
     sizes = dict.fromkeys(tile.geobox.resolution.map(abs).xy for tile in tiles if tile.geobox.crs == grid.crs)
     if len(sizes) > 1:
-        notes.append(f"tiles of different pixel sizes brought to {grid.resolution.x:g}")
-    return notes
+        yield f"tiles of different pixel sizes brought to {grid.resolution.x:g}"
+    if len(layers) < len(tiles):
+        yield f"{len(tiles) - len(layers)} of {len(tiles)} tiles lie outside the grid"
+    if any(layer.offset for layer in layers):
+        count = sum(bool(layer.offset) for layer in layers)
+        yield f"the radiometric offset was removed from {count} of {len(layers)} tiles"

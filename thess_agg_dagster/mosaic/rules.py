@@ -92,8 +92,15 @@ def resolve_nodata(nodata: float, dtype: str, first_empty_value: float) -> tuple
     return dtype, first_empty_value
 
 
-def resolve_resampling(band: str, resampling: str) -> Resampling:
-    """The resampling of a band: classes are taken as they are (``nearest`` or ``mode``), never interpolated."""
-    if band in CATEGORICAL_BANDS and resampling != "mode":
-        return Resampling.nearest
-    return Resampling[resampling]
+def resolve_resampling(band: str, resampling: str, reduction: str | None = None) -> Resampling:
+    """The resampling of a band: classes are taken as they are (``nearest`` or ``mode``), never interpolated.
+
+    ``reduction`` is given where a tile's pixels are finer than the mosaic is asked to be.
+    """
+    # 1. Classes, reduced: the most frequent, unless the nearest is asked for.
+    # 2. Classes otherwise: the nearest, unless the most frequent is asked for.
+    if band in CATEGORICAL_BANDS:
+        frequent = resampling == "mode" if reduction is None else reduction != "nearest"
+        return Resampling.mode if frequent else Resampling.nearest
+    # 3. Continuous bands: what is asked for.
+    return Resampling[reduction or resampling]

@@ -6,9 +6,9 @@ import errno
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +21,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-ProblemKind = Literal["missing_input", "unreadable_input", "unknown_crs", "dtype_conflict"]
+ProblemKind = Literal[
+    "missing_input", "unreadable_input", "unknown_crs", "dtype_conflict", "outside_grid", "unknown_baseline"
+]
 
 # First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name.
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
@@ -84,6 +86,14 @@ class TileError(Exception):
         self.problem = problem
 
 
+class PlanError(Exception):
+    """A mosaic cannot be planned. Carries every :class:`Problem` found, not just the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
 class SystemFaultError(Exception):
     """A tile could not be read just now, through no fault of the file; trying again may help."""
 
@@ -99,6 +109,8 @@ class Tile:
 
     ``geobox`` holds CRS, affine transform and shape ``(rows, cols)``; ``nodata_tag`` is ``None``
     where the file carries none; ``block_shape`` is ``(rows, cols)`` of what the codec decodes at once.
+    ``overview`` is the level of the overview (or JPEG 2000 resolution level) that this describes, ``None``: the tile
+    at full resolution.
     """
 
     path: Path
@@ -108,6 +120,7 @@ class Tile:
     nodata_tag: float | None
     driver: str
     block_shape: tuple[int, int]
+    overview: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -122,8 +135,10 @@ def gdal_env() -> Iterator[None]:
         yield
 
 
-def open_tile(path: Path) -> DatasetReader:
-    """Open a tile as what its first bytes say, GeoTIFF or JPEG 2000. Call inside :func:`gdal_env`.
+def open_tile(path: Path, overview: int | None = None) -> DatasetReader:
+    """Open a tile (or one of its overviews) as what its first bytes say, GeoTIFF or JPEG 2000.
+
+    Call inside :func:`gdal_env`.
 
     GDAL left to itself sniffs content, so a "tile" could be a VRT that names other files or URLs;
     naming the driver leaves it no choice.
@@ -132,7 +147,8 @@ def open_tile(path: Path) -> DatasetReader:
         signature = file.read(12)
     # A tile without a transform is refused by name; rasterio need not warn of it as well.
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-    return rasterio.open(path, driver="JP2OpenJPEG" if signature.startswith(_JPEG2000) else "GTiff")
+    driver = "JP2OpenJPEG" if signature.startswith(_JPEG2000) else "GTiff"
+    return rasterio.open(path, driver=driver, **({} if overview is None else {"overview_level": overview}))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -221,3 +237,17 @@ def inspect_tile(path: Path) -> Tile:
                 "unreadable_input",
                 f"is not a readable GeoTIFF or JPEG 2000 file ({first_line(error)}); download the tile again",
             ) from error
+
+
+def overview_of(tile: Tile, factor: float) -> Tile:
+    """The tile's coarsest overview (or JPEG 2000 resolution level) that is reduced by at most ``factor``, else itself.
+
+    One that ``factor`` is a whole multiple of is preferred: what remains is then a mean of whole pixels.
+    """
+    with gdal_env(), open_tile(tile.path) as source:
+        found = [(size, level) for level, size in enumerate(source.overviews(1)) if size <= factor * (1 + 1e-6)]
+    if not found:
+        return tile
+    _, level = max(found, key=lambda each: (abs(factor / each[0] - round(factor / each[0])) < 1e-6, each))
+    with gdal_env(), open_tile(tile.path, level) as source:
+        return replace(tile, geobox=GeoBox.from_rio(source), block_shape=source.block_shapes[0], overview=level)

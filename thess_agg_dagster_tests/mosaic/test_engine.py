@@ -23,9 +23,9 @@ from rasterio.warp import reproject, transform
 
 from thess_agg_dagster.mosaic import engine
 from thess_agg_dagster.mosaic.engine import COMPRESSIONS, MosaicStats, WriteError, write_mosaic
-from thess_agg_dagster.mosaic.plan import MosaicOptions, PlanError, plan_mosaic
+from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
-from thess_agg_dagster.mosaic.tiles import TileError
+from thess_agg_dagster.mosaic.tiles import PlanError, TileError
 from thess_agg_dagster.sample import TILE_SIZE, TILES
 from thess_agg_dagster_tests.rasters import DATA, ZONE_34, ZONE_35, Array, half_empty, noise, read, write_tile
 

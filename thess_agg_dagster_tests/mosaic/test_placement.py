@@ -9,8 +9,9 @@ import pytest
 from rasterio.enums import Resampling
 from rasterio.warp import transform
 
-from thess_agg_dagster.mosaic.grid import Box, crop, target_grid
-from thess_agg_dagster.mosaic.placement import LOOKUP_ERROR, Copy, Lookup, Warp, place
+from thess_agg_dagster.mosaic.grid import Box, crop, footprint_on, union
+from thess_agg_dagster.mosaic.placement import LOOKUP_ERROR, Copy, Lookup, Mean, Warp, place
+from thess_agg_dagster.mosaic.target import Target, target_grid
 from thess_agg_dagster.mosaic.tiles import Tile, inspect_tile
 from thess_agg_dagster.sample import TILE_SIZE, TILES
 from thess_agg_dagster_tests.rasters import Array, noise, write_tile
@@ -29,7 +30,7 @@ def full_size_tile(folder: Path, name: str) -> Tile:
 def lookups(tmp_path_factory: pytest.TempPathFactory) -> list[Lookup]:
     folder = tmp_path_factory.mktemp("tiles")
     tiles = [full_size_tile(folder, name) for name in ("T35TKF", "T34TFL", "T34TFK")]
-    grid = target_grid([tile.geobox for tile in tiles])
+    grid = target_grid(tiles, Target())
     return [Lookup(tile, 0, grid) for tile in tiles[1:]]
 
 
@@ -93,6 +94,10 @@ def test_the_source_box_holds_all_that_a_window_looks_up(lookups: list[Lookup]) 
         ((600500.000001, 4500010), "EPSG:32634", 10, "nearest", Copy),
         ((600504, 4500010), "EPSG:32634", 10, "nearest", Lookup),
         ((600500, 4500010), "EPSG:32634", 20, "nearest", Lookup),
+        ((600500, 4500010), "EPSG:32634", 5, "average", Mean),
+        ((600505, 4500010), "EPSG:32634", 5, "average", Mean),
+        ((600503, 4500010), "EPSG:32634", 5, "average", Warp),
+        ((600500, 4500010), "EPSG:32634", 6, "average", Warp),
         ((600504, 4500010), "EPSG:32634", 10, "cubic", Warp),
         ((100000, 4500000), "EPSG:32635", 10, "nearest", Lookup),
         ((100000, 4500000), "EPSG:32635", 10, "bilinear", Warp),
@@ -103,5 +108,5 @@ def test_which_way_a_tile_takes(
 ) -> None:
     first = inspect_tile(write_tile(tmp_path / "a.tif", noise(1, (64, 64))))
     tile = inspect_tile(write_tile(tmp_path / "b.tif", noise(1, (64, 64)), corner=corner, crs=crs, pixel=pixel))
-    grid = target_grid([first.geobox, tile.geobox])
+    grid = crop(first.geobox, union([footprint_on(first.geobox, found.geobox) for found in (first, tile)]))
     assert type(place(tile, 0, grid, Resampling[resampling])) is kind

@@ -1,0 +1,134 @@
+"""Areas of interest: a polygon, and which pixels of a grid it touches."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from odc.geo.geom import Geometry
+from pyproj.exceptions import CRSError
+from rasterio.features import geometry_mask
+from shapely.geometry.base import BaseGeometry
+
+from thess_agg_dagster.mosaic.grid import Box
+
+# Well-known text, with the SRID that PostGIS puts in front of it.
+_WKT = re.compile(r"\s*(?:SRID=(\d+);)?\s*((?:MULTI)?POLYGON\b.*)", re.IGNORECASE | re.DOTALL)
+# An edge that is straight in one CRS is curved in another: it is followed in steps of this part of the polygon's extent.
+_STEPS = 200
+
+
+class AreaError(ValueError):
+    """An area of interest cannot be used."""
+
+
+def read_area(given: str) -> Geometry:
+    """A polygon from a GeoJSON, GeoPackage or WKT file, or from WKT itself.
+
+    WKT is in longitude and latitude (EPSG:4326) unless ``SRID=32634;`` stands in front. Several polygons are united.
+    Raises :class:`AreaError` where there is no such file, no polygon in it, or none with a CRS.
+    """
+    if _WKT.match(given):
+        return _from_wkt(given, "aoi")
+    path = Path(given).expanduser()
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise AreaError(
+            f"aoi {given[:200]!r}: cannot be found ({error.strerror}); give a GeoJSON or GeoPackage file, or WKT"
+        ) from error
+    return _read_file(path, changed)
+
+
+@lru_cache(maxsize=8)
+def _read_file(path: Path, changed: int) -> Geometry:
+    if path.suffix.lower() in (".wkt", ".txt"):
+        return _from_wkt(path.read_text(encoding="utf-8-sig", errors="replace"), str(path))
+    import pyogrio  # here, because it takes long to import, and few have an area in a file
+
+    try:
+        meta, _, shapes, _ = pyogrio.raw.read(path, columns=[], force_2d=True)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+        raise AreaError(f"aoi {path}: cannot be read as GeoJSON or GeoPackage ({error})") from error
+    polygons = [] if shapes is None else list(shapely.from_wkb(shapes))
+    return _united(polygons, meta["crs"], str(path))
+
+
+def _from_wkt(text: str, where: str) -> Geometry:
+    found = _WKT.match(text)
+    if not found:
+        raise AreaError(f"{where}: {text[:80]!r} is no POLYGON or MULTIPOLYGON in well-known text")
+    try:
+        polygon = shapely.from_wkt(found[2])
+    except shapely.errors.GEOSException as error:
+        raise AreaError(f"{where}: {text[:80]!r} is not well-known text ({error})") from error
+    return _united([polygon], f"EPSG:{found[1] or 4326}", where)
+
+
+def _united(shapes: list[BaseGeometry], crs: str | None, where: str) -> Geometry:
+    polygons = [s for s in shapes if s is not None and s.geom_type in ("Polygon", "MultiPolygon") and not s.is_empty]
+    if not polygons:
+        raise AreaError(f"{where}: holds no polygon")
+    if not crs:
+        raise AreaError(f"{where}: has no CRS; assign one, e.g. with `ogr2ogr -a_srs EPSG:4326`")
+    united = shapely.make_valid(shapely.union_all([shapely.make_valid(polygon) for polygon in polygons]))
+    if not united.area or not all(map(math.isfinite, united.bounds)):
+        raise AreaError(f"{where}: the polygon has no area")
+    try:
+        return Geometry(united, CRS(crs))
+    except CRSError as error:
+        raise AreaError(f"{where}: {error}") from error
+
+
+def project_area(area: Geometry, crs: CRS) -> Geometry:
+    """The polygon in another CRS. Raises :class:`AreaError` where it has no place there."""
+    left, bottom, right, top = area.boundingbox.bbox
+    there = area.to_crs(crs, resolution=max(right - left, top - bottom) / _STEPS)
+    if there.is_empty or not all(map(math.isfinite, there.boundingbox.bbox)):
+        raise AreaError(f"the aoi cannot be projected to {crs}")
+    return there
+
+
+@dataclass(frozen=True)
+class AreaOnGrid:
+    """An area in the pixel coordinates of a grid: which pixels of a window lie in it."""
+
+    polygon: shapely.Geometry
+
+    @classmethod
+    def of(cls, area: Geometry, grid: GeoBox) -> AreaOnGrid:
+        assert grid.crs is not None
+        polygon = shapely.transform(
+            project_area(area, grid.crs).geom, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)
+        )
+        shapely.prepare(polygon)
+        return cls(polygon)
+
+    def touched(self, window: Box) -> Box:
+        """The smallest part of a window outside which the area has no pixel; falsy where it does not touch."""
+        there = shapely.intersection(self.polygon, _rectangle(window))
+        if there.is_empty:
+            return Box(window.top, window.top, window.left, window.left)
+        left, top, right, bottom = there.bounds
+        return Box(math.floor(top), math.ceil(bottom), math.floor(left), math.ceil(right)).overlap(window)
+
+    def inside(self, window: Box) -> NDArray[np.bool_] | None:
+        """Which pixels of a window have their centre in the area; ``None``: all of them."""
+        if shapely.covers(self.polygon, _rectangle(window)):
+            return None
+        translation = Affine.translation(window.left, window.top)
+        mask: NDArray[np.bool_] = geometry_mask([self.polygon], window.shape, translation, invert=True)
+        return mask
+
+
+def _rectangle(box: Box) -> shapely.Polygon:
+    return shapely.box(box.left, box.top, box.right, box.bottom)

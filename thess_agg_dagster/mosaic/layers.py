@@ -1,0 +1,102 @@
+"""Layers at work: the pixels of one tile for one part of the grid, masked, harmonized and resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+
+from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels
+from thess_agg_dagster.mosaic.grid import Box
+from thess_agg_dagster.mosaic.placement import place
+from thess_agg_dagster.mosaic.plan import Layer
+from thess_agg_dagster.mosaic.radiometry import remove_offset
+
+# A part of the grid that needs more of a tile than this is read in pieces, so that reduction takes no more memory.
+_MOST_PIXELS = 2048 * 2048
+
+
+class Needs(NamedTuple):
+    """What a part of the grid needs of a layer: pixels of its tile, and of the SCL tile that masks it."""
+
+    part: Box
+    source: Box
+    scl: Box | None
+
+
+class LayerReader:
+    """One layer on the grid. ``tile`` and ``scl`` are the numbers of its files in the :class:`BlockCache`."""
+
+    def __init__(self, layer: Layer, grid: GeoBox, mask: tuple[int, ...], tile: int, scl: int | None) -> None:
+        self.placement = place(layer.tile, layer.empty, grid, layer.resampling)
+        self._tile = tile
+        self._offset = layer.offset
+        self._scl = scl
+        self._mask = mask
+        # The tile is masked where it lies, before it is resampled, so that no cloud bleeds into its neighbours.
+        self._classes = None if layer.scl is None else place(layer.scl, 0, layer.tile.geobox, Resampling.nearest)
+
+    def needs(self, part: Box, within: Needs | None = None) -> Needs | None:
+        """What a part of the grid needs (of what was announced); ``None`` where the tile has nothing for it."""
+        source = self.placement.source_box(part)
+        if within is not None:
+            source = source.overlap(within.source)
+        if not source:
+            return None
+        scl = None
+        if self._classes is not None and (covered := source.overlap(self._classes.footprint)):
+            scl = self._classes.source_box(covered)
+            if within is not None and within.scl is not None:
+                scl = scl.overlap(within.scl)
+        return Needs(part, source, scl or None)
+
+    def pieces(self, part: Box) -> Iterator[Needs]:
+        """The same for a part in pieces that fit into memory."""
+        part = part.overlap(self.placement.footprint)
+        needs = self.needs(part) if part else None
+        if needs is None:
+            return
+        rows, cols = part.shape
+        if rows * cols == 1 or needs.source.shape[0] * needs.source.shape[1] <= _MOST_PIXELS:
+            yield needs
+        elif rows >= cols:
+            middle = part.top + rows // 2
+            yield from self.pieces(part._replace(bottom=middle))
+            yield from self.pieces(part._replace(top=middle))
+        else:
+            middle = part.left + cols // 2
+            yield from self.pieces(part._replace(right=middle))
+            yield from self.pieces(part._replace(left=middle))
+
+    def announce(self, cache: BlockCache, needs: Needs) -> None:
+        cache.announce(self._tile, needs.source)
+        if needs.scl is not None and self._scl is not None:
+            cache.announce(self._scl, needs.scl)
+
+    def skip(self, cache: BlockCache, needs: Needs) -> None:
+        cache.skip(self._tile, needs.source)
+        if needs.scl is not None and self._scl is not None:
+            cache.skip(self._scl, needs.scl)
+
+    def read(self, cache: BlockCache, needs: Needs, announced: Needs) -> tuple[Pixels, Pixels | None]:
+        """The layer on ``needs.part``; and what it would be without the mask, where the mask takes anything away."""
+        pixels = cache.read(self._tile, needs.source, announced.source)
+        if self._offset:
+            pixels = remove_offset(pixels, self._offset, self.placement.empty)
+        hidden = None
+        if announced.scl is not None and self._scl is not None and self._classes is not None:
+            if needs.scl is None:
+                cache.skip(self._scl, announced.scl)
+            else:
+                classes = cache.read(self._scl, needs.scl, announced.scl)
+                covered = needs.source.overlap(self._classes.footprint)
+                hidden = np.isin(self._classes.resample(classes, needs.scl, covered), self._mask)
+        resampled = self.placement.resample(pixels, needs.source, needs.part)
+        if hidden is None or not hidden.any():
+            return resampled, None
+        masked = pixels.copy()
+        masked[covered.within(needs.source).slices][hidden] = self.placement.empty
+        return self.placement.resample(masked, needs.source, needs.part), resampled

@@ -1,0 +1,106 @@
+"""Areas of interest: from files and text, and on the pixels of a grid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+from pyogrio.raw import write
+from rasterio.features import rasterize
+
+from thess_agg_dagster.mosaic.area import AreaError, AreaOnGrid, read_area
+from thess_agg_dagster.mosaic.grid import Box
+
+TRIANGLE = "POLYGON ((23 40, 24 40, 23.5 41, 23 40))"
+
+
+def write_vector(path: Path, shapes: list[str], crs: str | None, kind: str = "Polygon") -> Path:
+    geometry = np.array([shapely.to_wkb(shapely.from_wkt(wkt)) for wkt in shapes], object)
+    write(path, geometry=geometry, field_data=[], fields=[], crs=crs, geometry_type=kind)
+    return path
+
+
+@pytest.mark.parametrize("name", ["aoi.geojson", "aoi.gpkg", "aoi.wkt", None])
+def test_the_same_polygon_from_every_format(tmp_path: Path, name: str | None) -> None:
+    if name is None:
+        given = TRIANGLE
+    elif name.endswith(".wkt"):
+        (tmp_path / name).write_text(TRIANGLE + "\n")
+        given = str(tmp_path / name)
+    else:
+        given = str(write_vector(tmp_path / name, [TRIANGLE], "EPSG:4326"))
+    area = read_area(given)
+    assert area.crs == "EPSG:4326"
+    assert shapely.equals(area.geom, shapely.from_wkt(TRIANGLE))
+
+
+def test_several_polygons_are_united_and_their_crs_is_kept(tmp_path: Path) -> None:
+    squares = ["POLYGON((600000 4500000, 600100 4500000, 600100 4500100, 600000 4500100, 600000 4500000))"]
+    squares += ["POLYGON((600050 4500000, 600150 4500000, 600150 4500100, 600050 4500100, 600050 4500000))"]
+    area = read_area(str(write_vector(tmp_path / "two.gpkg", squares, "EPSG:32634")))
+    assert (str(area.crs), area.geom.area) == ("EPSG:32634", 150 * 100)
+    assert read_area(f"SRID=32634;{squares[0]}").crs == "EPSG:32634"
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "aoi.geojson"
+    for width in (1, 2):
+        ring = [[23, 40], [23 + width, 40], [23, 41], [23, 40]]
+        path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+        assert read_area(str(path)).geom.area == width / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("gone.geojson", None, "cannot be found"),
+        ("page.geojson", "<html>", "cannot be read as GeoJSON or GeoPackage"),
+        ("line.geojson", '{"type": "LineString", "coordinates": [[1, 2], [3, 4]]}', "holds no polygon"),
+        ("flat.wkt", "POLYGON((1 1, 2 2, 3 3, 1 1))", "has no area"),
+        ("bad.wkt", "POLYGON((1 1, 2 2", "is not well-known text"),
+        ("point.wkt", "POINT(1 1)", "is no POLYGON or MULTIPOLYGON"),
+        ("far.wkt", "SRID=999999;POLYGON((1 1, 2 1, 2 2, 1 1))", "far.wkt"),
+    ],
+)
+def test_what_cannot_be_used(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(AreaError, match=message):
+        read_area(str(tmp_path / name))
+
+
+def test_a_file_without_crs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AreaError, match="has no CRS; assign one"):
+        read_area(str(write_vector(tmp_path / "blind.gpkg", [TRIANGLE], None)))
+
+
+@given(st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 45)), min_size=3, max_size=7), st.integers(0, 30))
+def test_pixels_of_a_window_against_one_rasterization(corners: list[tuple[float, float]], at: int) -> None:
+    polygon = shapely.make_valid(shapely.Polygon(corners))
+    if polygon.area < 1e-6:
+        return
+    grid = GeoBox((40, 40), Affine(10, 0, 600000, 0, -10, 4500000), "EPSG:32634")
+    there = shapely.transform(polygon, lambda xy: np.stack([600000 + 10 * xy[:, 0], 4500000 - 10 * xy[:, 1]], axis=-1))
+    area = AreaOnGrid.of(read_area(f"SRID=32634;{shapely.to_wkt(_polygons(there), rounding_precision=-1)}"), grid)
+    expected = rasterize([_polygons(there)], (40, 40), transform=grid.affine).astype(bool)
+    window = Box(at, min(40, at + 13), 40 - at - 10, min(40, 40 - at + 3))
+    inside, touched = area.inside(window), area.touched(window)
+    inside = np.ones(window.shape, bool) if inside is None else inside
+    # A centre on the very edge may fall either way.
+    assert (inside != expected[window.slices]).sum() <= 1
+    outside = np.ones(window.shape, bool)
+    if touched:
+        outside[touched.within(window).slices] = False
+    assert not (inside & outside).any()
+
+
+def _polygons(geometry: shapely.Geometry) -> shapely.Geometry:
+    parts = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
+    return shapely.union_all(parts)
