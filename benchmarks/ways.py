@@ -22,7 +22,8 @@ from rasterio.merge import merge
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from thess_agg_dagster.mosaic.engine import creation_options, write_mosaic
+from thess_agg_dagster.mosaic.engine import write_mosaic
+from thess_agg_dagster.mosaic.geotiff import creation_options
 from thess_agg_dagster.mosaic.grid import crop, footprint_on
 from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan, plan_mosaic
 from thess_agg_dagster.mosaic.tiles import gdal_env

@@ -13,6 +13,7 @@ from thess_agg_dagster.checks import (
     TIME_SERIE_CHECKS,
     VERIFICATION_CHECKS,
     check_mosaics,
+    check_one_grid,
     check_plan,
     check_published,
     check_report,
@@ -150,9 +151,11 @@ def timestamps_aggregation(
     except TimeSerieError as error:
         context.log.warning(str(error))
         listed = set(registered)  # an unusable list says nothing about what vanished from it
-    tables = AuditTables(audit_tables(context.instance, params.bands, listed))
+    published = latest_successes(context.instance)
+    tables = AuditTables(audit_tables(context.instance, params.bands, listed, published))
     yield dg.Output(tables, metadata={EVENTS_UP_TO: up_to})
     yield check_report(io_manager.lake, registered)
+    yield check_one_grid(published)
 
 
 @dg.asset(

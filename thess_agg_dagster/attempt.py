@@ -59,6 +59,12 @@ class BandRecord:
     cloud_share: float | None = None
     seconds: float | None = None
     bytes: int | None = None
+    grid: str = ""
+    resolution: float | None = None
+    bounds: Sequence[float] = ()
+    masked_share: float | None = None
+    baselines: Sequence[str] = ()
+    harmonized: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,11 @@ class Attempt:
         """What SCL says, where it was made."""
         return next((band.cloud_share for band in self.bands if band.cloud_share is not None), None)
 
+    @property
+    def masked_share(self) -> float | None:
+        """The largest of the bands' that were masked."""
+        return max((band.masked_share for band in self.bands if band.masked_share is not None), default=None)
+
     def metadata(self) -> dict[str, Any]:
         """The attempt as event metadata: what a person looks for first, the whole record last."""
         shown: dict[str, Any] = {"status": self.status}
@@ -101,6 +112,8 @@ class Attempt:
                 shown["megabytes_per_second"] = round(megabytes / seconds, 2)
         if self.cloud_share is not None:
             shown["cloud_share"] = self.cloud_share
+        if self.masked_share is not None:
+            shown["masked_share"] = self.masked_share
         return shown | {_KEY: dg.MetadataValue.json(asdict(self))}
 
     def observation(self) -> dg.AssetObservation:
@@ -133,6 +146,7 @@ _BANDS_SCHEMA = dg.TableSchema(
         dg.TableColumn("dtype"),
         dg.TableColumn("tiles", "int"),
         dg.TableColumn("valid", description="Share of the grid's pixels that hold a value."),
+        dg.TableColumn("masked", description="Share of the grid's pixels that the SCL mask emptied."),
         dg.TableColumn("seconds", "float"),
         dg.TableColumn("MB", "float"),
         dg.TableColumn("reprojected", description="Tiles that came from another CRS or pixel grid."),
@@ -151,6 +165,7 @@ def _row(band: BandRecord) -> dg.TableRecord:
             "dtype": band.dtype,
             "tiles": band.tiles,
             "valid": "" if band.valid_share is None else f"{band.valid_share:.1%}",
+            "masked": "" if band.masked_share is None else f"{band.masked_share:.1%}",
             "seconds": band.seconds,
             "MB": None if band.bytes is None else round(band.bytes / 1e6, 2),
             "reprojected": ", ".join(band.reprojected_tiles),
@@ -181,13 +196,15 @@ class RecordedAttempt:
     storage_id: int
 
 
-def latest_attempts(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt]:
-    """The latest attempt of each timestamp, in a constant number of queries.
+def latest_attempts(
+    instance: dg.DagsterInstance, successes: Mapping[str, RecordedAttempt] | None = None
+) -> dict[str, RecordedAttempt]:
+    """The latest attempt of each timestamp, in a constant number of queries; fewer where the ``successes`` are known.
 
     A success is a materialization, a failure an observation; whichever is younger counts. Where the youngest of either
     kind is not ours ("mark as materialized" in the UI), nothing is known of that kind: such a timestamp is run again.
     """
-    latest = latest_successes(instance)
+    latest = dict(latest_successes(instance) if successes is None else successes)
     failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations)
     for key, found in failures.items():
         if key not in latest or latest[key].storage_id < found.storage_id:

@@ -43,6 +43,7 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "bytes",
         "run_id",
         "finished_at",
+        "masked_share",
     ),
     "band_report": (
         "timestamp",
@@ -64,6 +65,12 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "bytes",
         "run_id",
         "finished_at",
+        "grid",
+        "resolution",
+        "bounds",
+        "masked_share",
+        "baselines",
+        "harmonized",
     ),
 }
 
@@ -81,7 +88,7 @@ _MEANINGS = {
     "bands": "Bands of the attempt, between |.",
     "input_files": "Tiles in merge order, between |.",
     "output_path": "The mosaic.",
-    "crs": "CRS of the mosaic: the first tile's.",
+    "crs": "CRS of the mosaic.",
     "dtype": "Dtype of the mosaic.",
     "nodata": "Value of empty pixels.",
     "width": "Columns of the grid.",
@@ -94,11 +101,17 @@ _MEANINGS = {
     "bytes": "Size on disk.",
     "run_id": "The Dagster run, to be found in the UI.",
     "finished_at": "When the attempt ended, UTC.",
+    "grid": "tiles: what the tiles of the timestamp cover; fixed: the same for all timestamps.",
+    "resolution": "Pixel size, in units of the CRS.",
+    "bounds": "Left, bottom, right, top of the grid, between |.",
+    "masked_share": "Share of the grid's pixels that the SCL mask emptied, 0 to 1; the largest of the bands.",
+    "baselines": "Processing baselines of the scenes, between |.",
+    "harmonized": "Whether the radiometric offset was removed from some tile.",
 }
 _TYPES = (
-    {"success": "bool", "listed": "bool"}
+    {"success": "bool", "listed": "bool", "harmonized": "bool"}
     | dict.fromkeys(("width", "height", "tiles", "bytes"), "int")
-    | dict.fromkeys(("valid_share", "cloud_share", "seconds"), "float")
+    | dict.fromkeys(("valid_share", "cloud_share", "masked_share", "resolution", "seconds"), "float")
 )
 
 
@@ -127,16 +140,19 @@ def newest_event(instance: dg.DagsterInstance) -> int:
 
 
 def audit_tables(
-    instance: dg.DagsterInstance, bands: Sequence[str], listed: Collection[str]
+    instance: dg.DagsterInstance,
+    bands: Sequence[str],
+    listed: Collection[str],
+    published: Mapping[str, RecordedAttempt] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The three tables by short name, telling the latest truth about every registered timestamp.
 
     ``bands`` are the rows a timestamp gets in the band report while nothing is known about it; ``listed`` are the
-    timestamps that ``time_serie.csv`` has now.
+    timestamps that ``time_serie.csv`` has now; ``published`` is what :func:`latest_successes` gave, where it was asked.
     """
     import pandas as pd  # here, because a code server that never writes tables can do without
 
-    recorded = latest_attempts(instance)
+    recorded = latest_attempts(instance, published)
     silent = unreported(instance, recorded)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     for key in sorted(instance.get_dynamic_partitions(str(timestamps.name))):
@@ -196,6 +212,7 @@ def _summary_row(attempt: Attempt) -> dict[str, Any]:
         "cloud_share": attempt.cloud_share,
         "seconds": _total(attempt, "seconds"),
         "bytes": _total(attempt, "bytes"),
+        "masked_share": attempt.masked_share,
     }
 
 
@@ -218,6 +235,12 @@ def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
         "cloud_share": band.cloud_share,
         "seconds": band.seconds,
         "bytes": band.bytes,
+        "grid": band.grid,
+        "resolution": band.resolution,
+        "bounds": "|".join(f"{edge:.15g}" for edge in band.bounds),
+        "masked_share": band.masked_share,
+        "baselines": _joined(band.baselines),
+        "harmonized": band.harmonized,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +35,11 @@ with warnings.catch_warnings():
         for name, description in (
             ("inputs_complete", "Every tile of every band exists and can be read."),
             ("crs_known", "Every tile has a CRS; a warning where tiles had to be reprojected."),
-            ("dtype_safe", "Dtypes and nodata agree; a warning where the dtype was promoted."),
+            (
+                "dtype_safe",
+                "Dtypes, nodata and radiometric offsets agree; a warning where the dtype was promoted, baselines are mixed, "
+                "or a scene has no SCL to mask with.",
+            ),
             ("mosaics_valid", "The published mosaics, reopened: grid, dtype, valid pixels, and the same ground."),
         )
     ]
@@ -44,6 +49,12 @@ TIME_SERIE_CHECKS = [
 ]
 REPORT_CHECKS = [
     dg.AssetCheckSpec("complete", asset=REPORT, description="Every registered timestamp stands in each table."),
+    dg.AssetCheckSpec(
+        "one_grid",
+        asset=REPORT,
+        description="Published mosaics that were made with grid=fixed stack: per band the same CRS, bounds and shape at all "
+        "timestamps, and the same ground for all bands.",
+    ),
 ]
 VERIFICATION_CHECKS = [
     dg.AssetCheckSpec(
@@ -57,7 +68,7 @@ VERIFICATION_CHECKS = [
 def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
     """The checks that are known before a pixel is read."""
     faults: dict[str, list[str]] = {"inputs_complete": [], "crs_known": [], "dtype_safe": []}
-    by_kind = {"unknown_crs": "crs_known", "dtype_conflict": "dtype_safe"}
+    by_kind = {"unknown_crs": "crs_known", "dtype_conflict": "dtype_safe", "unknown_baseline": "dtype_safe"}
     if not plan.scene_ids:
         faults["inputs_complete"].append("time_serie.csv lists no tiles")
     for problems in plan.problems.values():
@@ -70,7 +81,12 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
             for m in mosaics
             if m.reprojected
         ],
-        "dtype_safe": [f"{m.band}: {note}" for m in mosaics for note in m.notes if "dtype" in note or "empty" in note],
+        "dtype_safe": [
+            f"{m.band}: {note}"
+            for m in mosaics
+            for note in m.notes
+            if any(word in note for word in ("dtype", "empty", "mixed", "not masked"))
+        ],
     }
     for name, messages in faults.items():
         yield _result(name, messages, remarks.get(name, []))
@@ -112,6 +128,33 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
         if missing:
             faults.append(f"{path}: lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
     return _result("complete", faults, [])
+
+
+def check_one_grid(published: Mapping[str, RecordedAttempt]) -> dg.AssetCheckResult:
+    """Whether the mosaics of fixed grids stack: compares what was recorded of them when they were published."""
+    grounds: Counter[str] = Counter()
+    grids: dict[str, Counter[str]] = {}
+    fixed = [(key, band) for key, found in published.items() for band in found.attempt.bands if band.grid == "fixed"]
+    for _, band in fixed:
+        grounds[_ground(band)] += 1
+        grids.setdefault(band.band, Counter())[_pixels(band)] += 1
+    faults = []
+    for key, band in sorted(fixed, key=lambda each: each[0]):
+        (ground, _), (pixels, _) = grounds.most_common(1)[0], grids[band.band].most_common(1)[0]
+        if (_ground(band), _pixels(band)) != (ground, pixels):
+            faults.append(
+                f"{key}: {band.band} covers {_ground(band)} with {_pixels(band)} pixels, most others {ground} with {pixels}; "
+                "run it again with the same parameters"
+            )
+    return _result("one_grid", faults, [])
+
+
+def _ground(band: BandRecord) -> str:
+    return f"{band.crs} {', '.join(f'{edge:.15g}' for edge in band.bounds)}"
+
+
+def _pixels(band: BandRecord) -> str:
+    return f"{band.width} x {band.height}"
 
 
 def check_published(published: Mapping[str, RecordedAttempt]) -> dg.AssetCheckResult:

@@ -27,10 +27,11 @@ from thess_agg_dagster.checks import REPORT
 from thess_agg_dagster.instance import open_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
 from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.engine import COMPRESSIONS
+from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
-from thess_agg_dagster.params import ENVIRONMENT_PREFIX, TimestampsAggregationParams
+from thess_agg_dagster.params import ENVIRONMENT_PREFIX, FORMATS, GRIDS, MISSING_SCL, TimestampsAggregationParams
 from thess_agg_dagster.timestamp_plan import is_due
 
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
@@ -48,6 +49,22 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 @click.option("--nodata", type=float, help="Value of empty pixels; nan: no override.")
 @click.option("--dtype", type=click.Choice(SUPPORTED_DTYPES), help="Dtype of the mosaics; default: the tiles'.")
 @click.option("--compress", type=click.Choice(list(COMPRESSIONS)), help="Compression of the mosaics.")
+@click.option("--target-crs", metavar="first|majority|CRS", help="CRS of the mosaics.  [default: first]")
+@click.option("--grid", type=click.Choice(GRIDS), help="The tiles' own, or one for all timestamps.  [default: tiles]")
+@click.option("--bounds", metavar="LEFT,BOTTOM,RIGHT,TOP", help="With --grid fixed: in units of --target-crs.")
+@click.option("--aoi", metavar="FILE|WKT", help="Clip to the bounds of a polygon: GeoJSON, GeoPackage or WKT.")
+@click.option("--aoi-mask", is_flag=True, help="Empty what lies outside the polygon itself.")
+@click.option("--resolution", type=float, help="Pixel size of all bands, in units of the CRS; default: the tiles'.")
+@click.option("--reduction", type=click.Choice(RESAMPLINGS), help="To coarser pixels.  [default: average; SCL: mode]")
+@click.option("--overviews", is_flag=True, help="Reduce from overviews or JPEG 2000 levels: faster, not exact.")
+@click.option("--match-band", metavar="BAND", help="Write all bands on the grid of this one.")
+@click.option("--mask-scl-classes", metavar="3,8,9,10", help="SCL classes that empty a pixel before merging.")
+@click.option(
+    "--missing-scl", type=click.Choice(MISSING_SCL), help="A scene without SCL to mask with.  [default: fail]"
+)
+@click.option("--harmonize", is_flag=True, help="Remove the offset of processing baseline 04.00 and later.")
+@click.option("--format", type=click.Choice(FORMATS), help="Format of the mosaics.  [default: geotiff]")
+@click.option("--stac", is_flag=True, help="Write a STAC item per timestamp and a collection.")
 @click.option("--max-workers", type=int, help="Timestamps at a time (processes).  [default: one per core, at most 4]")
 @click.option("--threads", type=int, help="Threads in each worker.  [default: cores / workers]")
 @click.option("--debug", is_flag=True, help="One after the other; stop at the first error with its full traceback.")
@@ -62,8 +79,11 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given
         params = TimestampsAggregationParams(
             **{name: value for name, value in given.items() if value is not None and value is not False}
         )
+        params.pixel_identity()  # reads the aoi
     except ValidationError as error:
         raise click.UsageError(_plain(error)) from error
+    except AreaError as error:
+        raise click.UsageError(str(error)) from error
     for name in TimestampsAggregationParams.model_fields:  # settled here; workers get them as run config
         os.environ.pop(ENVIRONMENT_PREFIX + name.upper(), None)
     if data_lake:
@@ -180,7 +200,7 @@ class _Session:
 def _plain(error: ValidationError) -> str:
     """A validation error as a user reads it: what is wrong and what is allowed."""
     return "; ".join(
-        f"{'.'.join(map(str, fault['loc']))}: {str(fault['msg']).removeprefix('Value error, ')}"
+        ": ".join([*map(str, fault["loc"]), str(fault["msg"]).removeprefix("Value error, ")])
         for fault in error.errors()
     )
 

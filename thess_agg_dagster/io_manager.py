@@ -26,6 +26,7 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import cloud_share
 from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_line, is_transient
 from thess_agg_dagster.pictures import Preview, first_look, quicklook, series_at_a_glance, thumbnail
+from thess_agg_dagster.stac import series_collection, timestamp_item
 from thess_agg_dagster.timestamp_plan import TimestampPlan
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     def _(self, obj: AuditTables, context: dg.OutputContext) -> None:
         for name, table in obj.items():
             self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
+        items = [path for key in obj["status"]["timestamp"] if (path := self.lake.item(key)).exists()]
+        if (collection := series_collection(items)) is not None:
+            self._write_table(self.lake.collection, collection.encode())
         picture = series_at_a_glance(obj["status"], obj["band_report"])
         data = io.BytesIO()
         picture.save(data, "PNG")
@@ -122,6 +126,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             "not_run": int((states == "not_run").sum()),
         }
         seen: dict[str, Any] = {"series": dg.MetadataValue.md(first_look(picture)), **counts}
+        if items:
+            seen["stac_collection"] = dg.MetadataValue.path(str(self.lake.collection))
         for name, table in obj.items():
             seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
             seen[f"{name}_first_rows"] = dg.MetadataValue.table(_records(table.head(_FIRST_ROWS)), table_schema(name))
@@ -168,6 +174,9 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                     context.log.warning(f"no quicklook: {type(error).__name__}: {first_line(error)}")
                 if picture:
                     picture.save(folder / self.lake.quicklook(obj.timestamp).name, quality=90, subsampling=0)
+                if obj.stac:
+                    item = timestamp_item(obj, records, folder, target.name)
+                    (folder / self.lake.item(obj.timestamp).name).write_text(item)
         except _UnpublishedError as unpublished:
             self._fail(context, obj.failed_attempt(records), unpublished.__cause__)
         except OSError as error:
@@ -222,6 +231,7 @@ def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: Timestam
         output_path=str(final),
         valid_share=round(stats.valid_share, 6),
         cloud_share=None if clouds is None else round(clouds, 6),
+        masked_share=round(stats.masked_share, 6) if any(layer.scl for layer in plan.layers) else None,
         seconds=round(stats.seconds, 3),
         bytes=stats.bytes,
     )

@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, field_validator
+from odc.geo.crs import CRS
+from pydantic import Field, field_validator, model_validator
+from pyproj.exceptions import CRSError
 
 from thess_agg_dagster.lake.layout import is_plain_name
-from thess_agg_dagster.mosaic.engine import COMPRESSIONS
+from thess_agg_dagster.mosaic.area import is_wkt, read_area
+from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.plan import MosaicOptions
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
+from thess_agg_dagster.mosaic.scl import CLASSES
+from thess_agg_dagster.mosaic.target import FIRST, MAJORITY, Target
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 
 #: A parameter ``x`` is read from the environment variable ``THESS_X``.
 ENVIRONMENT_PREFIX = "THESS_"
+
+GRIDS = ("tiles", "fixed")
+FORMATS = ("geotiff", "cog")
+MISSING_SCL = ("fail", "unmasked")
 
 
 def _parameter(name: str, default: Any, description: str) -> Any:
@@ -33,6 +43,16 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
     return value
+
+
+def _numbers(name: str, value: Any, kind: type) -> Any:
+    """Numbers between commas, as a command line and the environment give them."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return [kind(part) for part in value.split(",") if part.strip()]
+    except ValueError as error:
+        raise ValueError(f"{name}={value!r} are not numbers between commas") from error
 
 
 class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -63,6 +83,67 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     )
     compress: str = _parameter(
         "compress", "zstd", f"Compression of the mosaics: {', '.join(COMPRESSIONS)}. Default: zstd."
+    )
+    target_crs: str = _parameter(
+        "target_crs",
+        FIRST,
+        "CRS of the mosaics: first (the first tile's), majority (that of most tiles), or any CRS, e.g. EPSG:32634. "
+        "Default: first; for grid=fixed around an aoi, the UTM zone of its centre.",
+    )
+    grid: str = _parameter(
+        "grid",
+        "tiles",
+        "Which pixels the mosaics have: tiles (what the tiles of a timestamp cover) or fixed (bounds, or those of the aoi: "
+        "the same CRS, transform and shape for all timestamps). Default: tiles.",
+    )
+    bounds: list[float] | None = _parameter(
+        "bounds", None, "With grid=fixed: left, bottom, right, top in units of target_crs. Default: those of the aoi."
+    )
+    aoi: str | None = _parameter(
+        "aoi",
+        None,
+        "Area of interest: a GeoJSON or GeoPackage file, or a polygon as WKT (in EPSG:4326, or SRID=32634;POLYGON(...)). "
+        "The mosaics are clipped to its bounds. Default: none.",
+    )
+    aoi_mask: bool = _parameter("aoi_mask", False, "Empty what lies in the bounds of the aoi, but outside of it.")
+    resolution: float | None = _parameter(
+        "resolution", None, "Pixel size of the mosaics, in units of the CRS. Default: the tiles', band by band."
+    )
+    reduction: str = _parameter(
+        "reduction",
+        "average",
+        "How tiles are brought to the coarser pixels of resolution or match_band; SCL gets the most frequent class, with "
+        f"nearest the nearest: {', '.join(RESAMPLINGS)}. Default: average.",
+    )
+    overviews: bool = _parameter(
+        "overviews",
+        False,
+        "Start a reduction from a tile's overviews or JPEG 2000 resolution levels: much faster, not exact.",
+    )
+    match_band: str | None = _parameter(
+        "match_band", None, "Write all bands on the grid of this one, e.g. B04. Default: each on its own."
+    )
+    mask_scl_classes: list[int] = _parameter(
+        "mask_scl_classes",
+        [],
+        "SCL classes that empty a pixel of the other bands before merging, e.g. 3,8,9,10 (shadows and clouds). "
+        "Default: none.",
+    )
+    missing_scl: str = _parameter(
+        "missing_scl",
+        "fail",
+        "What happens with a scene that has no SCL to mask with: fail or unmasked. Default: fail.",
+    )
+    harmonize: bool = _parameter(
+        "harmonize", False, "Remove the offset of 1000 that reflectances of processing baseline 04.00 and later carry."
+    )
+    format: str = _parameter(
+        "format",
+        "geotiff",
+        "Format of the mosaics: geotiff or cog (cloud-optimized, with overviews). Default: geotiff.",
+    )
+    stac: bool = _parameter(
+        "stac", False, "Write a STAC item beside each timestamp's mosaics, and the report a collection of all of them."
     )
     max_workers: int | None = _parameter(
         "max_workers",
@@ -121,6 +202,92 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     def _compress(cls, value: str) -> str:
         return _one_of("compress", value, tuple(COMPRESSIONS))
 
+    @field_validator("target_crs")
+    @classmethod
+    def _target_crs(cls, value: str) -> str:
+        if value not in (FIRST, MAJORITY):
+            try:
+                CRS(value)
+            except CRSError as error:
+                raise ValueError(
+                    f"target_crs={value!r} is not one of {FIRST}, {MAJORITY}, nor a CRS ({error})"
+                ) from error
+        return value
+
+    @field_validator("grid")
+    @classmethod
+    def _grid(cls, value: str) -> str:
+        return _one_of("grid", value, GRIDS)
+
+    @field_validator("bounds", mode="before")
+    @classmethod
+    def _split_bounds(cls, value: Any) -> Any:
+        return _numbers("bounds", value, float)
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and not (
+            len(value) == 4 and all(map(math.isfinite, value)) and value[0] < value[2] and value[1] < value[3]
+        ):
+            raise ValueError(f"bounds={value} are not left, bottom, right, top, the first two below the last two")
+        return value
+
+    @field_validator("aoi")
+    @classmethod
+    def _aoi(cls, value: str | None) -> str | None:
+        # A run may start in another folder.
+        return value if value is None or is_wkt(value) else str(Path(value).expanduser().absolute())
+
+    @field_validator("resolution")
+    @classmethod
+    def _resolution(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"resolution={value} is not a pixel size; give a number above 0")
+        return value
+
+    @field_validator("reduction")
+    @classmethod
+    def _reduction(cls, value: str) -> str:
+        return _one_of("reduction", value, RESAMPLINGS)
+
+    @field_validator("mask_scl_classes", mode="before")
+    @classmethod
+    def _split_classes(cls, value: Any) -> Any:
+        return _numbers("mask_scl_classes", value, int)
+
+    @field_validator("mask_scl_classes")
+    @classmethod
+    def _classes(cls, value: list[int]) -> list[int]:
+        if unknown := [number for number in value if number not in CLASSES]:
+            known = ", ".join(f"{number} ({name})" for number, (name, _) in CLASSES.items())
+            raise ValueError(f"mask_scl_classes: {unknown[0]} is no class of SCL; there are {known}")
+        return sorted(set(value))
+
+    @field_validator("missing_scl")
+    @classmethod
+    def _missing_scl(cls, value: str) -> str:
+        return _one_of("missing_scl", value, MISSING_SCL)
+
+    @field_validator("format")
+    @classmethod
+    def _format(cls, value: str) -> str:
+        return _one_of("format", value, FORMATS)
+
+    @model_validator(mode="after")
+    def _together(self) -> TimestampsAggregationParams:
+        if self.grid == "fixed" and self.bounds is None and self.aoi is None:
+            raise ValueError("grid=fixed needs bounds (left, bottom, right, top) or an aoi")
+        if self.bounds is not None and self.grid != "fixed":
+            raise ValueError("bounds are for grid=fixed; to clip to an area, give an aoi")
+        if self.bounds is not None and self.target_crs in (FIRST, MAJORITY):
+            raise ValueError("bounds need target_crs, the CRS that they are in, e.g. EPSG:32634")
+        if self.aoi_mask and self.aoi is None:
+            raise ValueError("aoi_mask needs an aoi")
+        if self.match_band is not None and self.match_band not in self.bands:
+            raise ValueError(f"match_band={self.match_band!r} is not one of the bands, {', '.join(self.bands)}")
+        return self
+
     @field_validator("max_workers", "threads")
     @classmethod
     def _at_least_one(cls, value: int | None) -> int | None:
@@ -129,7 +296,15 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         return value
 
     def mosaic_options(self) -> MosaicOptions:
-        """What the engine needs to know."""
+        """What the engine needs to know. Reads the aoi; raises ``AreaError`` where it cannot be used."""
+        target = Target(
+            crs=self.target_crs,
+            fixed=self.grid == "fixed",
+            bounds=None if self.bounds is None else (self.bounds[0], self.bounds[1], self.bounds[2], self.bounds[3]),
+            resolution=self.resolution,
+            area=None if self.aoi is None else read_area(self.aoi),
+            match_band=self.match_band,
+        )
         return MosaicOptions(
             merge_method=self.merge_method,
             resampling=self.resampling,
@@ -137,6 +312,14 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             dtype=self.dtype,
             compress=self.compress,
             threads=self.threads,
+            target=target,
+            reduction=self.reduction,
+            overviews=self.overviews,
+            empty_outside=self.aoi_mask,
+            mask=tuple(self.mask_scl_classes),
+            unmasked=self.missing_scl == "unmasked",
+            harmonize=self.harmonize,
+            cog=self.format == "cog",
         )
 
     def run_config(self) -> dict[str, Any]:
@@ -144,9 +327,16 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         return {name: value for name, value in self._values().items() if value is not None and value == value}
 
     def pixel_identity(self) -> str:
-        """The parameters that decide what the mosaics hold, as text: the same text, the same pixels."""
+        """The parameters that decide what the mosaics hold, as text: the same text, the same pixels.
+
+        The aoi counts by its shape, not by its name. Raises ``AreaError`` where it cannot be used.
+        """
         other = ("max_workers", "threads", "debug")
-        return json.dumps({k: v for k, v in self._values().items() if k not in other}, sort_keys=True)
+        values = {name: value for name, value in self._values().items() if name not in other}
+        if self.aoi is not None:
+            area = read_area(self.aoi)
+            values["aoi"] = f"{area.crs} {area.wkt}"
+        return json.dumps(values, sort_keys=True)
 
     def _values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in type(self).model_fields}

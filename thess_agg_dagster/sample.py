@@ -7,6 +7,7 @@ the swath), coordinates, scenes and timestamps are real. One scene is left out o
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from rasterio.warp import transform as project
 
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.mosaic.radiometry import baseline_of, is_reflectance, offset_of
 
 #: EPSG code and upper-left corner (metres) of the tiles around Thessaloniki; each is 109 800 m a side.
 TILES = {
@@ -37,6 +39,10 @@ _JPEG2000_ROW = 8
 #: The scene that the sample lacks.
 MISSING_SCENE = "S2A_MSIL2A_20230816T092031_N0510_R093_T34TFL_20240907T164626"
 
+#: An area of interest in the sample lake, across the border of the two zones at 24 degrees.
+AREA = "aoi.geojson"
+_AREA = [(23.3, 40.3), (24.3, 40.35), (24.25, 40.9), (23.4, 40.8), (23.3, 40.3)]
+
 _SCL = {"water": 6, "vegetation": 4, "bare": 5, "cloud": 9}
 
 Field = NDArray[np.float64]
@@ -49,7 +55,7 @@ def real_time_serie() -> list[dict[str, str]]:
 
 
 def make_sample_lake(root: Path, pixel: int = 100) -> None:
-    """Write the sample lake: B04 and B08 at ``pixel`` metres, SCL at twice that. An older sample is replaced."""
+    """Write the sample lake: B04 and B08 at ``pixel`` metres, SCL at twice that, and an area. An older one is replaced."""
     lake = DataLake(root)
     shutil.rmtree(root / "cache", ignore_errors=True)
     rows = real_time_serie()
@@ -62,6 +68,7 @@ def make_sample_lake(root: Path, pixel: int = 100) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows[number] for number in _ROWS)
+    (root / AREA).write_text(json.dumps({"type": "Polygon", "coordinates": [_AREA]}))
 
 
 def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = False) -> None:
@@ -88,7 +95,8 @@ def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = Fals
         ("B08", nir - noise, "uint16", 1),
         ("SCL", classes, "uint8", 2),
     ):
-        data = np.where(outside, 0, np.clip(values, 1, 10000)).astype(dtype)[::step, ::step]
+        offset = offset_of(baseline_of(scene_id) or "00.00") if is_reflectance(band) else 0
+        data = np.where(outside, 0, np.clip(values, 1, 10000) + offset).astype(dtype)[::step, ::step]
         path = lake.tile(scene_id, band)
         path.parent.mkdir(parents=True, exist_ok=True)
         options = (

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from thess_agg_dagster import __version__
 from thess_agg_dagster.attempt import Attempt, BandRecord, BandStatus, RecordedAttempt, TimestampStatus, status_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.grid import rasterio_crs
-from thess_agg_dagster.mosaic.plan import MosaicPlan, plan_mosaic
-from thess_agg_dagster.mosaic.tiles import PlanError, Problem, crs_name
+from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
+from thess_agg_dagster.mosaic.radiometry import radiometry_of
+from thess_agg_dagster.mosaic.tiles import Problem, crs_name
 from thess_agg_dagster.params import TimestampsAggregationParams
 
+#: The band whose classes mask the others.
+MASK_BAND = "SCL"
+
 _STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
+
+
+class Scene(NamedTuple):
+    """A scene, its processing baseline, and the offset that its reflectance bands carry; ``None`` where not known."""
+
+    scene_id: str
+    baseline: str | None
+    offset: int | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class TimestampPlan:
     mosaics: Mapping[str, MosaicPlan]
     problems: Mapping[str, Sequence[Problem]]
     inputs: str
+    scenes: Sequence[Scene] = ()
+    stac: bool = False
 
     def summary(self) -> str:
         """What is about to be made, in one line."""
@@ -49,6 +65,11 @@ class TimestampPlan:
             height=int(rows),
             tiles=len(plan.tiles),
             reprojected_tiles=[tile.path.parent.name for tile in plan.reprojected],
+            grid="fixed" if plan.options.target.fixed else "tiles",
+            resolution=plan.grid.resolution.x,
+            bounds=list(plan.grid.boundingbox.bbox),
+            baselines=list(dict.fromkeys(scene.baseline for scene in self.scenes if scene.baseline)),
+            harmonized=any(layer.offset for layer in plan.layers),
         )
 
     def unplanned_attempt(self) -> Attempt:
@@ -114,32 +135,60 @@ def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsA
     """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found."""
     # First of all: what changes from here on must look like a change to whoever compares later.
     inputs = identify_inputs(acquisition, lake, params)
-    mosaics: dict[str, MosaicPlan] = {}
     problems: dict[str, Sequence[Problem]] = {}
-    options = params.mosaic_options()
-    for band in params.bands if acquisition.scene_ids else ():
-        paths = [lake.tile(scene_id, band) for scene_id in acquisition.scene_ids]
-        strays = [Problem("unreadable_input", _STRAY, path) for path in paths if lake.leads_outside(path)]
+    sources: dict[str, list[Source]] = {}
+    scenes = _scenes(acquisition, lake)
+    for band in params.bands if scenes else ():
+        sources[band] = [
+            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, MASK_BAND), scene.offset)
+            for scene in scenes
+        ]
+        asked = [source.path for source in sources[band]]
+        if params.mask_scl_classes:
+            asked += [source.scl for source in sources[band] if source.scl]
+        strays = [
+            Problem("unreadable_input", _STRAY, path) for path in dict.fromkeys(asked) if lake.leads_outside(path)
+        ]
+        if strays:
+            problems[band] = strays
+            del sources[band]
+    mosaics, faults = plan_mosaics(sources, params.mosaic_options())
+    return TimestampPlan(
+        acquisition.timestamp,
+        acquisition.scene_ids,
+        mosaics,
+        {band: found for band in params.bands if (found := (problems | faults).get(band))},
+        inputs,
+        scenes,
+        params.stac,
+    )
+
+
+def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
+    scenes = []
+    for scene_id in acquisition.scene_ids:
         try:
-            if strays:
-                raise PlanError(strays)
-            mosaics[band] = plan_mosaic(paths, band, options)
-        except PlanError as error:
-            problems[band] = error.problems
-    return TimestampPlan(acquisition.timestamp, acquisition.scene_ids, mosaics, problems, inputs)
+            item = json.loads(lake.scene_item(scene_id).read_bytes())
+        except (OSError, ValueError):  # the scene id tells as well
+            item = None
+        scenes.append(Scene(scene_id, *radiometry_of(scene_id, item if isinstance(item, dict) else None)))
+    return scenes
 
 
 def identify_inputs(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> str:
     """A short text that changes with the parameters, the tile list, and any tile's size or modification time."""
     digest = hashlib.sha256(f"{__version__}\n{params.pixel_identity()}\n".encode())
+    bands = [*params.bands, MASK_BAND] if params.mask_scl_classes else params.bands
     for scene_id in acquisition.scene_ids:
-        for band in params.bands:
-            path = lake.tile(scene_id, band)
+        paths = {f"{scene_id}/{band}": lake.tile(scene_id, band) for band in dict.fromkeys(bands)}
+        if params.harmonize:
+            paths[f"{scene_id} item"] = lake.scene_item(scene_id)
+        for name, path in paths.items():
             try:
                 stat = path.stat()
-                digest.update(f"{scene_id}/{band} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+                digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
             except OSError:
-                digest.update(f"{scene_id}/{band} missing\n".encode())
+                digest.update(f"{name} missing\n".encode())
     return digest.hexdigest()[:32]
 
 

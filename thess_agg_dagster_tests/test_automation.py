@@ -21,7 +21,7 @@ from thess_agg_dagster.batch import run_asset
 from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.io_manager import DataLakeIOManager
-from thess_agg_dagster.mosaic.plan import plan_mosaic
+from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
 
@@ -205,7 +205,7 @@ def test_a_row_that_was_edited_is_for_the_other_sensor(ready: SmallLake) -> None
 
 def test_a_tile_that_lands_while_its_run_plans_is_late(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     ready.read_list()
-    plan = plan_mosaic
+    plan = plan_mosaics
 
     def landing(*args: Any) -> Any:
         try:
@@ -213,7 +213,7 @@ def test_a_tile_that_lands_while_its_run_plans_is_late(ready: SmallLake, monkeyp
         finally:
             ready.add_timestamp(SECOND)
 
-    monkeypatch.setattr(timestamp_plan, "plan_mosaic", landing)
+    monkeypatch.setattr(timestamp_plan, "plan_mosaics", landing)
     assert ready.aggregate(SECOND, bands=["B08"]).attempt.status == "failed_missing_inputs"
     assert Sensor(late_tiles_sensor, ready).tick()[0] == [SECOND]
 

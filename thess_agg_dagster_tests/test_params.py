@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 from pydantic import ValidationError
 
+from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 
 
@@ -33,6 +35,20 @@ def test_names_and_defaults() -> None:
         ({"bands": ["../B04"]}, "is not a plain name"),
         ({"max_workers": 0}, "give 1 or more"),
         ({"threads": -1}, "give 1 or more"),
+        ({"target_crs": "EPSG:99999"}, "is not one of first, majority, nor a CRS"),
+        ({"grid": "square"}, "is not one of tiles, fixed"),
+        ({"grid": "fixed"}, "grid=fixed needs bounds (left, bottom, right, top) or an aoi"),
+        ({"bounds": "1,2,3,4"}, "bounds are for grid=fixed"),
+        ({"grid": "fixed", "bounds": "1,2,3,4"}, "bounds need target_crs, the CRS that they are in"),
+        ({"grid": "fixed", "bounds": "3,2,1,4", "target_crs": "EPSG:32634"}, "the first two below the last two"),
+        ({"bounds": "here"}, "bounds='here' are not numbers between commas"),
+        ({"aoi_mask": True}, "aoi_mask needs an aoi"),
+        ({"resolution": 0}, "resolution=0.0 is not a pixel size"),
+        ({"reduction": "gauss"}, "is not one of nearest, bilinear, cubic"),
+        ({"match_band": "B02"}, "match_band='B02' is not one of the bands, B04, B08, SCL"),
+        ({"mask_scl_classes": "3,12"}, "12 is no class of SCL; there are 0 (no data), 1 (saturated"),
+        ({"missing_scl": "ignore"}, "is not one of fail, unmasked"),
+        ({"format": "jp2"}, "is not one of geotiff, cog"),
     ],
 )
 def test_errors_list_what_is_allowed(given: dict[str, Any], message: str) -> None:
@@ -45,12 +61,18 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     given = {
         "BANDS": "B02, B03,B02", "MERGE_METHOD": "max", "RESAMPLING": "cubic", "NODATA": "-9999", "DTYPE": "float32",
         "COMPRESS": "deflate", "MAX_WORKERS": "3", "THREADS": "2", "DEBUG": "true", "TABLES": "/elsewhere",
+        "TARGET_CRS": "EPSG:32634", "GRID": "fixed", "BOUNDS": "1, 2,3,4", "AOI": "/aoi.gpkg", "AOI_MASK": "1",
+        "RESOLUTION": "20", "REDUCTION": "med", "OVERVIEWS": "yes", "MATCH_BAND": "B02", "MASK_SCL_CLASSES": "9,8,3",
+        "MISSING_SCL": "unmasked", "HARMONIZE": "true", "FORMAT": "cog", "STAC": "true",
     }  # fmt: skip
     for name, value in given.items():
         monkeypatch.setenv(f"THESS_{name}", value)
     assert TimestampsAggregationParams().run_config() == {
         "bands": ["B02", "B03"], "merge_method": "max", "resampling": "cubic", "nodata": -9999, "dtype": "float32",
         "compress": "deflate", "max_workers": 3, "threads": 2, "debug": True,
+        "target_crs": "EPSG:32634", "grid": "fixed", "bounds": [1, 2, 3, 4], "aoi": "/aoi.gpkg", "aoi_mask": True,
+        "resolution": 20, "reduction": "med", "overviews": True, "match_band": "B02", "mask_scl_classes": [3, 8, 9],
+        "missing_scl": "unmasked", "harmonize": True, "format": "cog", "stac": True,
     }  # fmt: skip
     assert TimestampsAggregationParams(merge_method="min").merge_method == "min"
 
@@ -90,3 +112,13 @@ def test_what_decides_the_pixels() -> None:
     same = TimestampsAggregationParams(max_workers=3, threads=1, debug=True)
     other = TimestampsAggregationParams(nodata=0)
     assert base.pixel_identity() == same.pixel_identity() != other.pixel_identity()
+
+
+def test_an_area_counts_by_its_shape(tmp_path: Path) -> None:
+    wkt = "POLYGON ((23 40, 24 40, 23 41, 23 40))"
+    (tmp_path / "a.wkt").write_text(wkt)
+    (tmp_path / "b.wkt").write_text(wkt.replace("41", "42"))
+    a, b = (TimestampsAggregationParams(aoi=str(tmp_path / name)).pixel_identity() for name in ("a.wkt", "b.wkt"))
+    assert a == TimestampsAggregationParams(aoi=wkt).pixel_identity() != b
+    with pytest.raises(AreaError, match="cannot be found"):
+        TimestampsAggregationParams(aoi="gone.geojson").mosaic_options()

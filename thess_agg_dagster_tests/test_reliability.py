@@ -361,11 +361,11 @@ def test_faults_of_the_system_are_tried_again_and_bad_input_is_not(
     small_lake.read_list()
     calls: list[Path] = []
 
-    def failing(path: Path) -> object:
+    def failing(path: Path, overview: int | None) -> object:
         calls.append(path)
         if len(calls) <= 2:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return open_tile(path)
+        return open_tile(path, overview)
 
     monkeypatch.setattr("thess_agg_dagster.mosaic.blocks.open_tile", failing)
     assert small_lake.aggregate(FIRST, threads=1, bands=["B04"]).attempt.status == "success"

@@ -65,6 +65,10 @@ class DataLake:
                 raise ValueError(f"{name[:80]!r} is not a plain name")
         return self.root / "cache" / "s2" / scene_id / f"{band}.tif"
 
+    def scene_item(self, scene_id: str) -> Path:
+        """The STAC item of a scene, where a download step left one. Raises ``ValueError`` unless it is a plain name."""
+        return self.tile(scene_id, "item").parents[1] / "stac_items" / f"{scene_id}.json"
+
     def leads_outside(self, path: Path) -> bool:
         """Whether a tile's path is a symbolic link out of the lake. (``cache`` as a whole may live elsewhere.)"""
         real = path.resolve()
@@ -74,8 +78,21 @@ class DataLake:
         """The folder of a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""
         return self.aggregated / re.sub(r"[:/]", "_", timestamp)
 
+    def timestamp_of(self, folder: Path) -> str:
+        """The timestamp whose mosaics stand in a folder, as ISO 8601. (No timestamp of a list has ``/`` or ``_``.)"""
+        return folder.name.replace("_", ":")
+
     def mosaic(self, timestamp: str, band: str) -> Path:
         return self.timestamp_folder(timestamp) / f"{band}.tif"
 
     def quicklook(self, timestamp: str) -> Path:
         return self.timestamp_folder(timestamp) / "quicklook.jpg"
+
+    @property
+    def collection(self) -> Path:
+        """The STAC collection of all published timestamps."""
+        return self.aggregated / "collection.json"
+
+    def item(self, timestamp: str) -> Path:
+        """The STAC item of a timestamp."""
+        return self.timestamp_folder(timestamp) / "item.json"

@@ -31,15 +31,20 @@ class AreaError(ValueError):
     """An area of interest cannot be used."""
 
 
+def is_wkt(given: str) -> bool:
+    """Whether this is a polygon in well-known text, not a file's name."""
+    return _WKT.match(given) is not None
+
+
 def read_area(given: str) -> Geometry:
     """A polygon from a GeoJSON, GeoPackage or WKT file, or from WKT itself.
 
     WKT is in longitude and latitude (EPSG:4326) unless ``SRID=32634;`` stands in front. Several polygons are united.
     Raises :class:`AreaError` where there is no such file, no polygon in it, or none with a CRS.
     """
-    if _WKT.match(given):
+    if is_wkt(given):
         return _from_wkt(given, "aoi")
-    path = Path(given).expanduser()
+    path = Path(given)
     try:
         changed = path.stat().st_mtime_ns
     except OSError as error:

@@ -7,17 +7,15 @@ size of the mosaic.
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import shutil
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 import rasterio
@@ -28,7 +26,8 @@ from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.area import AreaOnGrid
 from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels, TileReader
-from thess_agg_dagster.mosaic.grid import Box, rasterio_crs, windows
+from thess_agg_dagster.mosaic.geotiff import BLOCK, creation_options, make_cog, threads_of, verify
+from thess_agg_dagster.mosaic.grid import Box, windows
 from thess_agg_dagster.mosaic.layers import LayerReader, Needs
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 #: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden. (2048 is as fast
 #: and takes 50 MB more.)
 WINDOW = 1536
-#: Pixels a side of the output's internal tiles.
-BLOCK = 512
 #: Pixels of a mosaic's longer side in its preview, at most.
 PREVIEW = 800
 # Windows side by side in one strip, and bytes of decoded blocks that may wait in memory for their next window.
@@ -50,14 +47,6 @@ _CACHE_BYTES = 24 * 2**20
 
 # One layer's share of a window.
 Read = tuple[LayerReader, Needs]
-
-#: Values of ``compress`` and the GeoTIFF creation options behind them.
-COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
-    "zstd": {"compress": "ZSTD", "zstd_level": 1},
-    "deflate": {"compress": "DEFLATE", "zlevel": 6},
-    "lzw": {"compress": "LZW"},
-    "none": {},
-}
 
 
 class WriteError(Exception):
@@ -86,36 +75,6 @@ class MosaicStats:
     histogram: NDArray[np.int64] | None
 
 
-def creation_options(plan: MosaicPlan) -> dict[str, Any]:
-    """Creation options of a mosaic's GeoTIFF. GDAL compresses on as many threads as the engine computes on."""
-    rows, cols = plan.grid.shape
-    options: dict[str, Any] = {
-        "driver": "GTiff",
-        "width": int(cols),
-        "height": int(rows),
-        "count": 1,
-        "dtype": plan.dtype,
-        "crs": rasterio_crs(plan.grid),
-        "transform": plan.grid.affine,
-        "nodata": plan.nodata,
-        "tiled": True,
-        "blockxsize": BLOCK,
-        "blockysize": BLOCK,
-        "bigtiff": "IF_SAFER",
-        "sparse_ok": True,
-    }
-    compression = COMPRESSIONS[plan.options.compress]
-    if compression:
-        options |= compression
-        options["num_threads"] = _threads(plan)
-        options["predictor"] = 3 if np.dtype(plan.dtype).kind == "f" else 2
-    return options
-
-
-def _threads(plan: MosaicPlan) -> int:
-    return plan.options.threads or os.cpu_count() or 1
-
-
 def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = None) -> MosaicStats:
     """Make a planned mosaic at ``path``.
 
@@ -138,10 +97,12 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
         The file could not be written.
     """
     started = time.perf_counter()
+    cog = plan.options.cog
+    draft = path.with_name(f".{path.name}.draft") if cog else path
     with gdal_env():
         try:
-            path.unlink(missing_ok=True)  # rasterio would look into a file that is already there
-            with rasterio.open(path, "w", **creation_options(plan)) as target:
+            draft.unlink(missing_ok=True)  # rasterio would look into a file that is already there
+            with rasterio.open(draft, "w", **creation_options(plan)) as target:
                 target.set_band_description(1, plan.band)
                 target.update_tags(**(tags or {}))
                 merger = _Merger(plan, target, path.parent)
@@ -149,9 +110,15 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
                     merger.run()
                 finally:
                     merger.close()
-            _verify(path, merger.filled_blocks)
+            verify(draft, merger.filled_blocks)
+            if cog:
+                make_cog(draft, path, plan)
+                verify(path, merger.filled_blocks, overviews=True)
         except (RasterioError, OSError) as error:
-            raise WriteError(_write_problem(path, plan, first_line(error.__cause__ or error))) from error
+            raise WriteError(_write_problem(path, plan, _cause(error))) from error
+        finally:
+            if cog:
+                draft.unlink(missing_ok=True)
     rows, cols = plan.grid.shape
     pixels = max(1, int(rows) * int(cols) - merger.outside_pixels)
     return MosaicStats(
@@ -167,20 +134,9 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
     )
 
 
-def _verify(path: Path, filled_blocks: Collection[tuple[int, int]]) -> None:
-    """Raise ``OSError`` unless every block that holds something is in the file, whole.
-
-    What GDAL writes while it closes a file can fail without a word: on a full disk the last blocks would be missing.
-    """
-    size = path.stat().st_size
-    with rasterio.open(path, driver="GTiff") as written:
-        for row, col in filled_blocks:
-            offset, length = (
-                int(written.get_tag_item(f"BLOCK_{name}_{col}_{row}", "TIFF", bidx=1) or 0)
-                for name in ("OFFSET", "SIZE")
-            )
-            if not length or offset + length > size:
-                raise OSError(errno.ENOSPC, "the file is incomplete after closing it")
+def _cause(error: BaseException) -> str:
+    """What went wrong: rasterio says it in the cause, the system in the error itself."""
+    return first_line(error if isinstance(error, OSError) and error.errno else error.__cause__ or error)
 
 
 def _write_problem(path: Path, plan: MosaicPlan, cause: str) -> str:
@@ -216,7 +172,7 @@ class _Merger:
         area = plan.options.target.area
         # What lies outside the area is neither read nor written, where it is to be empty.
         self._area = AreaOnGrid.of(area, plan.grid) if area is not None and plan.options.empty_outside else None
-        self._threads = _threads(plan)
+        self._threads = threads_of(plan)
         # As many threads compute as there are cores to use; one more exists, to go on while
         # another waits for a block.
         self._cores = threading.Semaphore(self._threads)

@@ -22,7 +22,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject, transform
 
 from thess_agg_dagster.mosaic import engine
-from thess_agg_dagster.mosaic.engine import COMPRESSIONS, MosaicStats, WriteError, write_mosaic
+from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
+from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import PlanError, TileError

@@ -1,0 +1,128 @@
+"""GeoTIFF files: how a mosaic is laid out and compressed, made cloud-optimized, and looked up again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+
+from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.rules import CATEGORICAL_BANDS
+from thess_agg_dagster.mosaic.tiles import first_line
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+#: Pixels a side of the internal tiles.
+BLOCK = 512
+
+#: Values of ``compress`` and the GeoTIFF creation options behind them.
+COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
+    "zstd": {"compress": "ZSTD", "zstd_level": 1},
+    "deflate": {"compress": "DEFLATE", "zlevel": 6},
+    "lzw": {"compress": "LZW"},
+    "none": {},
+}
+# What GDAL's COG driver calls a level, whatever the compression.
+_LEVELS = {"zstd_level": "level", "zlevel": "level"}
+# While a COG is made: a cache that holds a row of blocks, and overviews that wait uncompressed for their turn.
+_COG_ENV = {"GDAL_CACHEMAX": 16 * 2**20, "COG_TMP_COMPRESSION": "NONE"}
+
+
+def threads_of(plan: MosaicPlan) -> int:
+    """Threads to compute and compress on."""
+    return plan.options.threads or os.cpu_count() or 1
+
+
+def creation_options(plan: MosaicPlan) -> dict[str, Any]:
+    """Creation options of a mosaic's GeoTIFF; uncompressed where it is but the draft of a cloud-optimized one.
+
+    GDAL compresses on as many threads as the engine computes on.
+    """
+    rows, cols = plan.grid.shape
+    options: dict[str, Any] = {
+        "driver": "GTiff",
+        "width": int(cols),
+        "height": int(rows),
+        "count": 1,
+        "dtype": plan.dtype,
+        "crs": rasterio_crs(plan.grid),
+        "transform": plan.grid.affine,
+        "nodata": plan.nodata,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "bigtiff": "IF_SAFER",
+        "sparse_ok": True,
+    }
+    compression = {} if plan.options.cog else COMPRESSIONS[plan.options.compress]
+    if compression:
+        options |= compression
+        options["num_threads"] = threads_of(plan)
+        options["predictor"] = 3 if np.dtype(plan.dtype).kind == "f" else 2
+    return options
+
+
+def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
+    """Write a GeoTIFF anew as a cloud-optimized one: the same pixels, overviews of half the size each, all in order.
+
+    Overviews of classes are nearest, of continuous bands average. Call inside ``gdal_env``; :func:`verify` the result.
+    Raises ``OSError``.
+    """
+    options: dict[str, Any] = {
+        "driver": "COG",
+        "blocksize": BLOCK,
+        "bigtiff": "IF_SAFER",
+        "sparse_ok": True,
+        "statistics": "NO",
+        "overviews": "IGNORE_EXISTING",
+        "overview_resampling": "nearest" if plan.band in CATEGORICAL_BANDS else "average",
+        "num_threads": threads_of(plan),
+        "compress": "NONE",
+    }
+    if compression := COMPRESSIONS[plan.options.compress]:
+        options |= {_LEVELS.get(name, name): value for name, value in compression.items()}
+        options |= {"predictor": "YES", "overview_predictor": "YES"}
+    path.unlink(missing_ok=True)
+    try:
+        with rasterio.Env(**_COG_ENV, GDAL_NUM_THREADS=str(threads_of(plan))):
+            rasterio.shutil.copy(draft, path, **options)
+    except Exception as error:  # what GDAL says comes as a class that rasterio keeps to itself
+        raise OSError(errno.EIO, f"no cloud-optimized GeoTIFF could be made of it: {first_line(error)}") from error
+
+
+def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bool = False) -> None:
+    """Raise ``OSError`` unless every block that holds something is in the file, whole, and so are its overviews.
+
+    ``filled_blocks`` are rows and columns of blocks at full resolution. What GDAL writes while it closes a file can fail
+    without a word: on a full disk the last blocks would be missing.
+    """
+    size = path.stat().st_size
+    with rasterio.open(path, driver="GTiff") as written:
+        whole = all(0 < _end(written, row, col) <= size for row, col in filled_blocks)
+        if overviews:
+            # Halved until one block holds all; blocks of an overview may be empty, but not lie outside the file.
+            rows, cols = written.shape
+            for level in range(len(written.overviews(1))):
+                rows, cols = max(rows // 2, 1), max(cols // 2, 1)
+                blocks = np.ndindex(-(-rows // BLOCK), -(-cols // BLOCK))
+                whole &= all(_end(written, row, col, ovr=level) <= size for row, col in blocks)
+            whole &= max(rows, cols) <= BLOCK
+    if not whole:
+        raise OSError(errno.ENOSPC, "the file is incomplete after closing it")
+
+
+def _end(written: DatasetReader, row: int, col: int, **level: int) -> int:
+    """Where a block ends in the file; 0 where it is empty."""
+    offset, length = (
+        int(written.get_tag_item(f"BLOCK_{name}_{col}_{row}", "TIFF", bidx=1, **level) or 0)
+        for name in ("OFFSET", "SIZE")
+    )
+    return offset + length if length else 0

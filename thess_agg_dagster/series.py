@@ -1,0 +1,80 @@
+"""A series of mosaics as one array, for what comes after: indices, composites, anomalies."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+
+from thess_agg_dagster.lake.layout import DataLake
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+# Blocks of the mosaics that are read at once: four of them a side.
+_CHUNK = 2048
+
+
+def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk: int = _CHUNK) -> xr.DataArray:
+    """All published mosaics of a band, lazily, as one array over time.
+
+    Parameters
+    ----------
+    data_lake
+        Root of the lake.
+    band
+        For example ``B04``.
+    masked
+        Whether empty pixels become NaN, which makes integers floats (as ``rioxarray`` does); otherwise they keep the
+        mosaics' nodata, and the array their dtype.
+    chunk
+        Pixels a side of what dask reads at once.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dimensions ``(time, y, x)``: times in UTC, in order; ``y`` and ``x`` the pixels' centres in units of the CRS, which
+        ``.rio.crs`` and ``.odc`` tell. Nothing is read before it is computed.
+
+    Raises
+    ------
+    FileNotFoundError
+        No mosaic of that band is published.
+    ValueError
+        The mosaics do not share one grid; it names those that differ. Nothing is resampled here.
+    """
+    import rioxarray
+    import xarray as xr
+
+    lake = DataLake(Path(data_lake))
+    found = {lake.timestamp_of(path.parent): path for path in lake.aggregated.glob(f"[!.]*/{band}.tif")}
+    if not found:
+        raise FileNotFoundError(f"{lake.aggregated}: no mosaics of {band}; aggregate some first")
+    grids: dict[tuple[object, ...], list[str]] = {}
+    for timestamp, path in sorted(found.items()):
+        with rasterio.open(path) as mosaic:
+            grids.setdefault((mosaic.crs, mosaic.transform, mosaic.shape, mosaic.dtypes), []).append(timestamp)
+    if len(grids) > 1:
+        most = max(grids.values(), key=len)
+        others = [timestamp for keys in grids.values() if keys is not most for timestamp in keys]
+        raise ValueError(
+            f"{band} has {len(grids)} different grids (or dtypes), so its mosaics do not stack; aggregate them with grid=fixed. "
+            f"Not on the grid of {most[0]}: {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}"
+        )
+    instants = {_instant(timestamp): path for timestamp, path in found.items()}
+    layers = []
+    for instant in sorted(instants):
+        layer = rioxarray.open_rasterio(instants[instant], chunks={"x": chunk, "y": chunk}, masked=masked)
+        assert isinstance(layer, xr.DataArray)
+        layers.append(layer.squeeze("band", drop=True))
+    times = xr.DataArray(np.array(sorted(instants), "datetime64[ns]"), dims="time", name="time")
+    return xr.concat(layers, times, combine_attrs="drop_conflicts", join="exact").rename(band)
+
+
+def _instant(timestamp: str) -> datetime:
+    """UTC, without a zone: as numpy wants it."""
+    instant = datetime.fromisoformat(timestamp)
+    return instant.astimezone(UTC).replace(tzinfo=None) if instant.tzinfo else instant
