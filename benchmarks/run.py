@@ -22,7 +22,7 @@ import click
 import numpy as np
 import rasterio
 
-from benchmarks.tiles import CASES, make_tile
+from benchmarks.tiles import CASES, make_scl, make_tile
 
 HERE = Path(__file__).parent
 BOUND = ("bound: decode", "bound: warp", "bound: encode")
@@ -40,10 +40,23 @@ class Plan:
 
 
 PEERS = ("common recipe", "rasterio.merge to file", "gdalwarp -multi")
+OPTIONS = ("ours, a third as aoi", "ours, SCL mask")
 PLANS = (
     Plan("Three GeoTIFF tiles in two UTM zones", "two zones", False, ("ours", *PEERS, *BOUND)),
     Plan("Two GeoTIFF tiles of one zone", "one zone", False, ("ours", *PEERS, "gdalbuildvrt + gdal_translate", *BOUND)),
     Plan("Three JPEG 2000 tiles in two UTM zones", "two zones", True, ("ours", *PEERS, *BOUND)),
+    Plan(
+        "Options, three GeoTIFF tiles in two UTM zones",
+        "two zones",
+        False,
+        ("ours", *OPTIONS, "ours, harmonized", "ours, 20 m", "ours, cog"),
+    ),
+    Plan(
+        "Options, three JPEG 2000 tiles in two UTM zones",
+        "two zones",
+        True,
+        ("ours", *OPTIONS, "ours, 20 m", "ours, 20 m from levels"),
+    ),
     Plan("Twelve GeoTIFF tiles in two UTM zones", "twelve tiles", False, ("ours",)),
 )
 
@@ -67,6 +80,9 @@ def measure(way: str, out: Path, tiles: list[Path]) -> tuple[float, float]:
 
 def run_plan(plan: Plan, folder: Path, pixel: int, rounds: int) -> list[Result]:
     tiles = [make_tile(folder, name, pixel, plan.jpeg2000) for name in CASES[plan.case]]
+    if "ours, SCL mask" in plan.ways:
+        for name in CASES[plan.case]:
+            make_scl(folder, name, pixel, plan.jpeg2000)
     ways = [way for way in plan.ways if way not in GDAL_TOOLS or shutil.which(GDAL_TOOLS[way])]
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     outputs = {way: folder / f"out-{number}.tif" for number, way in enumerate(ways)}
@@ -80,7 +96,7 @@ def run_plan(plan: Plan, folder: Path, pixel: int, rounds: int) -> list[Result]:
         result = Result(way, *(statistics.median(values) for values in zip(*found[way], strict=True)))
         if way not in BOUND:
             result.output_megabytes = outputs[way].stat().st_size / 1e6
-            result.equal_share = compare(outputs["ours"], outputs[way]) if way != "ours" else ""
+            result.equal_share = "" if way.startswith("ours") else compare(outputs["ours"], outputs[way])
         results.append(result)
     for path in outputs.values():
         path.unlink(missing_ok=True)
@@ -165,7 +181,7 @@ def markdown(tables: dict[str, list[Result]], facts: dict[str, Any]) -> str:
 def plot(tables: dict[str, list[Result]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    shown = {title: results for title, results in tables.items() if len(results) > 1}
+    shown = {title: results for title, results in tables.items() if any(result.way in BOUND for result in results)}
     figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 3.4), layout="constrained")
     for axis, (title, results) in zip(np.atleast_1d(axes), shown.items(), strict=True):
         peers = [result for result in results if result.way not in BOUND]

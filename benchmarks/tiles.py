@@ -25,12 +25,28 @@ CASES: dict[str, list[str]] = {
 def make_tile(folder: Path, name: str, pixel: int, jpeg2000: bool) -> Path:
     """One tile as the archive delivers it; ``T34TFL2`` lies two tiles (of 100 km) south of ``T34TFL``."""
     path = folder / f"{name}-{pixel}m.{'jp2' if jpeg2000 else 'tif'}"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        texture = _texture(TILE_SIZE // pixel, seed=sum(name.encode()), swath_edge=name[:6] != "T35TKF")
+        _write(path, name, pixel, jpeg2000, texture)
+    return path
+
+
+def make_scl(folder: Path, name: str, pixel: int, jpeg2000: bool) -> Path:
+    """The scene classification that lies beside a tile, at twice its pixel size."""
+    path = scl_beside(folder / f"{name}-{pixel}m.{'jp2' if jpeg2000 else 'tif'}")
+    if not path.exists():
+        _write(path, name, 2 * pixel, jpeg2000, _classes(TILE_SIZE // pixel // 2, sum(name.encode())))
+    return path
+
+
+def scl_beside(tile: Path) -> Path:
+    return tile.with_name(f"SCL-{tile.name}")
+
+
+def _write(path: Path, name: str, pixel: int, jpeg2000: bool, pixels: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     base, row = name[:6], int(name[6:] or 0)
     epsg, left, top = TILES[base]
-    size = TILE_SIZE // pixel
     options: dict[str, Any]
     if jpeg2000:
         options = {"driver": "JP2OpenJPEG", "quality": 100, "reversible": "YES", "blockxsize": 1024, "blockysize": 1024}
@@ -41,18 +57,17 @@ def make_tile(folder: Path, name: str, pixel: int, jpeg2000: bool) -> Path:
     with rasterio.open(
         partial,
         "w",
-        width=size,
-        height=size,
+        width=pixels.shape[1],
+        height=pixels.shape[0],
         count=1,
-        dtype="uint16",
+        dtype=pixels.dtype,
         crs=f"EPSG:{epsg}",
         transform=Affine(pixel, 0, left, 0, -pixel, top - 100_000 * row),
         num_threads="all_cpus",
         **options,
     ) as file:
-        file.write(_texture(size, seed=sum(name.encode()), swath_edge=base != "T35TKF"), 1)
+        file.write(pixels, 1)
     partial.rename(path)
-    return path
 
 
 def _texture(size: int, seed: int, swath_edge: bool) -> NDArray[np.uint16]:
@@ -70,3 +85,12 @@ def _texture(size: int, seed: int, swath_edge: bool) -> NDArray[np.uint16]:
         rows, cols = np.ogrid[:size, :size]
         pixels[cols < 0.22 * (size - rows)] = 0
     return pixels
+
+
+def _classes(size: int, seed: int) -> NDArray[np.uint8]:
+    """Patches of classes, about a third of them clouds or shadows, with ragged edges."""
+    rng = np.random.default_rng(seed)
+    patches = rng.choice(np.array([3, 4, 4, 5, 5, 6, 8, 9, 4], np.uint8), (size // 100 + 1, size // 100 + 1))
+    classes = np.kron(patches, np.ones((100, 100), np.uint8))[:size, :size]
+    ragged = np.roll(classes, rng.integers(-20, 20, 2), axis=(0, 1))
+    return np.where(rng.random((size, size)) < 0.3, ragged, classes).astype(np.uint8)

@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
+from odc.geo.geom import Geometry
 from rasterio.crs import CRS
 from rasterio.merge import merge
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from benchmarks.tiles import scl_beside
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.geotiff import creation_options
 from thess_agg_dagster.mosaic.grid import crop, footprint_on
-from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan, plan_mosaic
+from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan, Source, plan_mosaic, plan_mosaics
+from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import gdal_env
 
 CORES = os.cpu_count() or 1
@@ -38,6 +41,48 @@ def plan(tiles: list[Path]) -> MosaicPlan:
 def ours(tiles: list[Path], out: Path) -> float:
     started = time.perf_counter()
     write_mosaic(plan(tiles), out)
+    return time.perf_counter() - started
+
+
+def ours_third(tiles: list[Path], out: Path) -> float:
+    """An area of interest that is the middle third of the mosaic, from top to bottom."""
+    box = plan(tiles).grid.boundingbox
+    left, right = box.left + box.span_x / 3, box.right - box.span_x / 3
+    corners = [(left, box.bottom), (right, box.bottom), (right, box.top), (left, box.top), (left, box.bottom)]
+    area = Geometry({"type": "Polygon", "coordinates": [corners]}, box.crs)
+    return _ours(tiles, out, MosaicOptions(target=Target(area=area)))
+
+
+def ours_masked(tiles: list[Path], out: Path) -> float:
+    return _ours(tiles, out, MosaicOptions(mask=(3, 8, 9, 10)))
+
+
+def ours_harmonized(tiles: list[Path], out: Path) -> float:
+    return _ours(tiles, out, MosaicOptions(harmonize=True))
+
+
+def ours_coarse(tiles: list[Path], out: Path) -> float:
+    return _ours(tiles, out, MosaicOptions(target=_coarse(tiles)))
+
+
+def ours_levels(tiles: list[Path], out: Path) -> float:
+    return _ours(tiles, out, MosaicOptions(target=_coarse(tiles), overviews=True))
+
+
+def ours_cog(tiles: list[Path], out: Path) -> float:
+    return _ours(tiles, out, MosaicOptions(cog=True))
+
+
+def _coarse(tiles: list[Path]) -> Target:
+    """Pixels of twice the size."""
+    return Target(resolution=2 * plan(tiles).grid.resolution.x)
+
+
+def _ours(tiles: list[Path], out: Path, options: MosaicOptions) -> float:
+    started = time.perf_counter()
+    sources = [Source(tile, scl_beside(tile), 1000) for tile in tiles]
+    plans, _ = plan_mosaics({"B04": sources}, options)
+    write_mosaic(plans["B04"], out)
     return time.perf_counter() - started
 
 
@@ -163,6 +208,12 @@ def _raw_profile(file: Any) -> dict[str, Any]:
 
 WAYS: dict[str, Callable[[list[Path], Path], float]] = {
     "ours": ours,
+    "ours, a third as aoi": ours_third,
+    "ours, SCL mask": ours_masked,
+    "ours, harmonized": ours_harmonized,
+    "ours, 20 m": ours_coarse,
+    "ours, 20 m from levels": ours_levels,
+    "ours, cog": ours_cog,
     "common recipe": common_recipe,
     "rasterio.merge to file": merge_to_file,
     "gdalwarp -multi": gdalwarp,

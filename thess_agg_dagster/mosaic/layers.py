@@ -11,12 +11,12 @@ from rasterio.enums import Resampling
 
 from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels
 from thess_agg_dagster.mosaic.grid import Box
-from thess_agg_dagster.mosaic.placement import place
+from thess_agg_dagster.mosaic.placement import Mask, place
 from thess_agg_dagster.mosaic.plan import Layer
 from thess_agg_dagster.mosaic.radiometry import remove_offset
 
 # A part of the grid that needs more of a tile than this is read in pieces, so that reduction takes no more memory.
-_MOST_PIXELS = 2048 * 2048
+_MOST_PIXELS = 1700 * 1700
 
 
 class Needs(NamedTuple):
@@ -86,17 +86,23 @@ class LayerReader:
         pixels = cache.read(self._tile, needs.source, announced.source)
         if self._offset:
             pixels = remove_offset(pixels, self._offset, self.placement.empty)
-        hidden = None
-        if announced.scl is not None and self._scl is not None and self._classes is not None:
-            if needs.scl is None:
-                cache.skip(self._scl, announced.scl)
-            else:
-                classes = cache.read(self._scl, needs.scl, announced.scl)
-                covered = needs.source.overlap(self._classes.footprint)
-                hidden = np.isin(self._classes.resample(classes, needs.scl, covered), self._mask)
+        covered, hidden = self._hidden(cache, needs, announced)
         resampled = self.placement.resample(pixels, needs.source, needs.part)
-        if hidden is None or not hidden.any():
+        if hidden is None:
             return resampled, None
         masked = pixels.copy()
-        masked[covered.within(needs.source).slices][hidden] = self.placement.empty
+        there = masked[covered.within(needs.source).slices]
+        np.copyto(there, pixels.dtype.type(self.placement.empty), where=hidden)
         return self.placement.resample(masked, needs.source, needs.part), resampled
+
+    def _hidden(self, cache: BlockCache, needs: Needs, announced: Needs) -> tuple[Box, Mask | None]:
+        """The part of ``needs.source`` that SCL covers, and what it hides of it; ``None``: nothing."""
+        if announced.scl is None or self._scl is None or self._classes is None:
+            return needs.source, None
+        covered = needs.source.overlap(self._classes.footprint)
+        if needs.scl is None:
+            cache.skip(self._scl, announced.scl)
+            return covered, None
+        classes = cache.read(self._scl, needs.scl, announced.scl)
+        hides = np.logical_or.reduce([classes == hidden for hidden in self._mask])
+        return covered, self._classes.resample(hides, needs.scl, covered) if hides.any() else None

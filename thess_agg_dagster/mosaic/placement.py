@@ -1,7 +1,7 @@
 """Placements: how one tile lies on the target grid, and how its pixels get there.
 
-Four ways, each with the same two questions (which of the tile's pixels does this window need, and what
-do they look like on the window): a plain copy, a nearest-neighbour lookup, a mean of whole pixels, and GDAL's warper.
+Five ways, each with the same two questions (which of the tile's pixels does this window need, and what do they look
+like on the window): a plain copy, pixels repeated, a nearest-neighbour lookup, a mean of such, and GDAL's warper.
 """
 
 from __future__ import annotations
@@ -196,37 +196,69 @@ def _range(affine: tuple[float, float, float], within: Box) -> tuple[float, floa
     return first + min(rows) + min(cols), first + max(rows) + max(cols)
 
 
-class Mean(Placement):
-    """A tile whose pixels fill the grid's in whole numbers, averaged; empty ones do not count."""
+class Repeat(Placement):
+    """Nearest neighbour where each of the tile's pixels fills whole pixels of the grid: repeated."""
 
     def __init__(self, tile: Tile, empty: float, grid: GeoBox, factor: int) -> None:
         super().__init__(tile, empty, grid)
         self._factor = factor
-        left, top = tile.geobox.wld2pix(*grid.pix2wld(0, 0))
-        self._offset = round(top), round(left)  # the grid's corner in the tile's pixels
-
-    def _box(self, window: Box) -> Box:
-        """The tile's pixels in a window, some of which may lie outside the tile."""
-        k = self._factor
-        return Box(window.top * k, window.bottom * k, window.left * k, window.right * k).shift(*self._offset)
+        left, top = grid.wld2pix(*tile.geobox.pix2wld(0, 0))
+        self._offset = -round(top), -round(left)
 
     def source_box(self, window: Box) -> Box:
-        return self._box(window).overlap(whole(self.tile.geobox))
+        k, there = self._factor, window.shift(*self._offset)
+        return Box(there.top // k, -(-there.bottom // k), there.left // k, -(-there.right // k))
+
+    def resample(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
+        k, there = self._factor, window.shift(*self._offset)
+        height, width = pixels.shape
+        # Assignments, unlike `numpy.repeat`, let other threads go on.
+        wide: Pixels = np.empty((height, width * k), pixels.dtype)
+        repeated: Pixels = np.empty((height * k, width * k), pixels.dtype)
+        for col in range(k):
+            wide[:, col::k] = pixels
+        for row in range(k):
+            repeated[row::k] = wide
+        return repeated[there.within(Box(source.top * k, 0, source.left * k, 0)).slices]
+
+
+class Mean(Placement):
+    """Coarser pixels: the mean of ``factor`` x ``factor`` samples, evenly spread over each; empty ones do not count.
+
+    A sample is the tile's pixel that its centre falls in. Where the tile's pixels fill the grid's exactly this is their
+    mean; between neighbouring zones each of them still counts about once.
+    """
+
+    def __init__(self, tile: Tile, empty: float, grid: GeoBox, factor: int) -> None:
+        super().__init__(tile, empty, grid)
+        self._factor = factor
+        self._samples = place(tile, empty, split(grid, factor), Resampling.nearest)
+
+    def _box(self, window: Box) -> Box:
+        """A window's samples."""
+        k = self._factor
+        return Box(window.top * k, window.bottom * k, window.left * k, window.right * k)
+
+    def source_box(self, window: Box) -> Box:
+        covered = self._box(window).overlap(self._samples.footprint)
+        return self._samples.source_box(covered) if covered else Box(0, 0, 0, 0)
 
     def resample(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
         box = self._box(window)
-        if source != box:
+        covered = box.overlap(self._samples.footprint)
+        samples = self._samples.resample(pixels, source, covered)
+        if covered != box:
             padded = np.full(box.shape, self.empty, pixels.dtype)
-            padded[source.within(box).slices] = pixels
-            pixels = padded
+            padded[covered.within(box).slices] = samples
+            samples = padded
         k = self._factor
-        valid = ~self.is_empty(pixels)
+        valid = ~self.is_empty(samples)
         total = np.zeros(window.shape, np.float64 if pixels.dtype.kind == "f" else np.int64)
         count = np.zeros(window.shape, np.int32)
         for row in range(k):
             for col in range(k):
                 part = valid[row::k, col::k]
-                np.add(total, pixels[row::k, col::k], out=total, where=part)
+                np.add(total, samples[row::k, col::k], out=total, where=part)
                 count += part
         filled = np.maximum(count, 1)
         # Integers are rounded to the nearest, halves upwards.
@@ -302,10 +334,13 @@ class Warp(Placement):
 
 
 def place(tile: Tile, empty: float, grid: GeoBox, resampling: Resampling) -> Placement:
-    """Choose how a tile gets onto the grid: copied where it can be, looked up for nearest, averaged, else warped."""
+    """Choose how a tile gets onto the grid: copied where it can be, repeated or looked up for nearest, averaged, else
+    warped."""
     if is_aligned(tile.geobox, grid):
         return Copy(tile, empty, grid)
-    if resampling is Resampling.average and (factor := whole_factor(tile.geobox, grid)):
+    if resampling is Resampling.nearest and (factor := whole_factor(grid, tile.geobox)):
+        return Repeat(tile, empty, grid, factor)
+    if resampling is Resampling.average and (factor := near_factor(tile.geobox, grid)):
         return Mean(tile, empty, grid, factor)
     if resampling is Resampling.nearest:
         lookup = Lookup(tile, empty, grid)
@@ -325,16 +360,28 @@ def is_aligned(tile: GeoBox, grid: GeoBox) -> bool:
     return all(abs(v) < ALIGNED for v in (*spans, *offsets))
 
 
-def whole_factor(tile: GeoBox, grid: GeoBox) -> int | None:
-    """How many of a tile's pixels fill one of the grid's, a side, where they do so exactly; else ``None``."""
-    if tile.crs != grid.crs:
+def whole_factor(fine: GeoBox, coarse: GeoBox) -> int | None:
+    """How many pixels of ``fine`` fill one of ``coarse``, a side, where they do so exactly; else ``None``."""
+    if fine.crs != coarse.crs:
         return None
-    factor = round(abs(grid.resolution.x / tile.resolution.x))
-    if factor < 1:
-        return None
+    factor = round(abs(coarse.resolution.x / fine.resolution.x))
+    return factor if factor and is_aligned(split(coarse, factor), fine) else None
+
+
+def near_factor(fine: GeoBox, coarse: GeoBox) -> int | None:
+    """The same by size alone, in one CRS or two of the same unit, two or more; else ``None``."""
+    assert fine.crs is not None
+    assert coarse.crs is not None
+    ratios = [abs(coarse.resolution.x / fine.resolution.x), abs(coarse.resolution.y / fine.resolution.y)]
+    factor = round(ratios[0])
+    near = factor > 1 and all(abs(ratio / factor - 1) < ALIGNED for ratio in ratios)
+    return factor if near and fine.crs.units == coarse.crs.units else None
+
+
+def split(grid: GeoBox, factor: int) -> GeoBox:
+    """The grid whose pixels are a ``factor``-th of ``grid``'s, a side."""
     rows, cols = grid.shape
-    same = GeoBox((rows * factor, cols * factor), grid.affine * Affine.scale(1 / factor), grid.crs)
-    return factor if is_aligned(tile, same) else None
+    return GeoBox((rows * factor, cols * factor), grid.affine * Affine.scale(1 / factor), grid.crs)
 
 
 def _affine_cells(nodes: NDArray[np.float64], cell: int) -> tuple[NDArray[np.float64], float]:

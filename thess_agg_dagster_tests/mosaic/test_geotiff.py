@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
-from rio_cogeo import cog_validate
+from rio_cogeo.cogeo import cog_validate
 
 from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS, verify
@@ -19,7 +20,7 @@ from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
 
 
-def write_cog(tmp_path: Path, band: str = "B04", dtype: str = "uint16", size: int = 2048, **options: str) -> Path:
+def write_cog(tmp_path: Path, band: str = "B04", dtype: str = "uint16", size: int = 2048, **options: Any) -> Path:
     pixels = noise(1, (size, size), high=12 if dtype == "uint8" else 10000, dtype=dtype)
     empty = np.nan if dtype == "float32" else 0
     pixels[: size // 2, : size // 4] = empty

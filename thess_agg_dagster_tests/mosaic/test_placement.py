@@ -10,7 +10,7 @@ from rasterio.enums import Resampling
 from rasterio.warp import transform
 
 from thess_agg_dagster.mosaic.grid import Box, crop, footprint_on, union
-from thess_agg_dagster.mosaic.placement import LOOKUP_ERROR, Copy, Lookup, Mean, Warp, place
+from thess_agg_dagster.mosaic.placement import LOOKUP_ERROR, Copy, Lookup, Mean, Repeat, Warp, place
 from thess_agg_dagster.mosaic.target import Target, target_grid
 from thess_agg_dagster.mosaic.tiles import Tile, inspect_tile
 from thess_agg_dagster.sample import TILE_SIZE, TILES
@@ -93,10 +93,13 @@ def test_the_source_box_holds_all_that_a_window_looks_up(lookups: list[Lookup]) 
         ((600500, 4500010), "EPSG:32634", 10, "cubic", Copy),
         ((600500.000001, 4500010), "EPSG:32634", 10, "nearest", Copy),
         ((600504, 4500010), "EPSG:32634", 10, "nearest", Lookup),
-        ((600500, 4500010), "EPSG:32634", 20, "nearest", Lookup),
+        ((600500, 4500010), "EPSG:32634", 20, "nearest", Repeat),
+        ((600505, 4500010), "EPSG:32634", 20, "nearest", Lookup),
+        ((600500, 4500010), "EPSG:32634", 15, "nearest", Lookup),
         ((600500, 4500010), "EPSG:32634", 5, "average", Mean),
         ((600505, 4500010), "EPSG:32634", 5, "average", Mean),
-        ((600503, 4500010), "EPSG:32634", 5, "average", Warp),
+        ((600503, 4500010), "EPSG:32634", 5, "average", Mean),
+        ((100000, 4500000), "EPSG:32635", 5, "average", Mean),
         ((600500, 4500010), "EPSG:32634", 6, "average", Warp),
         ((600504, 4500010), "EPSG:32634", 10, "cubic", Warp),
         ((100000, 4500000), "EPSG:32635", 10, "nearest", Lookup),
