@@ -112,9 +112,9 @@ class AreaOnGrid:
     @classmethod
     def of(cls, area: Geometry, grid: GeoBox) -> AreaOnGrid:
         assert grid.crs is not None
-        polygon = shapely.transform(
-            project_area(area, grid.crs).geom, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)
-        )
+        projected = project_area(area, grid.crs).geom
+        # A polygon may come out of a projection with its edges crossed by a hair.
+        polygon = shapely.make_valid(shapely.transform(projected, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)))
         shapely.prepare(polygon)
         return cls(polygon)
 
