@@ -322,9 +322,9 @@ def test_what_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_nothing_outside_the_area(two: SmallLake) -> None:
     two.aggregate(FIRST, **FIXED)
     everything = read(two.lake.mosaic(FIRST, "B04"))
-    found = two.aggregate(FIRST, **FIXED, aoi_mask=True, bands=["B04"]).attempt
+    found = two.aggregate(FIRST, **FIXED, aoi_mask=True).attempt
     with rasterio.open(two.lake.mosaic(FIRST, "B04")) as mosaic:
         polygon = shapely.from_wkt(AOI.split(";")[1])
         inside = rasterize([polygon], mosaic.shape, transform=mosaic.transform).astype(bool)
         np.testing.assert_array_equal(mosaic.read(1), np.where(inside, everything, 0))
-    assert found.valid_share == round((everything[inside] > 0).mean(), 6)
+    assert found.bands[0].valid_share == round((everything[inside] > 0).mean(), 6)
