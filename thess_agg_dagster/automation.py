@@ -18,7 +18,7 @@ from thess_agg_dagster.io_manager import DataLakeIOManager
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
-from thess_agg_dagster.timestamp_plan import identify_inputs, is_due
+from thess_agg_dagster.timestamp_plan import identify_inputs, input_tiles, is_due
 
 
 def _interval() -> int:
@@ -251,8 +251,8 @@ def _failed_for_tiles(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt
 
 
 def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> bool:
-    """Whether every tile exists and none is still being written."""
-    tiles = [io_manager.lake.tile(scene, band) for scene in acquisition.scene_ids for band in params.bands]
+    """Whether every tile that is needed exists and none is still being written."""
+    tiles = input_tiles(acquisition, io_manager.lake, params, required=True)
     try:
         return not any(_is_fresh(tile) for tile in tiles)
     except OSError:

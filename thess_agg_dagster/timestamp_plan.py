@@ -175,20 +175,29 @@ def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
     return scenes
 
 
+def input_tiles(
+    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, required: bool = False
+) -> list[Path]:
+    """The tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
+    bands = list(params.bands)
+    if params.mask_scl_classes and not (required and params.missing_scl == "unmasked"):
+        bands.append(MASK_BAND)
+    return [lake.tile(scene, band) for scene in acquisition.scene_ids for band in dict.fromkeys(bands)]
+
+
 def identify_inputs(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> str:
     """A short text that changes with the parameters, the tile list, and any tile's size or modification time."""
     digest = hashlib.sha256(f"{__version__}\n{params.pixel_identity()}\n".encode())
-    bands = [*params.bands, MASK_BAND] if params.mask_scl_classes else params.bands
-    for scene_id in acquisition.scene_ids:
-        paths = {f"{scene_id}/{band}": lake.tile(scene_id, band) for band in dict.fromkeys(bands)}
-        if params.harmonize:
-            paths[f"{scene_id} item"] = lake.scene_item(scene_id)
-        for name, path in paths.items():
-            try:
-                stat = path.stat()
-                digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-            except OSError:
-                digest.update(f"{name} missing\n".encode())
+    paths = input_tiles(acquisition, lake, params)
+    if params.harmonize:
+        paths += [lake.scene_item(scene_id) for scene_id in acquisition.scene_ids]
+    for path in paths:
+        name = f"{path.parent.name}/{path.name}"
+        try:
+            stat = path.stat()
+            digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{name} missing\n".encode())
     return digest.hexdigest()[:32]
 
 

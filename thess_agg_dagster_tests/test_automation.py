@@ -172,6 +172,22 @@ def test_late_tiles_are_noticed_once(ready: SmallLake) -> None:
     assert sensor.tick() == ([], "No timestamp waits for tiles")
 
 
+def test_scl_that_masks_is_waited_for_as_well(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THESS_BANDS", "B04")
+    monkeypatch.setenv("THESS_MASK_SCL_CLASSES", "8,9")
+    ready.add_timestamp(SECOND)
+    scl = tile_of(ready, SECOND).with_name("SCL.tif")
+    pixels = scl.read_bytes()
+    scl.unlink()
+    ready.read_list()
+    found = ready.aggregate(SECOND, bands=["B04"], mask_scl_classes=[8, 9]).attempt
+    assert found.status == "failed_missing_inputs"
+    sensor = Sensor(late_tiles_sensor, ready)
+    assert sensor.tick()[0] == []
+    scl.write_bytes(pixels)
+    assert sensor.tick()[0] == [SECOND]
+
+
 def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     ready.read_list()
     ready.aggregate(SECOND)
