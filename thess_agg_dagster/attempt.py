@@ -16,6 +16,7 @@ BandStatus = Literal[
     "success",
     "missing_input",
     "unreadable_input",
+    "checksum_mismatch",
     "unknown_crs",
     "dtype_conflict",
     "outside_grid",
@@ -65,6 +66,8 @@ class BandRecord:
     masked_share: float | None = None
     baselines: Sequence[str] = ()
     harmonized: bool | None = None
+    input_checksums: Sequence[str] = ()
+    output_checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,14 @@ def status_of(bands: Iterable[BandRecord]) -> TimestampStatus:
     found = {band.status for band in bands}
     if "missing_input" in found:
         return "failed_missing_inputs"
-    if found & {"unreadable_input", "unknown_crs", "dtype_conflict", "outside_grid", "unknown_baseline"}:
+    if found & {
+        "unreadable_input",
+        "checksum_mismatch",
+        "unknown_crs",
+        "dtype_conflict",
+        "outside_grid",
+        "unknown_baseline",
+    }:
         return "failed_invalid_inputs"
     if found & {"merge_failed", "write_failed", "skipped"}:
         return "failed_merge"

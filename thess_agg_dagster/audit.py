@@ -71,6 +71,8 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "masked_share",
         "baselines",
         "harmonized",
+        "input_checksums",
+        "output_checksum",
     ),
 }
 
@@ -107,6 +109,8 @@ _MEANINGS = {
     "masked_share": "Share of the grid's pixels that the SCL mask emptied, 0 to 1; the largest of the bands.",
     "baselines": "Processing baselines of the scenes, between |.",
     "harmonized": "Whether the radiometric offset was removed from some tile.",
+    "input_checksums": "Checksums of the tiles, as they were read, in the order of input_files, between |.",
+    "output_checksum": "Checksum of the mosaic.",
 }
 _TYPES = (
     {"success": "bool", "listed": "bool", "harmonized": "bool"}
@@ -241,6 +245,8 @@ def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
         "masked_share": band.masked_share,
         "baselines": _joined(band.baselines),
         "harmonized": band.harmonized,
+        "input_checksums": "|".join(band.input_checksums),
+        "output_checksum": band.output_checksum,
     }
 
 

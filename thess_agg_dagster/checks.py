@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +15,7 @@ import rasterio
 
 from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, BandRecord, RecordedAttempt
 from thess_agg_dagster.audit import COLUMNS
+from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
@@ -60,7 +63,7 @@ VERIFICATION_CHECKS = [
     dg.AssetCheckSpec(
         "unchanged",
         asset=VERIFICATION,
-        description="Every published mosaic is there, with the size, shape, dtype and CRS that were recorded.",
+        description="Every published mosaic is there, with the checksum, size, shape, dtype and CRS that were recorded.",
     ),
 ]
 
@@ -158,12 +161,15 @@ def _pixels(band: BandRecord) -> str:
 
 
 def check_published(published: Mapping[str, RecordedAttempt]) -> dg.AssetCheckResult:
-    """Compare what was recorded of every published mosaic with the file."""
-    faults = []
-    for key, found in published.items():
-        for band in found.attempt.bands:
-            if fault := _changed(band):
-                faults.append(f"{key}: {band.output_path}: {fault}; run the timestamp again")
+    """Compare what was recorded of every published mosaic with the file, to the last byte."""
+    bands = [(key, band) for key, found in published.items() for band in found.attempt.bands]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        changes = pool.map(_changed, [band for _, band in bands])
+        faults = [
+            f"{key}: {band.output_path}: {fault}; run the timestamp again, with --force"
+            for (key, band), fault in zip(bands, changes, strict=True)
+            if fault
+        ]
     return _result("unchanged", faults, [])
 
 
@@ -182,6 +188,8 @@ def _changed(band: BandRecord) -> str:
             found = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs)
     except (rasterio.errors.RasterioError, OSError) as error:
         return f"cannot be opened ({error})"
+    if band.output_checksum and (now := str(checksum_of(path))) != band.output_checksum:
+        return f"has {now}, {band.output_checksum} was published: its bytes have changed"
     recorded = (band.width, band.height, band.dtype, band.crs)
     return "" if found == recorded else f"is {found}, published was {recorded}"
 

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from thess_agg_dagster.attempt import AGGREGATED, Attempt, BandRecord, BandStatus, stopping_is_final
 from thess_agg_dagster.audit import table_schema
+from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
@@ -26,6 +27,7 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import cloud_share
 from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_line, is_transient
 from thess_agg_dagster.pictures import Preview, first_look, quicklook, series_at_a_glance, thumbnail
+from thess_agg_dagster.provenance import mosaic_tags, timestamp_manifest
 from thess_agg_dagster.stac import series_collection, timestamp_item
 from thess_agg_dagster.timestamp_plan import TimestampPlan
 
@@ -152,13 +154,17 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         previews: dict[str, Preview] = {}
         picture = None
         try:
-            with staged_folder(target, self.lake.staging) as folder:
+            with (
+                staged_folder(target, self.lake.staging) as folder,
+                BackgroundChecksums(obj.input_files()) as checksums,
+            ):
                 errors: list[Exception] = []
                 context.log.info(obj.summary())
                 told = time.monotonic()
                 for band, plan in obj.mosaics.items():
                     try:
-                        record, previews[band] = _write_band(plan, folder / f"{band}.tif", target / f"{band}.tif", obj)
+                        final = target / f"{band}.tif"
+                        record, previews[band] = _write_band(plan, folder / final.name, final, obj, checksums)
                         records.append(record)
                         if time.monotonic() - told > _TELL_SECONDS:
                             told = time.monotonic()
@@ -174,12 +180,14 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                     context.log.warning(f"no quicklook: {type(error).__name__}: {first_line(error)}")
                 if picture:
                     picture.save(folder / self.lake.quicklook(obj.timestamp).name, quality=90, subsampling=0)
+                manifest = timestamp_manifest(obj, records, checksums, self.lake.root)
+                (folder / self.lake.manifest(obj.timestamp).name).write_text(manifest)
                 if obj.stac:
                     item = timestamp_item(obj, records, folder, target.name)
                     (folder / self.lake.item(obj.timestamp).name).write_text(item)
         except _UnpublishedError as unpublished:
             self._fail(context, obj.failed_attempt(records), unpublished.__cause__)
-        except OSError as error:
+        except (OSError, ChangedError) as error:
             why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
             faults = [obj.band_record(plan, "write_failed", why) for plan in obj.mosaics.values()]
             self._fail(context, obj.failed_attempt(faults), error)
@@ -191,7 +199,10 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def _fail(self, context: dg.OutputContext, attempt: Attempt, cause: BaseException | None) -> NoReturn:
         context.log_event(attempt.observation())
-        raise dg.Failure(attempt.message, allow_retries=cause is not None and is_transient(cause)) from cause
+        raise dg.Failure(
+            attempt.message,
+            allow_retries=isinstance(cause, ChangedError) or (cause is not None and is_transient(cause)),
+        ) from cause
 
 
 def _records(table: pd.DataFrame) -> list[dg.TableRecord]:
@@ -211,15 +222,10 @@ class _UnpublishedError(Exception):
     """Some band could not be made, so the staged folder is thrown away."""
 
 
-def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: TimestampPlan) -> tuple[BandRecord, Preview]:
-    tags = {
-        "timestamp": timestamp.timestamp,
-        "band": plan.band,
-        "scenes": "|".join(tile.path.parent.name for tile in plan.tiles),
-        "merge_method": plan.options.merge_method,
-        "resampling": "|".join(dict.fromkeys(layer.resampling.name for layer in plan.layers)),
-    }
-    stats = write_mosaic(plan, staged, tags)
+def _write_band(
+    plan: MosaicPlan, staged: Path, final: Path, timestamp: TimestampPlan, checksums: BackgroundChecksums
+) -> tuple[BandRecord, Preview]:
+    stats = write_mosaic(plan, staged, lambda: mosaic_tags(plan, timestamp, checksums))
     notes = list(plan.notes)
     if stats.overwritten_pixels:
         notes.append(
@@ -234,6 +240,8 @@ def _write_band(plan: MosaicPlan, staged: Path, final: Path, timestamp: Timestam
         masked_share=round(stats.masked_share, 6) if any(layer.scl for layer in plan.layers) else None,
         seconds=round(stats.seconds, 3),
         bytes=stats.bytes,
+        input_checksums=[str(checksums.of(tile.path)) for tile in plan.tiles],
+        output_checksum=str(checksum_of(staged)),
     )
     empty = np.isnan(stats.preview) if math.isnan(plan.nodata) else stats.preview == plan.nodata
     return record, np.ma.array(stats.preview, mask=empty)
@@ -245,6 +253,6 @@ def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, s
         return "unreadable_input", str(error)
     if isinstance(error, WriteError):
         return "write_failed", str(error).replace(str(staging), str(target))
-    if isinstance(error, SystemFaultError):
+    if isinstance(error, SystemFaultError | ChangedError):
         return "merge_failed", str(error)
     return "merge_failed", f"{type(error).__name__}: {first_line(error)}"

@@ -78,6 +78,7 @@ _STATUS_COLOURS = {
     "skipped": "#f0c987",
     "missing_input": "#f28e2b",
     "unreadable_input": "#d1495b",
+    "checksum_mismatch": "#a23e6c",
     "unknown_crs": "#9c5fb5",
     "dtype_conflict": "#7a6ff0",
     "outside_grid": "#4e9aa8",

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 import shapely
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
-from rasterio import __gdal_version__
 
-from thess_agg_dagster import __version__
 from thess_agg_dagster.attempt import BandRecord
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.radiometry import is_reflectance
 from thess_agg_dagster.mosaic.scl import CLASSES
 from thess_agg_dagster.mosaic.tiles import crs_name
+from thess_agg_dagster.provenance import SOFTWARE
 from thess_agg_dagster.timestamp_plan import TimestampPlan
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def timestamp_item(plan: TimestampPlan, records: Sequence[BandRecord], folder: P
         datetime=(instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC),
         properties={
             "proj:code": crs_name(rasterio_crs(first)),
-            "processing:software": {"thess-agg-dagster": __version__, "GDAL": __gdal_version__},
+            "processing:software": SOFTWARE,
             "processing:lineage": _lineage(plan),
             "processing:level": "L3",
         }

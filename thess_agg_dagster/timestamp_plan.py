@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from thess_agg_dagster import __version__
 from thess_agg_dagster.attempt import Attempt, BandRecord, BandStatus, RecordedAttempt, TimestampStatus, status_of
+from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum, read_item
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.grid import rasterio_crs
@@ -44,11 +46,16 @@ class TimestampPlan:
     inputs: str
     scenes: Sequence[Scene] = ()
     stac: bool = False
+    parameters: str = "{}"
 
     def summary(self) -> str:
         """What is about to be made, in one line."""
         bands = ", ".join(f"{m.band} ({m.grid.width} x {m.grid.height})" for m in self.mosaics.values())
         return f"Merging {len(self.scene_ids)} tiles into {bands}"
+
+    def input_files(self) -> list[Path]:
+        """Every file that the mosaics read, once."""
+        return list(dict.fromkeys(path for plan in self.mosaics.values() for path in plan.files()))
 
     def band_record(self, plan: MosaicPlan, status: BandStatus, message: str) -> BandRecord:
         """A row of the band report for a band that got as far as a plan."""
@@ -135,43 +142,62 @@ def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsA
     """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found."""
     # First of all: what changes from here on must look like a change to whoever compares later.
     inputs = identify_inputs(acquisition, lake, params)
-    problems: dict[str, Sequence[Problem]] = {}
-    sources: dict[str, list[Source]] = {}
     scenes = _scenes(acquisition, lake)
+    sources: dict[str, list[Source]] = {}
+    problems: dict[str, list[Problem]] = {}
     for band in params.bands if scenes else ():
-        sources[band] = [
+        found = [
             Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, MASK_BAND), scene.offset)
             for scene in scenes
         ]
-        asked = [source.path for source in sources[band]]
-        if params.mask_scl_classes:
-            asked += [source.scl for source in sources[band] if source.scl]
-        strays = [
-            Problem("unreadable_input", _STRAY, path) for path in dict.fromkeys(asked) if lake.leads_outside(path)
-        ]
+        names = [band, MASK_BAND] if params.mask_scl_classes and band != MASK_BAND else [band]
+        tiles = [(scene.scene_id, name) for scene in scenes for name in names]
+        strays = [Problem("unreadable_input", _STRAY, path) for t in tiles if lake.leads_outside(path := lake.tile(*t))]
         if strays:
             problems[band] = strays
-            del sources[band]
+        else:
+            sources[band] = found
+            problems[band] = _mismatches(tiles, lake, params.threads)
     mosaics, faults = plan_mosaics(sources, params.mosaic_options())
+    for band, others in faults.items():
+        problems[band] += others
     return TimestampPlan(
         acquisition.timestamp,
         acquisition.scene_ids,
-        mosaics,
-        {band: found for band in params.bands if (found := (problems | faults).get(band))},
+        {band: mosaic for band, mosaic in mosaics.items() if not problems[band]},
+        {band: found for band, found in problems.items() if found},
         inputs,
         scenes,
         params.stac,
+        params.pixel_identity(),
     )
+
+
+def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int | None) -> list[Problem]:
+    """Tiles, by scene and band, that are not what somebody published them to be."""
+
+    def look(tile: tuple[str, str]) -> Problem | None:
+        path = lake.tile(*tile)
+        expected = expected_checksum(lake, *tile)
+        if expected is None or not path.is_file():  # a missing tile is found by who opens it
+            return None
+        try:
+            found = checksum_of(path, expected[0].algorithm)
+        except PermissionError:  # likewise
+            return None
+        if found == expected[0]:
+            return None
+        reason = f"has {found}, published is {expected[0]} (in {expected[1]}); download the tile again"
+        return Problem("checksum_mismatch", reason, path)
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return [problem for problem in pool.map(look, tiles) if problem]
 
 
 def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
     scenes = []
     for scene_id in acquisition.scene_ids:
-        try:
-            item = json.loads(lake.scene_item(scene_id).read_bytes())
-        except (OSError, ValueError):  # the scene id tells as well
-            item = None
-        scenes.append(Scene(scene_id, *radiometry_of(scene_id, item if isinstance(item, dict) else None)))
+        scenes.append(Scene(scene_id, *radiometry_of(scene_id, read_item(lake.scene_item(scene_id)))))
     return scenes
 
 

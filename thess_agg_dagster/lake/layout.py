@@ -58,6 +58,11 @@ class DataLake:
         """The picture of the whole series."""
         return self.tables_folder / "timestamps_aggregation.png"
 
+    @property
+    def assets_manifest(self) -> Path:
+        """Where the tiles came from, and their checksums: a table that a catalogue step may leave."""
+        return self.tables_folder / "assets_manifest_selected.csv"
+
     def tile(self, scene_id: str, band: str) -> Path:
         """The raw tile of a scene and band. Raises ``ValueError`` unless both are plain names."""
         for name in (scene_id, band):
@@ -92,6 +97,10 @@ class DataLake:
     def collection(self) -> Path:
         """The STAC collection of all published timestamps."""
         return self.aggregated / "collection.json"
+
+    def manifest(self, timestamp: str) -> Path:
+        """What a timestamp's mosaics were made of, and their checksums."""
+        return self.timestamp_folder(timestamp) / "manifest.json"
 
     def item(self, timestamp: str) -> Path:
         """The STAC item of a timestamp."""

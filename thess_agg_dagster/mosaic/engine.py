@@ -11,7 +11,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,7 @@ class MosaicStats:
     histogram: NDArray[np.int64] | None
 
 
-def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = None) -> MosaicStats:
+def write_mosaic(plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, str]] = dict) -> MosaicStats:
     """Make a planned mosaic at ``path``.
 
     Parameters
@@ -85,7 +85,7 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
     path
         Where the GeoTIFF goes. Half a file may stay there after an error: publish by rename.
     tags
-        Metadata written into the file.
+        Metadata written into the file, asked for when all pixels are.
 
     Raises
     ------
@@ -104,12 +104,12 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Mapping[str, str] | None = 
             draft.unlink(missing_ok=True)  # rasterio would look into a file that is already there
             with rasterio.open(draft, "w", **creation_options(plan)) as target:
                 target.set_band_description(1, plan.band)
-                target.update_tags(**(tags or {}))
                 merger = _Merger(plan, target, path.parent)
                 try:
                     merger.run()
                 finally:
                     merger.close()
+                target.update_tags(**tags())
             verify(draft, merger.filled_blocks)
             if cog:
                 make_cog(draft, path, plan)

@@ -90,6 +90,13 @@ class MosaicPlan:
     def tiles(self) -> tuple[Tile, ...]:
         return tuple(layer.tile for layer in self.layers)
 
+    def files(self) -> Iterator[Path]:
+        """Every file that is read: tiles, and the SCL that masks them."""
+        for layer in self.layers:
+            yield layer.tile.path
+            if layer.scl is not None:
+                yield layer.scl.path
+
     @property
     def reprojected(self) -> tuple[Tile, ...]:
         """The tiles in another CRS than the mosaic's."""

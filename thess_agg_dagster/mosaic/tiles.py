@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 ProblemKind = Literal[
-    "missing_input", "unreadable_input", "unknown_crs", "dtype_conflict", "outside_grid", "unknown_baseline"
+    "missing_input",
+    "unreadable_input",
+    "checksum_mismatch",
+    "unknown_crs",
+    "dtype_conflict",
+    "outside_grid",
+    "unknown_baseline",
 ]
 
 # First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name.

@@ -335,7 +335,7 @@ def test_a_real_tile_warped_to_the_next_zone_comes_back_within_half_a_pixel(tmp_
 def test_the_file_is_tiled_compressed_and_labelled(tmp_path: Path, compress: str) -> None:
     path = write_tile(tmp_path / "a.tif", noise(1, (700, 600)))
     plan = plan_mosaic([path], "B04", MosaicOptions(compress=compress))
-    stats = write_mosaic(plan, tmp_path / "out.tif", {"scenes": "S2A"})
+    stats = write_mosaic(plan, tmp_path / "out.tif", lambda: {"scenes": "S2A"})
     with rasterio.open(tmp_path / "out.tif") as out:
         assert out.block_shapes == [(512, 512)]
         assert out.profile.get("compress", "none") == compress

@@ -27,7 +27,9 @@ def write_cog(tmp_path: Path, band: str = "B04", dtype: str = "uint16", size: in
     pixels[np.random.default_rng(3).random(pixels.shape) < 0.2] = empty
     tile = write_tile(tmp_path / "tile.tif", pixels, block=512)
     out = tmp_path / "cog.tif"
-    write_mosaic(plan_mosaic([tile], band, MosaicOptions(cog=True, threads=2, **options)), out, {"scenes": "a|b"})
+    write_mosaic(
+        plan_mosaic([tile], band, MosaicOptions(cog=True, threads=2, **options)), out, lambda: {"scenes": "a|b"}
+    )
     return out
 
 

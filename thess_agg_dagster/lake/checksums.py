@@ -1,0 +1,176 @@
+"""Checksums: of what is read and written, and those that somebody else published for a tile.
+
+Ours are XXH3 with 128 bits, written as ``xxh128:<hex>``: they find what rotted or was cut, not what was forged, and
+cost about as much as reading memory. (``xxh128sum -c`` checks them on a command line.) Others' are verified in
+whatever they chose.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from thess_agg_dagster.lake.layout import DataLake
+
+OURS = "xxh128"
+_CHUNK = 2**20
+
+_ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", OURS)
+# Multihash: code of the algorithm and length of the digest in bytes, as hexadecimal varints, then the digest.
+_MULTIHASH = {"1220": "sha256", "1340": "sha512", "1114": "sha1", "d50110": "md5", "2030": "sha384"}
+# A bare digest tells its algorithm by its length.
+_BARE = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
+_HEX = re.compile(r"[0-9a-fA-F]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """An algorithm and its digest in lower-case hexadecimal, ``sha256:9f86...``."""
+
+    algorithm: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.digest}"
+
+
+def checksum_of(path: Path, algorithm: str = OURS) -> Checksum:
+    """The checksum of a file, read in pieces. Raises ``OSError``."""
+    hasher = xxhash.xxh3_128() if algorithm == OURS else hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            hasher.update(piece)
+    return Checksum(algorithm, hasher.hexdigest())
+
+
+def parse_checksum(text: str) -> Checksum | None:
+    """A checksum as people write them: ``sha256:<hex>``, a multihash, or a bare digest; ``None`` for anything else."""
+    text = text.strip()
+    name, colon, digest = text.partition(":")
+    if colon:
+        name = name.lower().replace("-", "")
+        known = name in _ALGORITHMS and _HEX.fullmatch(digest)
+        return Checksum(name, digest.lower()) if known else None
+    if not _HEX.fullmatch(text):
+        return None
+    text = text.lower()
+    for prefix, algorithm in _MULTIHASH.items():
+        if text.startswith(prefix) and _BARE.get(len(text) - len(prefix)) == algorithm:
+            return Checksum(algorithm, text[len(prefix) :])
+    return Checksum(_BARE[len(text)], text) if len(text) in _BARE else None
+
+
+def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksum, str] | None:
+    """What somebody published as a tile's checksum, and where it stands; ``None`` where nobody did."""
+    tile = lake.tile(scene_id, band)
+    # 1. A file beside the tile, as `md5sum` and `sha256sum` write it.
+    for suffix in (".sha256", ".md5"):
+        sibling = tile.with_name(tile.name + suffix)
+        if (text := _read(sibling)) and (found := parse_checksum((text.split() or [""])[0])):
+            return found, str(sibling)
+    # 2. The manifest of the selected assets: `checksum_b04`, or `checksum` in rows with a `band`.
+    if found := _manifest(lake.assets_manifest).get((scene_id, band.lower())):
+        return found, str(lake.assets_manifest)
+    # 3. The scene's STAC item.
+    item = lake.scene_item(scene_id)
+    if (asset := item_asset(read_item(item), band)) and (found := parse_checksum(str(asset.get("file:checksum", "")))):
+        return found, str(item)
+    return None
+
+
+def read_item(path: Path) -> Mapping[str, Any]:
+    """A STAC item; empty where there is none that can be read."""
+    try:
+        item = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return item if isinstance(item, dict) else {}
+
+
+def item_asset(item: Mapping[str, Any], band: str) -> Mapping[str, Any] | None:
+    """The asset of a band: by its key (``B04``, ``b04``, ``B04_10m``), else by the name of its only band."""
+    assets = item.get("assets")
+    if not isinstance(assets, dict):
+        return None
+    usable = {str(key): asset for key, asset in assets.items() if isinstance(asset, dict)}
+    wanted = band.lower()
+    for key, asset in usable.items():
+        if re.fullmatch(rf"{re.escape(wanted)}(_\d+m)?", key.lower()):
+            return asset
+    for asset in usable.values():
+        bands = asset.get("bands") or asset.get("eo:bands") or []
+        if [str(each.get("name", "")).lower() for each in bands if isinstance(each, dict)] == [wanted]:
+            return asset
+    return None
+
+
+def _manifest(path: Path) -> Mapping[tuple[str, str], Checksum]:
+    try:
+        return _read_manifest(path, path.stat().st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=2)
+def _read_manifest(path: Path, changed: int) -> Mapping[tuple[str, str], Checksum]:
+    found: dict[tuple[str, str], Checksum] = {}
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        for row in csv.DictReader(file):
+            scene_id = (row.get("scene_id") or "").strip()
+            for column, value in row.items():
+                if not isinstance(column, str) or not isinstance(value, str):
+                    continue
+                name, _, band = column.strip().lower().partition("_")
+                band = band or (row.get("band") or "").strip().lower()
+                if name == "checksum" and band and (checksum := parse_checksum(value)):
+                    found[scene_id, band] = checksum
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+class ChangedError(Exception):
+    """A file was changed while it was in use."""
+
+
+class BackgroundChecksums:
+    """Checksums of files, taken on a thread of its own while somebody else reads them: what one has read, the other finds
+    in memory. A context manager; leaving it waits for nothing."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksums")
+        self._stamps = {path: _stamp(path) for path in paths}
+        self._found = {path: self._pool.submit(checksum_of, path) for path in self._stamps}
+
+    def __enter__(self) -> BackgroundChecksums:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def of(self, path: Path) -> Checksum:
+        """A file's checksum. Raises ``OSError``; :class:`ChangedError` where the file is not what it was at first."""
+        found = self._found[path].result()
+        if _stamp(path) != self._stamps[path]:
+            raise ChangedError(f"{path}: changed while it was read; run it again")
+        return found
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
