@@ -125,7 +125,10 @@ def aggregated(
             attempt = plan.unplanned_attempt()
             context.log_event(attempt.observation())
             raise dg.Failure(attempt.message, allow_retries=False)
-        yield dg.Output(plan)  # the IO manager makes the mosaics
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            output = dg.Output(plan, data_version=dg.DataVersion(plan.inputs))
+        yield output  # the IO manager makes the mosaics
         yield check_mosaics(plan, lake.timestamp_folder(timestamp))
 
 

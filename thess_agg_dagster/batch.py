@@ -29,11 +29,11 @@ _MOST_WORKERS = 4
 
 def run_asset(
     instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
-) -> None:
+) -> dg.ExecuteInProcessResult:
     """One Dagster run of one asset in this process. Raises what the asset raised, ``KeyboardInterrupt`` for Ctrl-C."""
     job = pipeline.resolve_implicit_global_asset_job_def()
     try:
-        job.execute_in_process(
+        return job.execute_in_process(
             instance=instance,
             asset_selection=[key],
             partition_key=partition,

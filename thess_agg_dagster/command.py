@@ -23,7 +23,7 @@ from rich.table import Table
 
 from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, latest_attempts
 from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps, tidy_up
-from thess_agg_dagster.checks import REPORT
+from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.instance import open_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
 from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
@@ -43,6 +43,7 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 )
 @click.option("--timestamps", multiple=True, metavar="KEY[,KEY]", help="Only these acq_datetime; may be repeated.")
 @click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
+@click.option("--verify", is_flag=True, help="Aggregate nothing: compare what is published with what was recorded.")
 @click.option("--bands", metavar="B04,B08,SCL", help="Bands to mosaic.")
 @click.option("--merge-method", type=click.Choice(METHODS), help="Which pixel wins where tiles overlap.")
 @click.option("--resampling", type=click.Choice(RESAMPLINGS), help="For tiles in another CRS or pixel size.")
@@ -68,11 +69,11 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 @click.option("--max-workers", type=int, help="Timestamps at a time (processes).  [default: one per core, at most 4]")
 @click.option("--threads", type=int, help="Threads in each worker.  [default: cores / workers]")
 @click.option("--debug", is_flag=True, help="One after the other; stop at the first error with its full traceback.")
-def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given: Any) -> None:
+def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, verify: bool, **given: Any) -> None:
     """Aggregate Sentinel-2 tiles into one mosaic per acquisition timestamp and band.
 
-    Every option but --data-lake, --timestamps and --force also comes from the environment as THESS_<OPTION>.
-    Exit status: 0 all good, 1 some timestamp failed, 2 bad usage or unusable time_serie.csv.
+    Every option but --data-lake, --timestamps, --force and --verify also comes from the environment as THESS_<OPTION>.
+    Exit status: 0 all good, 1 some timestamp failed (or changed, with --verify), 2 bad usage or unusable time_serie.csv.
     """
     console = Console(stderr=True)
     try:
@@ -93,7 +94,7 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, **given
     with open_instance(io_manager.lake.root) as instance:  # made here, before any worker opens it
         session = _Session(instance, io_manager, params, console)
         try:
-            sys.exit(session.aggregate(timestamps, force))
+            sys.exit(session.verify() if verify else session.aggregate(timestamps, force))
         except TimeSerieError as error:
             console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
             sys.exit(UNUSABLE)
@@ -143,6 +144,17 @@ class _Session:
         self._summarize(keys, len(keys) - len(todo), status)
         good = all(status.loc[key, "status"] == "success" for key in keys)
         return ALL_GOOD if good and not series.refused else SOME_FAILED
+
+    def verify(self) -> int:
+        """Look every published mosaic up again, and tell which ones are not what they were."""
+        run = run_asset(self.instance, self.resources, VERIFICATION)
+        (found,) = run.get_asset_check_evaluations()
+        details = found.metadata.get("details")
+        for line in str(details.value).splitlines() if details else ():
+            self.console.print(f"[red]changed[/] {escape(line)}", highlight=False, soft_wrap=True)
+        (seen,) = run.asset_materializations_for_node(VERIFICATION.to_python_identifier())
+        self.console.print(f"{seen.metadata['mosaics'].value} mosaics looked at", highlight=False)
+        return ALL_GOOD if found.passed else SOME_FAILED
 
     def _run_all(self, keys: Sequence[str]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
