@@ -158,7 +158,7 @@ def timestamps_aggregation(
     tables = AuditTables(audit_tables(context.instance, params.bands, listed, published))
     yield dg.Output(tables, metadata={EVENTS_UP_TO: up_to})
     yield check_report(io_manager.lake, registered)
-    yield check_one_grid(published)
+    yield check_one_grid(published, listed)
 
 
 @dg.asset(

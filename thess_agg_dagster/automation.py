@@ -16,6 +16,7 @@ from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.instance import fail_abandoned_runs
 from thess_agg_dagster.io_manager import DataLakeIOManager
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
+from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
 from thess_agg_dagster.timestamp_plan import identify_inputs, input_tiles, is_due
@@ -111,7 +112,8 @@ def late_tiles_sensor(
         waiting = {key: found.attempt.inputs for key, found in _failed_for_tiles(context.instance).items()}
     try:
         acquisitions = read_time_serie(io_manager.lake.time_serie).acquisitions if waiting else {}
-    except TimeSerieError as error:
+        params.pixel_identity()  # reads the aoi
+    except (TimeSerieError, AreaError) as error:
         return dg.SkipReason(str(error))
     arrived = {}
     for key in waiting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,13 +98,17 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
 def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
     """Reopen what was published and compare it with the plan."""
     faults: list[str] = []
+    remarks = _ground_remarks(list(plan.mosaics.values()))
     for band, mosaic in plan.mosaics.items():
         path = folder / f"{band}.tif"
         try:
             faults += [f"{path}: {fault}" for fault in _mosaic_faults(path, mosaic)]
+            if _is_empty(path):
+                hidden = mosaic.options.mask or mosaic.options.target.area is not None
+                why = "all is masked, or lies outside the aoi" if hidden else "are all tiles empty here?"
+                (remarks if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
         except rasterio.RasterioIOError as error:
             faults.append(f"{path}: cannot be reopened ({error})")
-    remarks = _ground_remarks(list(plan.mosaics.values()))
     return _result("mosaics_valid", faults, remarks)
 
 
@@ -133,16 +137,18 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
     return _result("complete", faults, [])
 
 
-def check_one_grid(published: Mapping[str, RecordedAttempt]) -> dg.AssetCheckResult:
-    """Whether the mosaics of fixed grids stack: compares what was recorded of them when they were published."""
+def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
+    """Whether the mosaics of listed timestamps stack, once some have a fixed grid: by what was recorded of them."""
     grounds: Counter[str] = Counter()
     grids: dict[str, Counter[str]] = {}
-    fixed = [(key, band) for key, found in published.items() for band in found.attempt.bands if band.grid == "fixed"]
+    bands = [(key, band) for key in sorted(listed) if key in published for band in published[key].attempt.bands]
+    fixed = [(key, band) for key, band in bands if band.grid == "fixed"]
     for _, band in fixed:
         grounds[_ground(band)] += 1
         grids.setdefault(band.band, Counter())[_pixels(band)] += 1
-    faults = []
-    for key, band in sorted(fixed, key=lambda each: each[0]):
+    others = dict.fromkeys(key for key, band in bands if band.grid != "fixed") if fixed else ()
+    faults = [f"{key} has the grid of its tiles, not the fixed one; run it again with grid=fixed" for key in others]
+    for key, band in fixed:
         (ground, _), (pixels, _) = grounds.most_common(1)[0], grids[band.band].most_common(1)[0]
         if (_ground(band), _pixels(band)) != (ground, pixels):
             faults.append(
@@ -201,10 +207,12 @@ def _mosaic_faults(path: Path, plan: MosaicPlan) -> Iterator[str]:
             yield f"is not on the planned grid of {cols} x {rows} pixels"
         if mosaic.dtypes[0] != plan.dtype:
             yield f"has dtype {mosaic.dtypes[0]}, planned was {plan.dtype}"
-        # Ends at the first block that holds anything, so it costs a block or two.
-        blocks = (mosaic.read(1, window=window, masked=True) for _, window in mosaic.block_windows(1))
-        if not any(block.count() for block in blocks):
-            yield "holds no valid pixel; are all tiles empty here?"
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a mosaic has no valid pixel. Ends at the first block that holds one, so it costs a block or two."""
+    with gdal_env(), rasterio.open(path, driver="GTiff") as mosaic:
+        return not any(mosaic.read(1, window=window, masked=True).count() for _, window in mosaic.block_windows(1))
 
 
 def _ground_remarks(plans: Sequence[MosaicPlan]) -> list[str]:

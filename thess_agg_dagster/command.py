@@ -54,21 +54,27 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 @click.option("--grid", type=click.Choice(GRIDS), help="The tiles' own, or one for all timestamps.  [default: tiles]")
 @click.option("--bounds", metavar="LEFT,BOTTOM,RIGHT,TOP", help="With --grid fixed: in units of --target-crs.")
 @click.option("--aoi", metavar="FILE|WKT", help="Clip to the bounds of a polygon: GeoJSON, GeoPackage or WKT.")
-@click.option("--aoi-mask", is_flag=True, help="Empty what lies outside the polygon itself.")
+@click.option("--aoi-mask/--no-aoi-mask", default=None, help="Empty what lies outside the polygon itself.")
 @click.option("--resolution", type=float, help="Pixel size of all bands, in units of the CRS; default: the tiles'.")
 @click.option("--reduction", type=click.Choice(RESAMPLINGS), help="To coarser pixels.  [default: average; SCL: mode]")
-@click.option("--overviews", is_flag=True, help="Reduce from overviews or JPEG 2000 levels: faster, not exact.")
+@click.option(
+    "--overviews/--no-overviews", default=None, help="Reduce from overviews or JPEG 2000 levels: faster, not exact."
+)
 @click.option("--match-band", metavar="BAND", help="Write all bands on the grid of this one.")
 @click.option("--mask-scl-classes", metavar="3,8,9,10", help="SCL classes that empty a pixel before merging.")
 @click.option(
     "--missing-scl", type=click.Choice(MISSING_SCL), help="A scene without SCL to mask with.  [default: fail]"
 )
-@click.option("--harmonize", is_flag=True, help="Remove the offset of processing baseline 04.00 and later.")
+@click.option(
+    "--harmonize/--no-harmonize", default=None, help="Remove the offset of processing baseline 04.00 and later."
+)
 @click.option("--format", type=click.Choice(FORMATS), help="Format of the mosaics.  [default: geotiff]")
-@click.option("--stac", is_flag=True, help="Write a STAC item per timestamp and a collection.")
+@click.option("--stac/--no-stac", default=None, help="Write a STAC item per timestamp and a collection.")
 @click.option("--max-workers", type=int, help="Timestamps at a time (processes).  [default: one per core, at most 4]")
 @click.option("--threads", type=int, help="Threads in each worker.  [default: cores / workers]")
-@click.option("--debug", is_flag=True, help="One after the other; stop at the first error with its full traceback.")
+@click.option(
+    "--debug/--no-debug", default=None, help="One after the other; stop at the first error with its full traceback."
+)
 def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, verify: bool, **given: Any) -> None:
     """Aggregate Sentinel-2 tiles into one mosaic per acquisition timestamp and band.
 
@@ -77,9 +83,7 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, verify:
     """
     console = Console(stderr=True)
     try:
-        params = TimestampsAggregationParams(
-            **{name: value for name, value in given.items() if value is not None and value is not False}
-        )
+        params = TimestampsAggregationParams(**{name: value for name, value in given.items() if value is not None})
         params.pixel_identity()  # reads the aoi
     except ValidationError as error:
         raise click.UsageError(_plain(error)) from error

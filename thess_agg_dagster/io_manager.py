@@ -114,8 +114,11 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         for name, table in obj.items():
             self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
         items = [path for key in obj["status"]["timestamp"] if (path := self.lake.item(key)).exists()]
-        if (collection := series_collection(items)) is not None:
+        collection = series_collection(items)
+        if collection is not None:
             self._write_table(self.lake.collection, collection.encode())
+        else:
+            self.lake.collection.unlink(missing_ok=True)  # its items are gone
         picture = series_at_a_glance(obj["status"], obj["band_report"])
         data = io.BytesIO()
         picture.save(data, "PNG")
@@ -128,7 +131,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             "not_run": int((states == "not_run").sum()),
         }
         seen: dict[str, Any] = {"series": dg.MetadataValue.md(first_look(picture)), **counts}
-        if items:
+        if collection is not None:
             seen["stac_collection"] = dg.MetadataValue.path(str(self.lake.collection))
         for name, table in obj.items():
             seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))

@@ -97,7 +97,9 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "the same CRS, transform and shape for all timestamps). Default: tiles.",
     )
     bounds: list[float] | None = _parameter(
-        "bounds", None, "With grid=fixed: left, bottom, right, top in units of target_crs. Default: those of the aoi."
+        "bounds",
+        None,
+        "With grid=fixed: left, bottom, right, top in units of target_crs, whole pixels of all bands. Default: around the aoi.",
     )
     aoi: str | None = _parameter(
         "aoi",
@@ -118,7 +120,8 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     overviews: bool = _parameter(
         "overviews",
         False,
-        "Start a reduction from a tile's overviews or JPEG 2000 resolution levels: much faster, not exact.",
+        "Start a reduction from a tile's overviews or JPEG 2000 resolution levels: much faster, not exact, and empty pixels "
+        "mix into the edge of the swath. Never for SCL, nor for what is masked.",
     )
     match_band: str | None = _parameter(
         "match_band", None, "Write all bands on the grid of this one, e.g. B04. Default: each on its own."
@@ -132,7 +135,8 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     missing_scl: str = _parameter(
         "missing_scl",
         "fail",
-        "What happens with a scene that has no SCL to mask with: fail or unmasked. Default: fail.",
+        "What happens with a scene that has no SCL to mask with: fail or unmasked (where SCL is one of the bands, its own "
+        "mosaic fails all the same). Default: fail.",
     )
     harmonize: bool = _parameter(
         "harmonize", False, "Remove the offset of 1000 that reflectances of processing baseline 04.00 and later carry."
@@ -207,11 +211,13 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     def _target_crs(cls, value: str) -> str:
         if value not in (FIRST, MAJORITY):
             try:
-                CRS(value)
+                crs = CRS(value)
             except CRSError as error:
                 raise ValueError(
                     f"target_crs={value!r} is not one of {FIRST}, {MAJORITY}, nor a CRS ({error})"
                 ) from error
+            if not (crs.geographic or crs.projected):
+                raise ValueError(f"target_crs={value!r} is neither geographic nor projected; a mosaic is flat")
         return value
 
     @field_validator("grid")
@@ -284,6 +290,12 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             raise ValueError("bounds need target_crs, the CRS that they are in, e.g. EPSG:32634")
         if self.aoi_mask and self.aoi is None:
             raise ValueError("aoi_mask needs an aoi")
+        if self.bounds is not None and self.aoi is not None and not self.aoi_mask:
+            raise ValueError(
+                "bounds and aoi both say what to clip to; leave one out, or empty what is outside with aoi_mask"
+            )
+        if self.overviews and self.resolution is None and self.match_band is None:
+            raise ValueError("overviews are for a reduction; give a resolution, or match_band")
         if self.match_band is not None and self.match_band not in self.bands:
             raise ValueError(f"match_band={self.match_band!r} is not one of the bands, {', '.join(self.bands)}")
         return self

@@ -44,19 +44,29 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     FileNotFoundError
         No mosaic of that band is published.
     ValueError
-        The mosaics do not share one grid; it names those that differ. Nothing is resampled here.
+        The mosaics do not share one grid (and dtype; unmasked: and nodata), or two are of one instant; it names those.
+        Nothing is resampled here.
     """
     import rioxarray
     import xarray as xr
 
     lake = DataLake(Path(data_lake))
-    found = {lake.timestamp_of(path.parent): path for path in lake.aggregated.glob(f"[!.]*/{band}.tif")}
+    found: dict[datetime, Path] = {}
+    for path in sorted(lake.aggregated.glob(f"[!.]*/{band}.tif")):
+        try:
+            instant = _instant(lake.timestamp_of(path.parent))
+        except ValueError:
+            continue  # a folder of another origin
+        if instant in found:
+            raise ValueError(f"{found[instant].parent} and {path.parent} are of one instant; remove one of them")
+        found[instant] = path
     if not found:
         raise FileNotFoundError(f"{lake.aggregated}: no mosaics of {band}; aggregate some first")
     grids: dict[tuple[object, ...], list[str]] = {}
-    for timestamp, path in sorted(found.items()):
+    for _, path in sorted(found.items()):
         with rasterio.open(path) as mosaic:
-            grids.setdefault((mosaic.crs, mosaic.transform, mosaic.shape, mosaic.dtypes), []).append(timestamp)
+            key = (mosaic.crs, mosaic.transform, mosaic.shape, mosaic.dtypes, None if masked else str(mosaic.nodata))
+            grids.setdefault(key, []).append(lake.timestamp_of(path.parent))
     if len(grids) > 1:
         most = max(grids.values(), key=len)
         others = [timestamp for keys in grids.values() if keys is not most for timestamp in keys]
@@ -64,13 +74,12 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
             f"{band} has {len(grids)} different grids (or dtypes), so its mosaics do not stack; aggregate them with grid=fixed. "
             f"Not on the grid of {most[0]}: {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}"
         )
-    instants = {_instant(timestamp): path for timestamp, path in found.items()}
     layers = []
-    for instant in sorted(instants):
-        layer = rioxarray.open_rasterio(instants[instant], chunks={"x": chunk, "y": chunk}, masked=masked)
+    for instant in sorted(found):
+        layer = rioxarray.open_rasterio(found[instant], chunks={"x": chunk, "y": chunk}, masked=masked)
         assert isinstance(layer, xr.DataArray)
         layers.append(layer.squeeze("band", drop=True))
-    times = xr.DataArray(np.array(sorted(instants), "datetime64[ns]"), dims="time", name="time")
+    times = xr.DataArray(np.array(sorted(found), "datetime64[ns]"), dims="time", name="time")
     return xr.concat(layers, times, combine_attrs="drop_conflicts", join="exact").rename(band)
 
 

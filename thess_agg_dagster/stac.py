@@ -19,11 +19,11 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.attempt import BandRecord
+from thess_agg_dagster.lake.checksums import read_item
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.radiometry import is_reflectance
 from thess_agg_dagster.mosaic.scl import CLASSES
-from thess_agg_dagster.mosaic.tiles import crs_name
 from thess_agg_dagster.provenance import SOFTWARE
 from thess_agg_dagster.timestamp_plan import TimestampPlan
 
@@ -64,11 +64,12 @@ def timestamp_item(plan: TimestampPlan, records: Sequence[BandRecord], folder: P
         bbox=[round(edge, 7) for edge in outline.boundingbox.bbox],
         datetime=(instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC),
         properties={
-            "proj:code": crs_name(rasterio_crs(first)),
+            "proj:code": _code(first),
             "processing:software": SOFTWARE,
             "processing:lineage": _lineage(plan),
             "processing:level": "L3",
         }
+        | ({} if _code(first) else {"proj:wkt2": rasterio_crs(first).to_wkt(version="WKT2_2019")})
         | ({} if clouds is None else {"eo:cloud_cover": round(100 * clouds, 2)}),
         assets={band: _asset(mosaic, plan, folder / f"{band}.tif") for band, mosaic in plan.mosaics.items()},
     )
@@ -92,7 +93,7 @@ def timestamp_item(plan: TimestampPlan, records: Sequence[BandRecord], folder: P
 
 def series_collection(items: Iterable[Path]) -> str | None:
     """The STAC collection of all items as JSON, from their files beside which it stands; ``None`` without any."""
-    found = [(path.parent.name, json.loads(path.read_bytes())) for path in items]
+    found = [(path.parent.name, item) for path in items if "bbox" in (item := read_item(path))]
     if not found:
         return None
     import pystac
@@ -108,7 +109,9 @@ def series_collection(items: Iterable[Path]) -> str | None:
             pystac.SpatialExtent([[min(west), min(south), max(east), max(north)]]),
             pystac.TemporalExtent([[times[0], times[-1]]]),
         ),
-        summaries=pystac.Summaries({"proj:code": sorted({item["properties"]["proj:code"] for _, item in found})}),
+        summaries=pystac.Summaries(
+            {"proj:code": sorted({code for _, item in found if (code := item["properties"]["proj:code"])})}
+        ),
         stac_extensions=[_EXTENSIONS["proj"]],
         catalog_type=pystac.CatalogType.SELF_CONTAINED,
     )
@@ -123,19 +126,15 @@ def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
     import pystac
 
     nodata = "nan" if math.isnan(mosaic.nodata) else mosaic.nodata
-    raster: dict[str, Any] = {
-        "data_type": mosaic.dtype,
-        "nodata": nodata,
-        "spatial_resolution": mosaic.grid.resolution.x,
-        "sampling": "area",
-    }
+    raster: dict[str, Any] = {"data_type": mosaic.dtype, "nodata": nodata, "sampling": "area"}
     fields: dict[str, Any] = {
         "bands": [{"name": mosaic.band}],
         "data_type": mosaic.dtype,
         "nodata": nodata,
-        "gsd": mosaic.grid.resolution.x,
         "raster:bands": [raster | _scaling(mosaic, plan)],
     }
+    if mosaic.grid.crs is not None and mosaic.grid.crs.units[0] == "metre":  # both are in metres
+        fields["gsd"] = raster["spatial_resolution"] = mosaic.grid.resolution.x
     if mosaic.band == "SCL":
         fields["classification:classes"] = [
             {"value": value, "name": name.replace(",", "").replace(" ", "_"), "color_hint": colour[1:].upper()}
@@ -158,6 +157,12 @@ def _projection(grid: GeoBox) -> dict[str, Any]:
         "proj:transform": list(grid.affine)[:6],
         "proj:bbox": list(grid.boundingbox.bbox),
     }
+
+
+def _code(grid: GeoBox) -> str | None:
+    """``EPSG:32634``, ``ESRI:54009``; ``None`` for a CRS without a code."""
+    authority = rasterio_crs(grid).to_authority()
+    return ":".join(authority) if authority else None
 
 
 def _file(path: Path) -> dict[str, Any]:

@@ -215,8 +215,7 @@ def identify_inputs(acquisition: Acquisition, lake: DataLake, params: Timestamps
     """A short text that changes with the parameters, the tile list, and any tile's size or modification time."""
     digest = hashlib.sha256(f"{__version__}\n{params.pixel_identity()}\n".encode())
     paths = input_tiles(acquisition, lake, params)
-    if params.harmonize:
-        paths += [lake.scene_item(scene_id) for scene_id in acquisition.scene_ids]
+    paths += [lake.scene_item(scene_id) for scene_id in acquisition.scene_ids]
     for path in paths:
         name = f"{path.parent.name}/{path.name}"
         try:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,19 @@ def test_a_timestamp_on_another_grid_is_named(two: SmallLake) -> None:
     assert "run it again with the same parameters" in str(check.description)
     with pytest.raises(ValueError, match=r"B04 has 2 different grids .* aggregate them with grid=fixed"):
         open_series(two.root, "B04")
+
+
+def test_what_is_left_of_an_older_grid_is_named(two: SmallLake) -> None:
+    two.aggregate(FIRST, **FIXED)
+    two.aggregate(SECOND)
+    two.tables()
+    check = two.checks(REPORT)["one_grid"]
+    assert (check.passed, check.description) == (
+        False, f"{SECOND} has the grid of its tiles, not the fixed one; run it again with grid=fixed",
+    )  # fmt: skip
+    two.list_rows((FIRST, two.add_timestamp(FIRST)))  # what is not listed any more is nobody's concern
+    two.tables()
+    assert two.checks(REPORT)["one_grid"].passed
 
 
 def test_the_tiles_own_grids_are_no_fault(two: SmallLake) -> None:
@@ -248,11 +262,37 @@ def test_the_offset_that_stays_is_told(two: SmallLake) -> None:
     assert item.assets["B04"].extra_fields["raster:bands"][0]["offset"] == -0.1
 
 
-def test_without_stac_there_is_no_catalog(two: SmallLake) -> None:
-    two.aggregate(FIRST)
+def test_without_stac_there_is_no_catalog_nor_a_stale_one(two: SmallLake) -> None:
+    for stac in (True, False):
+        two.aggregate(FIRST, stac=stac)
+        two.tables()
+        assert two.lake.item(FIRST).exists() == stac
+        assert two.lake.collection.exists() == stac
+
+
+@pytest.mark.usefixtures("offline_schemas")
+@pytest.mark.parametrize(
+    ("crs", "resolution", "code"), [("ESRI:54009", 100, "ESRI:54009"), ("EPSG:4326", 0.001, "EPSG:4326")]
+)
+def test_a_catalog_in_other_crss(two: SmallLake, crs: str, resolution: float, code: str) -> None:
+    two.aggregate(FIRST, stac=True, target_crs=crs, resolution=resolution)
     two.tables()
-    assert not two.lake.item(FIRST).exists()
-    assert not two.lake.collection.exists()
+    collection = pystac.Collection.from_file(str(two.lake.collection))
+    assert collection.validate_all() == 1
+    (item,) = collection.get_items()
+    assert item.properties["proj:code"] == code
+    assert item.assets["B04"].extra_fields.get("gsd") == (100 if crs == "ESRI:54009" else None)
+
+
+def test_a_date_that_is_all_cloud_is_a_warning(two: SmallLake) -> None:
+    for tile in ("T35TKF", "T34TFL"):
+        two.add_tile(scene(FIRST, tile), "SCL", east=tile == "T35TKF", pixels=np.full((60, 60), 9, "uint8"))
+    found = two.aggregate(FIRST, mask_scl_classes=[9]).attempt
+    assert (found.status, found.valid_share) == ("success", 0)
+    assert found.masked_share == pytest.approx(found.bands[2].valid_share, abs=0.01)
+    check = two.checks()["mosaics_valid"]
+    assert (check.passed, check.severity.value) == (False, "WARN")
+    assert "all is masked" in str(check.description)
 
 
 # --- a series -------------------------------------------------------------------------------------------------
@@ -276,6 +316,16 @@ def test_a_series_is_lazy_masked_and_in_order(two: SmallLake) -> None:
     np.testing.assert_array_equal(series[1], expected)
     assert (float(series["x"][5]), float(series["y"][3])) == (x, y)
     assert np.isnan(expected).any()
+
+
+def test_folders_of_another_origin_and_instants_twice(two: SmallLake) -> None:
+    two.aggregate(FIRST, **FIXED)
+    folder = two.lake.timestamp_folder(FIRST)
+    shutil.copytree(folder, folder.with_name("old backup"))
+    assert open_series(two.root, "B04").sizes["time"] == 1
+    shutil.copytree(folder, folder.with_name(folder.name.removesuffix("+00_00")))
+    with pytest.raises(ValueError, match="are of one instant; remove one of them"):
+        open_series(two.root, "B04")
 
 
 def test_a_band_that_is_not_there(two: SmallLake) -> None:

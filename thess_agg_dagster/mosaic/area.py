@@ -22,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from thess_agg_dagster.mosaic.grid import Box
 
 # Well-known text, with the SRID that PostGIS puts in front of it.
-_WKT = re.compile(r"\s*(?:SRID=(\d+);)?\s*((?:MULTI)?POLYGON\b.*)", re.IGNORECASE | re.DOTALL)
+_WKT = re.compile(r"\s*(?:SRID=(\d+);)?\s*((?:(?:MULTI)?POLYGON|GEOMETRYCOLLECTION)\b.*)", re.IGNORECASE | re.DOTALL)
 # An edge that is straight in one CRS is curved in another: it is followed in steps of this part of the polygon's extent.
 _STEPS = 200
 
@@ -64,7 +64,10 @@ def _read_file(path: Path, changed: int) -> Geometry:
         meta, _, shapes, _ = pyogrio.raw.read(path, columns=[], force_2d=True)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         raise AreaError(f"aoi {path}: cannot be read as GeoJSON or GeoPackage ({error})") from error
-    polygons = [] if shapes is None else list(shapely.from_wkb(shapes))
+    try:
+        polygons = [] if shapes is None else list(shapely.from_wkb(shapes, on_invalid="fix"))
+    except shapely.errors.GEOSException as error:
+        raise AreaError(f"aoi {path}: holds a broken polygon ({error})") from error
     return _united(polygons, meta["crs"], str(path))
 
 
@@ -80,12 +83,13 @@ def _from_wkt(text: str, where: str) -> Geometry:
 
 
 def _united(shapes: list[BaseGeometry], crs: str | None, where: str) -> Geometry:
-    polygons = [s for s in shapes if s is not None and s.geom_type in ("Polygon", "MultiPolygon") and not s.is_empty]
+    given = [shape for shape in shapes if shape is not None]
+    polygons = [part for shape in given for part in shapely.get_parts(shape) if "Polygon" in part.geom_type]
     if not polygons:
         raise AreaError(f"{where}: holds no polygon")
     if not crs:
         raise AreaError(f"{where}: has no CRS; assign one, e.g. with `ogr2ogr -a_srs EPSG:4326`")
-    united = shapely.make_valid(shapely.union_all([shapely.make_valid(polygon) for polygon in polygons]))
+    united = _polygonal(shapely.union_all([_polygonal(shapely.force_2d(polygon)) for polygon in polygons]))
     if not united.area or not all(map(math.isfinite, united.bounds)):
         raise AreaError(f"{where}: the polygon has no area")
     try:
@@ -94,13 +98,32 @@ def _united(shapes: list[BaseGeometry], crs: str | None, where: str) -> Geometry
         raise AreaError(f"{where}: {error}") from error
 
 
-def project_area(area: Geometry, crs: CRS) -> Geometry:
-    """The polygon in another CRS. Raises :class:`AreaError` where it has no place there."""
+def _polygonal(shape: BaseGeometry) -> BaseGeometry:
+    """A valid shape of polygons alone: mended edges may leave lines and points behind."""
+    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shape)))
+    return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])
+
+
+def project_area(area: Geometry, crs: CRS, near: Geometry | None = None) -> Geometry:
+    """The polygon in another CRS; where ``near`` is given (in that CRS) only what lies there, which may be nothing.
+
+    Raises :class:`AreaError` where it has no place there.
+    """
+    assert area.crs is not None
+    if near is not None and area.crs != crs:
+        # A country or a continent has no place in a UTM zone as a whole.
+        around = near.buffer(0.1 * max(near.boundingbox.span_x, near.boundingbox.span_y))
+        around = around.to_crs(area.crs, resolution=max(around.boundingbox.span_x, around.boundingbox.span_y) / _STEPS)
+        area = Geometry(_polygonal(shapely.intersection(area.geom, _polygonal(around.geom))), area.crs)
+        if area.is_empty:
+            return Geometry(area.geom, crs)
     left, bottom, right, top = area.boundingbox.bbox
     there = area.to_crs(crs, resolution=max(right - left, top - bottom) / _STEPS)
     if there.is_empty or not all(map(math.isfinite, there.boundingbox.bbox)):
-        raise AreaError(f"the aoi cannot be projected to {crs}")
-    return there
+        raise AreaError(f"the aoi cannot be projected to {str(crs)[:60]}")
+    if near is None:
+        return there
+    return Geometry(_polygonal(shapely.intersection(_polygonal(there.geom), near.geom)), crs)
 
 
 @dataclass(frozen=True)
@@ -112,9 +135,10 @@ class AreaOnGrid:
     @classmethod
     def of(cls, area: Geometry, grid: GeoBox) -> AreaOnGrid:
         assert grid.crs is not None
-        projected = project_area(area, grid.crs).geom
+        # With a rim, so that the grid's own edge cuts off no pixel.
+        projected = project_area(area, grid.crs, grid.pad(1).extent).geom
         # A polygon may come out of a projection with its edges crossed by a hair.
-        polygon = shapely.make_valid(shapely.transform(projected, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)))
+        polygon = _polygonal(shapely.transform(projected, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)))
         shapely.prepare(polygon)
         return cls(polygon)
 

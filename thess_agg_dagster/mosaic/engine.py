@@ -136,12 +136,14 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, s
 
 def _cause(error: BaseException) -> str:
     """What went wrong: rasterio says it in the cause, the system in the error itself."""
-    return first_line(error if isinstance(error, OSError) and error.errno else error.__cause__ or error)
+    itself = isinstance(error, OSError) and not isinstance(error, RasterioError)
+    return first_line(error if itself else error.__cause__ or error)
 
 
 def _write_problem(path: Path, plan: MosaicPlan, cause: str) -> str:
     rows, cols = plan.grid.shape
-    needed = rows * cols * np.dtype(plan.dtype).itemsize / 1e6
+    # A cloud-optimized one is made from a draft, by way of overviews.
+    needed = rows * cols * np.dtype(plan.dtype).itemsize / 1e6 * (3 if plan.options.cog else 1)
     try:
         room = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
     except OSError:

@@ -95,7 +95,7 @@ def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
         with rasterio.Env(**_COG_ENV, GDAL_NUM_THREADS=str(threads_of(plan))):
             rasterio.shutil.copy(draft, path, **options)
     except Exception as error:  # what GDAL says comes as a class that rasterio keeps to itself
-        raise OSError(errno.EIO, f"no cloud-optimized GeoTIFF could be made of it: {first_line(error)}") from error
+        raise OSError(f"no cloud-optimized GeoTIFF could be made of it: {first_line(error)}") from error
 
 
 def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bool = False) -> None:
@@ -111,7 +111,8 @@ def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bo
             # Halved until one block holds all; blocks of an overview may be empty, but not lie outside the file.
             rows, cols = written.shape
             for level in range(len(written.overviews(1))):
-                rows, cols = max(rows // 2, 1), max(cols // 2, 1)
+                with rasterio.open(path, driver="GTiff", overview_level=level) as overview:
+                    rows, cols = overview.shape
                 blocks = np.ndindex(-(-rows // BLOCK), -(-cols // BLOCK))
                 whole &= all(_end(written, row, col, ovr=level) <= size for row, col in blocks)
             whole &= max(rows, cols) <= BLOCK

@@ -46,12 +46,7 @@ class LayerReader:
             source = source.overlap(within.source)
         if not source:
             return None
-        scl = None
-        if self._classes is not None and (covered := source.overlap(self._classes.footprint)):
-            scl = self._classes.source_box(covered)
-            if within is not None and within.scl is not None:
-                scl = scl.overlap(within.scl)
-        return Needs(part, source, scl or None)
+        return Needs(part, source, None if self._classes is None else self._classes.source_box(source))
 
     def pieces(self, part: Box) -> Iterator[Needs]:
         """The same for a part in pieces that fit into memory."""
@@ -86,23 +81,18 @@ class LayerReader:
         pixels = cache.read(self._tile, needs.source, announced.source)
         if self._offset:
             pixels = remove_offset(pixels, self._offset, self.placement.empty)
-        covered, hidden = self._hidden(cache, needs, announced)
+        hidden = self._hidden(cache, needs, announced)
         resampled = self.placement.resample(pixels, needs.source, needs.part)
         if hidden is None:
             return resampled, None
         masked = pixels.copy()
-        there = masked[covered.within(needs.source).slices]
-        np.copyto(there, pixels.dtype.type(self.placement.empty), where=hidden)
+        np.copyto(masked, pixels.dtype.type(self.placement.empty), where=hidden)
         return self.placement.resample(masked, needs.source, needs.part), resampled
 
-    def _hidden(self, cache: BlockCache, needs: Needs, announced: Needs) -> tuple[Box, Mask | None]:
-        """The part of ``needs.source`` that SCL covers, and what it hides of it; ``None``: nothing."""
-        if announced.scl is None or self._scl is None or self._classes is None:
-            return needs.source, None
-        covered = needs.source.overlap(self._classes.footprint)
-        if needs.scl is None:
-            cache.skip(self._scl, announced.scl)
-            return covered, None
+    def _hidden(self, cache: BlockCache, needs: Needs, announced: Needs) -> Mask | None:
+        """Which of the tile's pixels SCL hides; ``None``: none."""
+        if self._classes is None or self._scl is None or needs.scl is None or announced.scl is None:
+            return None
         classes = cache.read(self._scl, needs.scl, announced.scl)
         hides = np.logical_or.reduce([classes == hidden for hidden in self._mask])
-        return covered, self._classes.resample(hides, needs.scl, covered) if hides.any() else None
+        return self._classes.resample(hides, needs.scl, needs.source) if hides.any() else None

@@ -251,21 +251,29 @@ class Mean(Placement):
             padded = np.full(box.shape, self.empty, pixels.dtype)
             padded[covered.within(box).slices] = samples
             samples = padded
-        k = self._factor
         valid = ~self.is_empty(samples)
-        total = np.zeros(window.shape, np.float64 if pixels.dtype.kind == "f" else np.int64)
-        count = np.zeros(window.shape, np.int32)
-        for row in range(k):
-            for col in range(k):
-                part = valid[row::k, col::k]
-                np.add(total, samples[row::k, col::k], out=total, where=part)
-                count += part
+        total = self._sums(np.where(valid, samples, 0), np.float64 if pixels.dtype.kind == "f" else np.int64)
+        count = self._sums(valid, np.int64)
         filled = np.maximum(count, 1)
         # Integers are rounded to the nearest, halves upwards.
         mean = total / filled if pixels.dtype.kind == "f" else (2 * total + filled) // (2 * filled)
         out: Pixels = mean.astype(pixels.dtype)
+        if not math.isnan(self.empty):  # a mean that happens to be the empty value moves by as little as there is
+            value = out.dtype.type(self.empty)
+            out[out == value] = np.nextafter(value, out.dtype.type(np.inf)) if out.dtype.kind == "f" else value + 1
         out[count == 0] = self.empty
         return out
+
+    def _sums(self, samples: Pixels, dtype: type) -> Pixels:
+        """Sums of ``factor`` x ``factor`` samples: of rows first, then of columns."""
+        k = self._factor
+        rows: Pixels = np.zeros((samples.shape[0] // k, samples.shape[1]), dtype)
+        for row in range(k):
+            rows += samples[row::k]
+        sums: Pixels = np.zeros((rows.shape[0], rows.shape[1] // k), dtype)
+        for col in range(k):
+            sums += rows[:, col::k]
+        return sums
 
 
 class Warp(Placement):

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
-from thess_agg_dagster.mosaic.grid import footprint_on, whole
+from thess_agg_dagster.mosaic.grid import footprint_on, project_pixels, whole
 from thess_agg_dagster.mosaic.radiometry import is_reflectance
 from thess_agg_dagster.mosaic.rules import (
     CATEGORICAL_BANDS,
@@ -184,13 +185,16 @@ def _inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> _I
                 "name the scene in full, or turn harmonize off"
             )
             problems.append(Problem("unknown_baseline", why, source.path))
-        if harmonized and source.offset and not fits(source.offset, tile.dtype):
-            why = f"has dtype {tile.dtype}, which cannot carry the offset of {source.offset}; turn harmonize off"
+        if harmonized and source.offset and (tile.dtype.startswith("float") or not fits(source.offset, tile.dtype)):
+            why = (
+                f"has dtype {tile.dtype}; the offset of {source.offset} is one of Sentinel-2's digital numbers, which are "
+                "uint16; turn harmonize off"
+            )
             problems.append(Problem("dtype_conflict", why, source.path))
         scl.append(None)
         if masked and source.scl is not None:
             try:
-                scl[-1] = _inspect_scl(source.scl)
+                scl[-1] = _inspect_scl(source.scl, tile)
             except TileError as error:
                 if not options.unmasked:
                     problems.append(error.problem)
@@ -206,22 +210,33 @@ def _inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> _I
     return _Inspected(tuple(tiles), tuple(empty_values), tuple(scl), tuple(offsets), tuple(notes))
 
 
-def _inspect_scl(path: Path) -> Tile:
-    tile = inspect_tile(path)
-    if tile.dtype not in ("uint8", "int8", "uint16", "int16"):
+def _inspect_scl(path: Path, tile: Tile) -> Tile:
+    """The SCL that masks a tile. Raises :class:`TileError` where it does not hold classes for all of it."""
+    scl = inspect_tile(path)
+    if scl.dtype not in ("uint8", "int8", "uint16", "int16"):
         raise TileError(
-            Problem("dtype_conflict", f"has dtype {tile.dtype}; the classes of SCL are small integers", path)
+            Problem("dtype_conflict", f"has dtype {scl.dtype}; the classes of SCL are small integers", path)
         )
-    return tile
+    why = f"does not cover {tile.path}, so it cannot mask it; download both again"
+    try:
+        needed = footprint_on(scl.geobox, tile.geobox)
+    except ValueError as error:
+        raise TileError(Problem("unreadable_input", why, path)) from error
+    if needed.overlap(whole(scl.geobox)) != needed:
+        raise TileError(Problem("unreadable_input", why, path))
+    return scl
 
 
 def _step(inspected: Mapping[str, _Inspected], target: Target) -> float:
     """What the sides of a fixed grid are multiples of, so that all bands share pixel edges."""
+    # Bands of one pixel size need no other edges than their own.
+    bands = [band for band in inspected if target.match_band in (None, band)] or list(inspected)
     try:
         sizes: list[float] = []
-        for found in inspected.values():
-            crs = resolve_crs(found.geoboxes, target)
-            sizes += resolve_pixel(found.geoboxes, crs, target.resolution)
+        for band in bands:
+            geoboxes = inspected[band].geoboxes
+            crs = resolve_crs(geoboxes, target)
+            sizes += resolve_pixel(geoboxes, crs, target.resolution)
         return fixed_step(sizes, crs, target)
     except ValueError as error:
         raise PlanError([Problem("unknown_crs", str(error))]) from error
@@ -242,7 +257,7 @@ def _plan(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions
         raise conflict("dtype_conflict", error) from error
     layers = list(_layers(band, inspected, grid, options))
     if not layers:
-        what = "aoi" if options.target.area is not None else "grid"
+        what = "aoi" if options.target.area is not None and options.target.bounds is None else "grid"
         reason = f"no tile lies in the {what}; check the {what}, or take the row off the list"
         raise PlanError([Problem("outside_grid", reason)])
     return MosaicPlan(
@@ -263,7 +278,8 @@ def _layers(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptio
             continue
         ratio = _reduction(tile.geobox, grid)
         reduced = options.target.other_pixels and ratio > _REDUCED
-        if reduced and options.overviews:
+        # An overview mixes classes, and clouds into what is beside them.
+        if reduced and options.overviews and scl is None and band not in CATEGORICAL_BANDS:
             tile = overview_of(tile, ratio)
         resampling = resolve_resampling(band, options.resampling, options.reduction if reduced else None)
         yield Layer(tile, empty, offset, scl, resampling)
@@ -271,11 +287,14 @@ def _layers(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptio
 
 def _reduction(tile: GeoBox, grid: GeoBox) -> float:
     """How many of a tile's pixels lie side by side in one of the grid's."""
-    assert tile.crs is not None
-    assert grid.crs is not None
-    if tile.crs.units == grid.crs.units:
+    if tile.crs == grid.crs:
         return math.sqrt(abs(math.prod(grid.resolution.xy) / math.prod(tile.resolution.xy)))
-    return math.sqrt(math.prod(tile.shape) / math.prod(footprint_on(grid, tile).shape))
+    # By the area of the tile's middle pixel: a metre of one CRS is not always one of another.
+    row, col = tile.shape[0] / 2, tile.shape[1] / 2
+    corners = np.array([(col, row), (col + 1, row), (col, row + 1)])
+    x, y = project_pixels(tile, grid, *corners.T)
+    area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
+    return float(1 / math.sqrt(area)) if area > 0 else 1.0
 
 
 def _notes(
@@ -294,6 +313,8 @@ def _notes(
         yield f"tiles of different pixel sizes brought to {grid.resolution.x:g}"
     if len(layers) < len(tiles):
         yield f"{len(tiles) - len(layers)} of {len(tiles)} tiles lie outside the grid"
+    if any(layer.tile.overview is not None for layer in layers):
+        yield "reduced from overviews, which is not exact"
     if any(layer.offset for layer in layers):
         count = sum(bool(layer.offset) for layer in layers)
         yield f"the radiometric offset was removed from {count} of {len(layers)} tiles"

@@ -43,14 +43,11 @@ def offset_of(baseline: str) -> int:
 
 
 def remove_offset(pixels: NDArray[Any], offset: int, empty: float) -> NDArray[Any]:
-    """Pixels without their offset, in their own dtype; empty ones stay empty, and no other becomes so.
+    """Integer pixels without their offset, in their own dtype; empty ones stay empty, and no other becomes so.
 
     Digital numbers up to ``offset`` are reflectances of zero and less, which unsigned integers do not hold: they become
     the smallest number that does not mean empty.
     """
-    if pixels.dtype.kind == "f":
-        lowered: NDArray[Any] = np.where(pixels == empty, pixels, pixels - pixels.dtype.type(offset))
-        return lowered
     info = np.iinfo(pixels.dtype)
     floor = int(info.min) + (int(info.min) == empty)
     nothing = pixels == pixels.dtype.type(empty)

@@ -14,7 +14,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 
 from thess_agg_dagster.mosaic.area import AreaError, project_area
-from thess_agg_dagster.mosaic.grid import Box, crop, enclosing, footprint_on, union
+from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, enclosing, footprint_on, union
 from thess_agg_dagster.mosaic.tiles import MAX_PIXELS, PlanError, Problem, Tile
 
 #: Values of ``target_crs`` that ask the tiles.
@@ -40,8 +40,7 @@ class Target:
     fixed
         One grid whatever the tiles are: ``bounds``, or those of ``area``.
     bounds
-        Left, bottom, right, top in units of ``crs``. The upper-left corner is kept, the lower right one grows to
-        whole pixels.
+        Left, bottom, right, top in units of ``crs``: whole pixels of every band.
     resolution
         Pixel size in units of the CRS; ``None``: the tiles'.
     area
@@ -109,7 +108,7 @@ def fixed_step(sizes: Sequence[float], crs: CRS, target: Target) -> float:
 
     ``sizes`` are the pixel sizes of the bands. Around an area the grid also lies on multiples of this.
     """
-    if target.bounds is None and crs.units[0] == "metre":
+    if target.bounds is None and not target.other_pixels and crs.units[0] == "metre":
         sizes = [*sizes, _SENTINEL_STEP]
     return common_step(sizes)
 
@@ -131,7 +130,8 @@ def target_grid(tiles: Sequence[Tile], target: Target, step: float | None = None
         else:
             anchor, box = _around(tiles, crs, size)
         if target.area is not None and not target.fixed:
-            box = box.overlap(enclosing(anchor, project_area(target.area, crs).boundingbox.bbox))
+            there = project_area(target.area, crs, crop(anchor, box).extent)
+            box = box.overlap(enclosing(anchor, there.boundingbox.bbox)) if there else Box(0, 0, 0, 0)
     except AreaError as error:
         raise PlanError([Problem("outside_grid", str(error))]) from error
     except ValueError as error:
@@ -140,6 +140,12 @@ def target_grid(tiles: Sequence[Tile], target: Target, step: float | None = None
         raise PlanError(
             [Problem("outside_grid", "no tile lies in the aoi; check the aoi, or take the row off the list")]
         )
+    if (
+        target.area is not None
+        and target.bounds is not None
+        and not project_area(target.area, crs, crop(anchor, box).extent)
+    ):
+        raise PlanError([Problem("outside_grid", "the aoi lies outside the bounds; correct one of them")])
     rows, cols = box.shape
     if rows * cols > MAX_PIXELS:
         raise PlanError(
@@ -162,6 +168,15 @@ def _fixed(target: Target, crs: CRS, size: tuple[float, float], step: float) -> 
         bounds = project_area(target.area, crs).boundingbox.bbox
         origin = (0.0, 0.0)
     steps = enclosing(_grid_at(origin, (step, step), crs), bounds)
+    if target.bounds is not None:
+        left, bottom, right, top = bounds
+        grown = left + steps.right * step, top - steps.bottom * step
+        if max(grown[0] - right, bottom - grown[1]) > ALIGNED * min(size):
+            reason = (
+                f"bounds are {right - left:g} x {top - bottom:g}, which are not whole pixels of all bands (they share edges "
+                f"every {step:g}); give {left:.15g},{grown[1]:.15g},{grown[0]:.15g},{top:.15g}"
+            )
+            raise PlanError([Problem("outside_grid", reason)])
     down, across = round(step / size[1]), round(step / size[0])
     return _grid_at(origin, size, crs), Box(
         steps.top * down, steps.bottom * down, steps.left * across, steps.right * across
@@ -183,7 +198,7 @@ def _around(tiles: Sequence[Tile], crs: CRS, size: tuple[float, float]) -> tuple
             raise PlanError([Problem("unknown_crs", str(error), tile.path)]) from error
     box = union(boxes)
     rows, cols = box.shape
-    if rows * cols > min(MAX_PIXELS, _MAX_SPREAD * sum(math.prod(box.shape) for box in boxes)):
+    if rows * cols > _MAX_SPREAD * sum(math.prod(box.shape) for box in boxes):
         positions = "; ".join(f"{tile.path} at {_position(tile)}" for tile in tiles)
         reason = (
             f"the tiles lie too far apart: the mosaic would be {cols} x {rows} pixels ({positions}); "

@@ -250,10 +250,11 @@ def overview_of(tile: Tile, factor: float) -> Tile:
 
     One that ``factor`` is a whole multiple of is preferred: what remains is then a mean of whole pixels.
     """
+    # A factor between two CRSs is not quite a whole number.
     with gdal_env(), open_tile(tile.path) as source:
-        found = [(size, level) for level, size in enumerate(source.overviews(1)) if size <= factor * (1 + 1e-6)]
+        found = [(size, level) for level, size in enumerate(source.overviews(1)) if size <= factor * 1.01]
     if not found:
         return tile
-    _, level = max(found, key=lambda each: (abs(factor / each[0] - round(factor / each[0])) < 1e-6, each))
+    _, level = max(found, key=lambda each: (abs(factor / each[0] - round(factor / each[0])) < 0.01, each))
     with gdal_env(), open_tile(tile.path, level) as source:
         return replace(tile, geobox=GeoBox.from_rio(source), block_shape=source.block_shapes[0], overview=level)

@@ -49,6 +49,33 @@ def test_several_polygons_are_united_and_their_crs_is_kept(tmp_path: Path) -> No
     assert read_area(f"SRID=32634;{squares[0]}").crs == "EPSG:32634"
 
 
+@pytest.mark.parametrize(
+    "wkt",
+    [
+        "POLYGON Z((600000 4500000 1, 600100 4500000 1, 600100 4499900 1, 600000 4499900 1, 600000 4500000 1))",
+        # A spike, which mending turns into a line.
+        "POLYGON((600000 4500000, 600100 4500000, 600400 4500000, 600100 4500000, 600100 4499900, 600000 4499900, "
+        "600000 4500000))",
+        "GEOMETRYCOLLECTION(POINT(0 0), POLYGON((600000 4500000, 600100 4500000, 600100 4499900, 600000 4499900, 600000 4500000)))",
+    ],
+)
+def test_what_is_left_of_odd_shapes_is_the_polygon(tmp_path: Path, wkt: str) -> None:
+    (tmp_path / "aoi.wkt").write_text(f"SRID=32634;{wkt}")
+    area = read_area(str(tmp_path / "aoi.wkt"))
+    assert shapely.equals(area.geom, shapely.box(600000, 4499900, 600100, 4500000))
+    grid = GeoBox((40, 40), Affine(10, 0, 600000, 0, -10, 4500000), "EPSG:32634")
+    inside = AreaOnGrid.of(area, grid).inside(Box(0, 40, 0, 40))
+    assert inside is not None
+    assert inside.sum() == 100
+    assert inside[:10, :10].all()
+
+
+def test_a_ring_that_is_not_closed(tmp_path: Path) -> None:
+    path = tmp_path / "aoi.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [[[23, 40], [24, 40], [24, 41]]]}))
+    assert read_area(str(path)).geom.area == 0.5
+
+
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "aoi.geojson"
     for width in (1, 2):

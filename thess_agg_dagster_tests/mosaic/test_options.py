@@ -97,15 +97,23 @@ def test_tiles_of_two_zones_are_masked_where_they_lie(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(tmp_path / "expected.tif"))
 
 
-def test_an_scl_tile_that_covers_a_part_masks_that_part(tmp_path: Path) -> None:
-    pixels = noise(1, (200, 200))
-    path = write_tile(tmp_path / "a.tif", pixels)
-    scl = write_tile(tmp_path / "scl.tif", np.full((40, 30), 9, "uint8"), corner=(600400, 4499800), pixel=20)
-    stats = mosaic([Source(path, scl)], tmp_path / "out.tif", mask=(9,))
-    expected = pixels.copy()
-    expected[20:100, 40:100] = 0
-    np.testing.assert_array_equal(read(tmp_path / "out.tif"), expected)
-    assert stats.masked_share == 80 * 60 / 40000
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"corner": (600400, 4499800)},  # covers a part
+        {"corner": (800000, 4499800)},  # lies elsewhere
+        {"corner": (800003, 4499800)},
+        {"crs": ZONE_35},
+    ],
+)
+def test_an_scl_tile_that_does_not_cover_its_tile_is_as_good_as_none(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = write_tile(tmp_path / "a.tif", noise(1, (200, 200)))
+    scl = write_tile(tmp_path / "scl.tif", np.full((40, 30), 9, "uint8"), pixel=20, **options)
+    with pytest.raises(PlanError, match=r"scl\.tif: does not cover .*a\.tif, so it cannot mask it"):
+        mosaic([Source(path, scl)], tmp_path / "out.tif", mask=(9,))
+    stats = mosaic([Source(path, scl)], tmp_path / "out.tif", mask=(9,), unmasked=True)
+    np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(path))
+    assert stats.masked_share == 0
 
 
 def test_without_scl_it_fails_or_goes_unmasked_as_asked(tmp_path: Path) -> None:
@@ -172,8 +180,9 @@ def test_unknown_and_impossible_offsets_are_refused_and_mixed_ones_noted(tmp_pat
         mosaic([Source(path, offset=None)], tmp_path / "out.tif", harmonize=True)
     assert caught.value.problems[0].kind == "unknown_baseline"
     small = write_tile(tmp_path / "b.tif", noise(1, (64, 64), high=200, dtype="uint8"))
-    with pytest.raises(PlanError, match="uint8, which cannot carry the offset of 1000"):
-        mosaic([Source(small, offset=1000)], tmp_path / "out.tif", harmonize=True)
+    for tile in (small, write_tile(tmp_path / "c.tif", noise(1, (64, 64)).astype("float32"))):
+        with pytest.raises(PlanError, match="the offset of 1000 is one of Sentinel-2's digital numbers"):
+            mosaic([Source(tile, offset=1000)], tmp_path / "out.tif", harmonize=True)
     mixed = [Source(path, offset=1000), Source(path, offset=0)]
     plans, _ = plan_mosaics({"B04": mixed}, MosaicOptions())
     assert "are mixed; harmonize removes it" in plans["B04"].notes[0]
@@ -279,6 +288,20 @@ def test_whole_pixels_are_averaged_without_the_empty_ones(tmp_path: Path, dtype:
     assert np.abs(result - warped.astype(float)).max() <= (1 if dtype != "float32" else 0.01)
 
 
+def test_a_mean_is_never_taken_for_empty(tmp_path: Path) -> None:
+    for number, (dtype, tag, pair, expected) in enumerate(
+        [
+            ("uint8", 7, (6, 8), 8),
+            ("int16", None, (-5, 5), 1),
+            ("float32", 0.5, (0.0, 1.0), np.nextafter(np.float32(0.5), 1)),
+        ]
+    ):
+        tile = write_tile(tmp_path / f"{number}.tif", np.tile(np.array(pair, dtype), (64, 32)), nodata=tag)
+        stats = mosaic([Source(tile)], tmp_path / "out.tif", target=Target(resolution=20))
+        assert np.unique(read(tmp_path / "out.tif")).tolist() == [expected]
+        assert stats.valid_share == 1
+
+
 def test_pixels_at_the_edge_of_a_tile_are_averaged_of_what_is_there(tmp_path: Path) -> None:
     pixels = noise(1, (101, 101))
     path = write_tile(tmp_path / "a.tif", pixels, corner=(600010, 4500010))
@@ -382,6 +405,37 @@ def test_overviews_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
     with rasterio.open(path, overview_level=0) as tile:
         half = tile.read(1)[:126, :126].reshape(42, 3, 42, 3).mean(axis=(1, 3))
     np.testing.assert_array_equal(read(tmp_path / "six.tif")[:42, :42], np.floor(half + 0.5))
+
+
+def test_classes_and_what_is_masked_never_start_from_overviews(tmp_path: Path) -> None:
+    """An overview mixes 4 and 9 into what is neither, and clouds into the clear."""
+    scl = np.kron(np.tile([4, 9], (128, 64)), np.ones((1, 1), int)).astype("uint8")
+    path = write_tile(tmp_path / "scl.tif", scl, pixel=20, jpeg2000=True)
+    band = write_tile(tmp_path / "b.tif", np.kron(np.where(scl == 9, 9000, 100), np.ones((2, 2))).astype("uint16"))
+    with rasterio.open(band, "r+") as tile:
+        tile.build_overviews([2, 4], Resampling.average)
+    target = Target(resolution=40)
+    for reduction in ("average", "nearest"):
+        mosaic([Source(path)], tmp_path / "out.tif", "SCL", target=target, overviews=True, reduction=reduction)
+        assert set(np.unique(read(tmp_path / "out.tif"))) <= {4, 9}
+    mosaic([Source(band, path)], tmp_path / "out.tif", target=target, overviews=True, mask=(9,))
+    assert np.unique(read(tmp_path / "out.tif")).tolist() == [100]
+
+
+def test_levels_are_chosen_by_what_a_pixel_covers_on_the_ground(tmp_path: Path) -> None:
+    """In Web Mercator at 40 degrees 40 m are 30 m on the ground: the level of 40 m is too coarse."""
+    path = write_tile(tmp_path / "a.tif", noise(1, (256, 256)))
+    with rasterio.open(path, "r+") as tile:
+        tile.build_overviews([2, 4], Resampling.average)
+    options = MosaicOptions(target=Target("EPSG:3857", resolution=40), overviews=True)
+    (layer,) = plan_mosaic([path], "B04", options).layers
+    assert layer.tile.geobox.resolution.x == 20
+    options = MosaicOptions(target=Target(ZONE_35, resolution=40), overviews=True)
+    (layer,) = plan_mosaic([path], "B04", options).layers
+    assert layer.tile.geobox.resolution.x == 40
+    # Finer on the ground than the tile: no reduction at all.
+    plan = plan_mosaic([path], "B04", MosaicOptions(target=Target("EPSG:3857", resolution=12), resampling="cubic"))
+    assert plan.layers[0].resampling is Resampling.cubic
 
 
 @pytest.mark.parametrize("band", ["B04", "B08"])

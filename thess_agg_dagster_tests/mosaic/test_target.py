@@ -122,12 +122,28 @@ def test_one_grid_around_an_area_for_all_real_rows(aoi_crs: str) -> None:
     assert seen == {("EPSG:32634", expected)}
 
 
-def test_explicit_bounds_are_kept_and_grow_to_whole_pixels_of_all_bands() -> None:
-    target = Target("EPSG:32634", fixed=True, bounds=(650005, 4510000, 660000, 4520003))
-    step = fixed_step([10, 20], odc.geo.CRS("EPSG:32634"), target)
-    grids = [target_grid([tile("T35TKF", pixel)], target, step) for pixel in (10, 20)]
-    assert [edges(grid) for grid in grids] == [(650005, 4509983, 660005, 4520003)] * 2
-    assert [grid.shape for grid in grids] == [(1002, 1000), (501, 500)]
+def test_explicit_bounds_are_kept_or_refused() -> None:
+    def grids(bounds: tuple[float, float, float, float]) -> list[GeoBox]:
+        target = Target("EPSG:32634", fixed=True, bounds=bounds)
+        step = fixed_step([10, 20], odc.geo.CRS("EPSG:32634"), target)
+        return [target_grid([tile("T35TKF", pixel)], target, step) for pixel in (10, 20)]
+
+    found = grids((650005, 4509983, 660005, 4520003))
+    assert [edges(grid) for grid in found] == [(650005, 4509983, 660005, 4520003)] * 2
+    assert [grid.shape for grid in found] == [(1002, 1000), (501, 500)]
+    with pytest.raises(PlanError, match="share edges every 20.*; give 650005,4509983,660005,4520003"):
+        grids((650005, 4509990, 660000, 4520003))
+
+
+def test_a_resolution_of_its_own_makes_the_grid_no_larger() -> None:
+    area = read_area(
+        "SRID=32634;POLYGON((650000 4510000, 650600 4510000, 650600 4510600, 650000 4510600, 650000 4510000))"
+    )
+    for resolution in (13.7, 61, 9.9997, 1 / 3):
+        target = Target("EPSG:32634", fixed=True, area=area, resolution=resolution)
+        step = fixed_step([resolution] * 2, odc.geo.CRS("EPSG:32634"), target)
+        grid = target_grid([tile("T34TFL")], target, step)
+        assert max(grid.boundingbox.span_x, grid.boundingbox.span_y) <= 600 + 2 * resolution
 
 
 def test_a_coarser_resolution_stays_on_the_tiles_pixel_edges() -> None:
@@ -159,3 +175,24 @@ def test_pixel_sizes_without_common_edges_are_refused() -> None:
 def test_a_grid_too_large_to_be_meant_is_refused() -> None:
     with pytest.raises(PlanError, match="pixels; give a coarser resolution, or less ground"):
         target_grid([tile("T34TFL")], Target("EPSG:32634", fixed=True, bounds=(0, 0, 3e6, 9e6)), 20)
+    with pytest.raises(PlanError, match="give a coarser resolution, or less ground"):
+        target_grid([tile("T34TFL")], Target(resolution=0.001))
+
+
+def test_an_area_as_large_as_a_continent_clips_like_its_part_that_is_near() -> None:
+    near = "POLYGON((22.6 40.6, 23.2 40.6, 23.2 41.2, 22.6 41.2, 22.6 40.6))"
+    world = "POLYGON((-180 -90, 180 -90, 180 90, -180 90, -180 -90))"
+    tiles = [tile("T34TFL"), tile("T35TKF")]
+    assert target_grid(tiles, Target(area=read_area(world))) == target_grid(tiles, Target())
+    assert target_grid(tiles, Target(area=read_area(near))).shape[0] < 9000
+
+
+def test_an_area_beside_the_bounds_is_refused() -> None:
+    target = Target(
+        "EPSG:32634",
+        fixed=True,
+        bounds=(650000, 4510000, 660000, 4520000),
+        area=read_area("POLYGON((2 40, 3 40, 3 41, 2 40))"),
+    )
+    with pytest.raises(PlanError, match="the aoi lies outside the bounds"):
+        target_grid([tile("T34TFL")], target, 20)
