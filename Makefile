@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo test test-browser screenshots dev timestamp-aggregation lint bench bench-quick soak clean
+.PHONY: demo test test-browser screenshots dev timestamp-aggregation lint bench bench-options bench-quick soak clean
 
 demo: .venv/ready  ## aggregate a small sample lake and show what came of it
 	@echo "Making a sample lake (synthetic pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -38,6 +38,9 @@ lint: .venv/ready  ## style and types
 
 bench: .venv/ready  ## measure on full-size tiles against other tools and the codecs' limit (about 25 minutes, 3 GB in bench-lake)
 	$(BIN)/python -m benchmarks.run
+
+bench-options: .venv/ready  ## what areas, masks, coarser pixels and COGs cost (about 10 minutes, in the same folder)
+	$(BIN)/python -m benchmarks.run --options
 
 bench-quick: .venv/ready  ## the same at a third of the size, printed only
 	$(BIN)/python -m benchmarks.run --quick

@@ -45,6 +45,9 @@ PLANS = (
     Plan("Three GeoTIFF tiles in two UTM zones", "two zones", False, ("ours", *PEERS, *BOUND)),
     Plan("Two GeoTIFF tiles of one zone", "one zone", False, ("ours", *PEERS, "gdalbuildvrt + gdal_translate", *BOUND)),
     Plan("Three JPEG 2000 tiles in two UTM zones", "two zones", True, ("ours", *PEERS, *BOUND)),
+    Plan("Twelve GeoTIFF tiles in two UTM zones", "twelve tiles", False, ("ours",)),
+)
+OPTION_PLANS = (
     Plan(
         "Options, three GeoTIFF tiles in two UTM zones",
         "two zones",
@@ -57,7 +60,6 @@ PLANS = (
         True,
         ("ours", *OPTIONS, "ours, 20 m", "ours, 20 m from levels"),
     ),
-    Plan("Twelve GeoTIFF tiles in two UTM zones", "twelve tiles", False, ("ours",)),
 )
 
 
@@ -178,6 +180,28 @@ def markdown(tables: dict[str, list[Result]], facts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def options_markdown(tables: dict[str, list[Result]], facts: dict[str, Any], tile: int, rounds: int) -> str:
+    lines = [
+        "# What the options cost",
+        "",
+        f"`make bench-options`, {rounds} rounds, tiles of {tile} x {tile} pixels, uint16, SCL of half that. {facts['cores']} cores, "
+        f"{facts['cpu']}; rasterio {facts['rasterio']} with GDAL {facts['gdal']}, numpy {facts['numpy']}.",
+        "",
+        "Seconds are medians, imports not counted; memory is the peak. The area is the middle third of the mosaic, from top "
+        "to bottom; there the zones overlap, so more than a third of the blocks lie in it. About a third of SCL's "
+        "pixels are masked, in patches of 2 km, so a tile behind is needed nearly everywhere that two overlap.",
+    ]
+    for title, results in tables.items():
+        lines += ["", f"## {title}", "", "| | seconds | x without | peak MB | output MB |", "|---|---|---|---|---|"]
+        for result in results:
+            name = "no option" if result.way == "ours" else result.way.removeprefix("ours, ")
+            lines.append(
+                f"| {name} | {result.seconds:.2f} | {result.seconds / results[0].seconds:.2f} | {result.megabytes:.0f} "
+                f"| {result.output_megabytes:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def plot(tables: dict[str, list[Result]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
@@ -226,13 +250,21 @@ def machine() -> dict[str, Any]:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Tiles of a third of the size, one round: under two minutes.")
+@click.option("--options", is_flag=True, help="Only what the options cost; writes OPTIONS.md.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option(
     "--lake", type=click.Path(path_type=Path), default=HERE.parent / "bench-lake", help="Where tiles are kept."
 )
-def main(quick: bool, rounds: int, lake: Path) -> None:
+def main(quick: bool, options: bool, rounds: int, lake: Path) -> None:
     """Measure, and write benchmarks/RESULTS.md, results.json and results.png (with --quick: print only)."""
     pixel, rounds = (30, 1) if quick else (10, rounds)
+    if options:
+        tables = {plan.title: run_plan(plan, lake, pixel, rounds) for plan in OPTION_PLANS}
+        text = options_markdown(tables, machine(), 109_800 // pixel, rounds)
+        click.echo(text)
+        if not quick:
+            (HERE / "OPTIONS.md").write_text(text)
+        return
     tables = {plan.title: run_plan(plan, lake, pixel, rounds) for plan in PLANS}
     two, twelve = tables[PLANS[0].title][0], tables[PLANS[3].title][0]
     assert two.output_megabytes

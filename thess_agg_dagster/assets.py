@@ -1,11 +1,12 @@
 """The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a look back."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import AGGREGATED, Attempt, latest_successes, stopping_is_final
+from thess_agg_dagster.attempt import AGGREGATED, RAW_TILES, Attempt, latest_successes, stopping_is_final
 from thess_agg_dagster.audit import EVENTS_UP_TO, audit_tables, newest_event, table_schema
 from thess_agg_dagster.checks import (
     AGGREGATED_CHECKS,
@@ -22,11 +23,14 @@ from thess_agg_dagster.checks import (
 )
 from thess_agg_dagster.instance import claim_run
 from thess_agg_dagster.io_manager import AuditTables, DataLakeIOManager
-from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
-from thess_agg_dagster.timestamp_plan import plan_timestamp
+from thess_agg_dagster.refetch import Refetched, download_policy, refetch
+from thess_agg_dagster.timestamp_plan import plan_timestamp, tile_names
 
 # Rows of a table shown as metadata; the event log is no place for long lists.
 _PREVIEW_ROWS = 50
@@ -61,6 +65,8 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
         context.log.warning(f"{series.path}: no usable rows, so there is nothing to aggregate")
     acquisitions = list(series.acquisitions.values())
     yield dg.MaterializeResult(
+        # One for all lists: what changes of a row makes only that timestamp stale, by way of its raw tiles.
+        data_version=dg.DataVersion("by row"),
         metadata={
             "path": dg.MetadataValue.path(str(series.path)),
             "timestamps": len(acquisitions),
@@ -80,14 +86,25 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
                     ]
                 ),
             ),
-        }
+        },
     )
     yield from check_time_serie(series)
 
 
+#: What the timestamps are made of. Dagster makes none of it; `changed_inputs_sensor` tells when it changed.
+raw_tiles = dg.AssetSpec(
+    RAW_TILES,
+    partitions_def=timestamps,
+    group_name="aggregation",
+    kinds={"geotiff"},
+    description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: whoever downloads puts them there. Where they, "
+    "the tile list or the parameters have changed since, the timestamp is stale.",
+)
+
+
 @dg.asset(
     key=AGGREGATED,
-    deps=[time_serie],
+    deps=[time_serie, raw_tiles],
     partitions_def=timestamps,
     check_specs=AGGREGATED_CHECKS,
     # For faults of the system only; bad input fails at once (`allow_retries`).
@@ -113,7 +130,8 @@ def aggregated(
                     f"{series.path}: has no usable row for {timestamp}; add it, or delete the partition"
                 )
             scene_ids = series.acquisitions[timestamp].scene_ids
-            plan = plan_timestamp(series.acquisitions[timestamp], lake, params)
+            fetched = _refetch(context, series.acquisitions[timestamp], lake, params)
+            plan = plan_timestamp(series.acquisitions[timestamp], lake, params, fetched)
         except Exception as error:
             message = (
                 str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
@@ -130,6 +148,22 @@ def aggregated(
             output = dg.Output(plan, data_version=dg.DataVersion(plan.inputs))
         yield output  # the IO manager makes the mosaics
         yield check_mosaics(plan, lake.timestamp_folder(timestamp))
+
+
+def _refetch(
+    context: dg.AssetExecutionContext, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams
+) -> Mapping[Path, Refetched | str]:
+    """Fetch the tiles that are missing or broken; on a retry also those that only decoding finds out."""
+    policy = download_policy(params)
+    if policy is None:
+        return {}
+    fetched = refetch(tile_names(acquisition, params), lake, Downloader(policy), deep=context.retry_number > 0)
+    for path, outcome in fetched.items():
+        what = (
+            f"not fetched: {outcome}" if isinstance(outcome, str) else f"{outcome.why}; fetched from {outcome.source}"
+        )
+        context.log.info(f"{path}: {what}")
+    return fetched
 
 
 @dg.asset(
@@ -187,7 +221,7 @@ with warnings.catch_warnings():
 
 #: The assets and what they need, without what starts them by itself.
 pipeline = dg.Definitions(
-    assets=_ASSETS,
+    assets=[*_ASSETS, raw_tiles],
     resources={
         "io_manager": DataLakeIOManager.from_environment(),
         "params": TimestampsAggregationParams(),

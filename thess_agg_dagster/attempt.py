@@ -11,6 +11,7 @@ import dagster as dg
 
 TIME_SERIE = dg.AssetKey("time_serie")
 AGGREGATED = dg.AssetKey(["data_raw", "aggregated"])
+RAW_TILES = dg.AssetKey(["cache", "s2"])
 
 BandStatus = Literal[
     "success",
@@ -68,6 +69,7 @@ class BandRecord:
     harmonized: bool | None = None
     input_checksums: Sequence[str] = ()
     output_checksum: str = ""
+    refetched: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

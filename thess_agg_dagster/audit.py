@@ -73,6 +73,7 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "harmonized",
         "input_checksums",
         "output_checksum",
+        "refetched",
     ),
 }
 
@@ -111,6 +112,7 @@ _MEANINGS = {
     "harmonized": "Whether the radiometric offset was removed from some tile.",
     "input_checksums": "Checksums of the tiles, as they were read, in the order of input_files, between |.",
     "output_checksum": "Checksum of the mosaic.",
+    "refetched": "Tiles that were fetched again: why, from where and when, between |.",
 }
 _TYPES = (
     {"success": "bool", "listed": "bool", "harmonized": "bool"}
@@ -247,6 +249,7 @@ def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
         "harmonized": band.harmonized,
         "input_checksums": "|".join(band.input_checksums),
         "output_checksum": band.output_checksum,
+        "refetched": _joined(band.refetched),
     }
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, RecordedAttempt, latest_attempts
+from thess_agg_dagster.attempt import (
+    AGGREGATED,
+    RAW_TILES,
+    TIME_SERIE,
+    RecordedAttempt,
+    latest_attempts,
+    latest_successes,
+)
 from thess_agg_dagster.audit import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps, tidy_up
 from thess_agg_dagster.checks import REPORT, VERIFICATION
@@ -19,7 +26,7 @@ from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
-from thess_agg_dagster.timestamp_plan import identify_inputs, input_tiles, is_due
+from thess_agg_dagster.timestamp_plan import identify_inputs, is_due, tile_names
 
 
 def _interval() -> int:
@@ -139,6 +146,40 @@ def late_tiles_sensor(
 
 
 @dg.sensor(
+    target=[AGGREGATED],
+    minimum_interval_seconds=10 * _SECONDS,  # it looks at every tile of every published timestamp
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Launches nothing: marks published timestamps as stale whose tiles, tile list or parameters have changed.",
+)
+def changed_inputs_sensor(
+    context: dg.SensorEvaluationContext,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+    params: TimestampsAggregationParams,
+) -> Tick:
+    told: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
+    try:
+        acquisitions = read_time_serie(io_manager.lake.time_serie).acquisitions
+        params.pixel_identity()  # reads the aoi
+    except (TimeSerieError, AreaError) as error:
+        return dg.SkipReason(str(error))
+    changed = {}
+    for key, found in latest_successes(context.instance).items():
+        if key in acquisitions:
+            inputs = identify_inputs(acquisitions[key], io_manager.lake, params)
+            if inputs != found.attempt.inputs:
+                changed[key] = inputs
+    context.update_cursor(json.dumps(changed))
+    events = [
+        dg.AssetObservation(RAW_TILES, partition=key, tags={"dagster/data_version": inputs})
+        for key, inputs in changed.items()
+        if told.get(key) != inputs
+    ]
+    if events:
+        return dg.SensorResult(asset_events=events)
+    return dg.SkipReason(f"{len(changed)} published timestamps are stale")
+
+
+@dg.sensor(
     target=[REPORT],
     minimum_interval_seconds=_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -218,7 +259,7 @@ verify_published_schedule = dg.ScheduleDefinition(
 
 automation = dg.Definitions(
     jobs=[missing_or_failed, report_only, verify_published],
-    sensors=[time_serie_sensor, late_tiles_sensor, report_sensor],
+    sensors=[time_serie_sensor, late_tiles_sensor, changed_inputs_sensor, report_sensor],
     schedules=[verify_published_schedule],
 )
 
@@ -254,7 +295,7 @@ def _failed_for_tiles(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt
 
 def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> bool:
     """Whether every tile that is needed exists and none is still being written."""
-    tiles = input_tiles(acquisition, io_manager.lake, params, required=True)
+    tiles = [io_manager.lake.tile(*tile) for tile in tile_names(acquisition, params, required=True)]
     try:
         return not any(_is_fresh(tile) for tile in tiles)
     except OSError:

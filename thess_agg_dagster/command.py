@@ -5,6 +5,7 @@ Real Dagster runs in worker processes, so that the UI shows them like any others
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -26,13 +27,15 @@ from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps,
 from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.instance import open_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
-from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 from thess_agg_dagster.params import ENVIRONMENT_PREFIX, FORMATS, GRIDS, MISSING_SCL, TimestampsAggregationParams
-from thess_agg_dagster.timestamp_plan import is_due
+from thess_agg_dagster.refetch import download_policy, refetch
+from thess_agg_dagster.timestamp_plan import is_due, tile_names
 
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 
@@ -70,6 +73,10 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 )
 @click.option("--format", type=click.Choice(FORMATS), help="Format of the mosaics.  [default: geotiff]")
 @click.option("--stac/--no-stac", default=None, help="Write a STAC item per timestamp and a collection.")
+@click.option("--download-from", metavar="HOST|s3://BUCKET|file:///FOLDER,...", help="Fetch broken tiles from there.")
+@click.option("--download-token-url", metavar="URL", help="OAuth2 token endpoint of these hosts.")
+@click.option("--download-client-id", metavar="ID", help="OAuth2 client id.  [default: cdse-public]")
+@click.option("--download-connections", type=int, help="Downloads at a time.  [default: 4]")
 @click.option("--max-workers", type=int, help="Timestamps at a time (processes).  [default: one per core, at most 4]")
 @click.option("--threads", type=int, help="Threads in each worker.  [default: cores / workers]")
 @click.option(
@@ -141,6 +148,7 @@ class _Session:
         latest = {} if force else latest_attempts(self.instance)
         todo = [key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params)]
         if todo:
+            self._refetch([series.acquisitions[key] for key in todo])
             self._run_all(todo)
             tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, REPORT)
@@ -159,6 +167,38 @@ class _Session:
         (seen,) = run.asset_materializations_for_node(VERIFICATION.to_python_identifier())
         self.console.print(f"{seen.metadata['mosaics'].value} mosaics looked at", highlight=False)
         return ALL_GOOD if found.passed else SOME_FAILED
+
+    def _refetch(self, acquisitions: Sequence[Acquisition]) -> None:
+        """Fetch what is missing or broken before the runs start, all connections busy."""
+        policy = download_policy(self.params)
+        if policy is None:
+            return
+        tiles = [tile for each in acquisitions for tile in tile_names(each, self.params)]
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[size]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("Looking at tiles", total=len(tiles), size="")
+            received = itertools.count()  # one count, many threads
+            total = 0
+
+            def more(count: int) -> None:
+                nonlocal total
+                total += count
+                if next(received) % 20 == 0:
+                    progress.update(task, description="Fetching tiles", size=f"{total / 1e6:.1f} MB")
+
+            outcomes = refetch(tiles, self.lake, Downloader(policy), progress=more, done=lambda: progress.advance(task))
+        for path, outcome in outcomes.items():
+            name = f"{path.parent.name}/{path.name}"
+            if isinstance(outcome, str):
+                line = f"[red]not fetched[/] {name}: {escape(outcome)}"
+            else:
+                line = f"[green]fetched[/] {name}: {escape(outcome.why)}; from {escape(outcome.source)}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def _run_all(self, keys: Sequence[str]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

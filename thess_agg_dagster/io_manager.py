@@ -156,12 +156,12 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         records: list[BandRecord] = []
         previews: dict[str, Preview] = {}
         picture = None
+        errors: list[Exception] = []
         try:
             with (
                 staged_folder(target, self.lake.staging) as folder,
                 BackgroundChecksums(obj.input_files()) as checksums,
             ):
-                errors: list[Exception] = []
                 context.log.info(obj.summary())
                 told = time.monotonic()
                 for band, plan in obj.mosaics.items():
@@ -189,7 +189,9 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                     item = timestamp_item(obj, records, folder, target.name)
                     (folder / self.lake.item(obj.timestamp).name).write_text(item)
         except _UnpublishedError as unpublished:
-            self._fail(context, obj.failed_attempt(records), unpublished.__cause__)
+            # A tile whose pixels turned out to be damaged can be fetched again before the next try.
+            again = obj.refetchable and any(isinstance(error, TileError) for error in errors)
+            self._fail(context, obj.failed_attempt(records), unpublished.__cause__, again)
         except (OSError, ChangedError) as error:
             why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
             faults = [obj.band_record(plan, "write_failed", why) for plan in obj.mosaics.values()]
@@ -200,11 +202,13 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             seen["quicklook_file"] = dg.MetadataValue.path(str(self.lake.quicklook(obj.timestamp)))
         context.add_output_metadata(seen | obj.successful_attempt(records, target).metadata())
 
-    def _fail(self, context: dg.OutputContext, attempt: Attempt, cause: BaseException | None) -> NoReturn:
+    def _fail(
+        self, context: dg.OutputContext, attempt: Attempt, cause: BaseException | None, again: bool = False
+    ) -> NoReturn:
         context.log_event(attempt.observation())
         raise dg.Failure(
             attempt.message,
-            allow_retries=isinstance(cause, ChangedError) or (cause is not None and is_transient(cause)),
+            allow_retries=again or isinstance(cause, ChangedError) or (cause is not None and is_transient(cause)),
         ) from cause
 
 

@@ -149,6 +149,22 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     stac: bool = _parameter(
         "stac", False, "Write a STAC item beside each timestamp's mosaics, and the report a collection of all of them."
     )
+    download_from: list[str] = _parameter(
+        "download_from",
+        [],
+        "Where tiles that are missing, unreadable or not what was published may be fetched from, by the addresses in "
+        "tables/assets_manifest_selected.csv or the scenes' STAC items: host names (https), s3://bucket, file:///folder. "
+        "Default: nowhere.",
+    )
+    download_token_url: str | None = _parameter(
+        "download_token_url",
+        None,
+        "OAuth2 token endpoint of these hosts; THESS_DOWNLOAD_USER and THESS_DOWNLOAD_PASSWORD stand in the environment.",
+    )
+    download_client_id: str = _parameter(
+        "download_client_id", "cdse-public", "OAuth2 client id. Default: cdse-public, the Copernicus Data Space's."
+    )
+    download_connections: int = _parameter("download_connections", 4, "Downloads at a time in a process. Default: 4.")
     max_workers: int | None = _parameter(
         "max_workers",
         None,
@@ -161,10 +177,10 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "debug", False, "`python -m thess_agg_dagster` only: one timestamp after the other, stop at the first error."
     )
 
-    @field_validator("bands", mode="before")
+    @field_validator("bands", "download_from", mode="before")
     @classmethod
-    def _split_bands(cls, bands: Any) -> Any:
-        return [band.strip() for band in bands.split(",") if band.strip()] if isinstance(bands, str) else bands
+    def _split(cls, names: Any) -> Any:
+        return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
 
     @field_validator("bands")
     @classmethod
@@ -300,11 +316,11 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             raise ValueError(f"match_band={self.match_band!r} is not one of the bands, {', '.join(self.bands)}")
         return self
 
-    @field_validator("max_workers", "threads")
+    @field_validator("max_workers", "threads", "download_connections")
     @classmethod
     def _at_least_one(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
-            raise ValueError(f"{value} is not a number of workers or threads; give 1 or more")
+            raise ValueError(f"{value} is not a number of workers, threads or connections; give 1 or more")
         return value
 
     def mosaic_options(self) -> MosaicOptions:
@@ -344,7 +360,11 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         The aoi counts by its shape, not by its name. Raises ``AreaError`` where it cannot be used.
         """
         other = ("max_workers", "threads", "debug")
-        values = {name: value for name, value in self._values().items() if name not in other}
+        values = {
+            name: value
+            for name, value in self._values().items()
+            if name not in other and not name.startswith("download_")
+        }
         if self.aoi is not None:
             area = read_area(self.aoi)
             values["aoi"] = f"{area.crs} {area.wkt}"

@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from thess_agg_dagster import __version__
@@ -20,6 +21,7 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem, crs_name
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.refetch import Refetched, refetched
 
 #: The band whose classes mask the others.
 MASK_BAND = "SCL"
@@ -47,6 +49,8 @@ class TimestampPlan:
     scenes: Sequence[Scene] = ()
     stac: bool = False
     parameters: str = "{}"
+    refetched: Mapping[Path, Refetched] = field(default_factory=dict)
+    refetchable: bool = False
 
     def summary(self) -> str:
         """What is about to be made, in one line."""
@@ -77,6 +81,11 @@ class TimestampPlan:
             bounds=list(plan.grid.boundingbox.bbox),
             baselines=list(dict.fromkeys(scene.baseline for scene in self.scenes if scene.baseline)),
             harmonized=any(layer.offset for layer in plan.layers),
+            refetched=[
+                f"{path.parent.name}/{path.stem} {found.why}; from {found.source} at {found.at}"
+                for path in dict.fromkeys(plan.files())
+                if (found := self.refetched.get(path))
+            ],
         )
 
     def unplanned_attempt(self) -> Attempt:
@@ -138,8 +147,16 @@ class TimestampPlan:
         return self._attempt(status_of(failed), message, withheld)
 
 
-def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> TimestampPlan:
-    """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found."""
+def plan_timestamp(
+    acquisition: Acquisition,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    fetched: Mapping[Path, Refetched | str] = MappingProxyType({}),
+) -> TimestampPlan:
+    """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found.
+
+    ``fetched`` is what became of the tiles that had to be fetched again.
+    """
     # First of all: what changes from here on must look like a change to whoever compares later.
     inputs = identify_inputs(acquisition, lake, params)
     scenes = _scenes(acquisition, lake)
@@ -161,6 +178,7 @@ def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsA
     mosaics, faults = plan_mosaics(sources, params.mosaic_options())
     for band, others in faults.items():
         problems[band] += others
+        problems[band] = [_with_outcome(problem, fetched) for problem in problems[band]]
     return TimestampPlan(
         acquisition.timestamp,
         acquisition.scene_ids,
@@ -170,7 +188,17 @@ def plan_timestamp(acquisition: Acquisition, lake: DataLake, params: TimestampsA
         scenes,
         params.stac,
         params.pixel_identity(),
+        {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
+        bool(params.download_from),
     )
+
+
+def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> Problem:
+    """A problem with why its tile could not be fetched again, where that was tried."""
+    outcome = fetched.get(problem.path) if problem.path else None
+    if not isinstance(outcome, str):
+        return problem
+    return Problem(problem.kind, f"{problem.reason} (fetching it again failed: {outcome})", problem.path)
 
 
 def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int | None) -> list[Problem]:
@@ -201,20 +229,20 @@ def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
     return scenes
 
 
-def input_tiles(
-    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, required: bool = False
-) -> list[Path]:
-    """The tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
+def tile_names(
+    acquisition: Acquisition, params: TimestampsAggregationParams, required: bool = False
+) -> list[tuple[str, str]]:
+    """Scene id and band of the tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
     bands = list(params.bands)
     if params.mask_scl_classes and not (required and params.missing_scl == "unmasked"):
         bands.append(MASK_BAND)
-    return [lake.tile(scene, band) for scene in acquisition.scene_ids for band in dict.fromkeys(bands)]
+    return [(scene, band) for scene in acquisition.scene_ids for band in dict.fromkeys(bands)]
 
 
 def identify_inputs(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> str:
     """A short text that changes with the parameters, the tile list, and any tile's size or modification time."""
     digest = hashlib.sha256(f"{__version__}\n{params.pixel_identity()}\n".encode())
-    paths = input_tiles(acquisition, lake, params)
+    paths = [lake.tile(*tile) for tile in tile_names(acquisition, params)]
     paths += [lake.scene_item(scene_id) for scene_id in acquisition.scene_ids]
     for path in paths:
         name = f"{path.parent.name}/{path.name}"

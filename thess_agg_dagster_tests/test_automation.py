@@ -12,11 +12,13 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 
 from thess_agg_dagster import automation, timestamp_plan
 from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE
 from thess_agg_dagster.audit import EVENTS_UP_TO, newest_event
-from thess_agg_dagster.automation import late_tiles_sensor, report_sensor, time_serie_sensor
+from thess_agg_dagster.automation import changed_inputs_sensor, late_tiles_sensor, report_sensor, time_serie_sensor
 from thess_agg_dagster.batch import run_asset
 from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.definitions import defs
@@ -47,6 +49,8 @@ class Sensor:
             self.cursor = context.cursor or None  # as the daemon does
             return [], str(found.skip_message)
         assert isinstance(found, dg.SensorResult)
+        for event in found.asset_events:
+            self.lake.instance.report_runless_asset_event(event)
         self.cursor = found.cursor or context.cursor
         for added in found.dynamic_partitions_requests or ():
             self.lake.instance.add_dynamic_partitions(added.partitions_def_name, list(added.partition_keys))
@@ -186,6 +190,41 @@ def test_scl_that_masks_is_waited_for_as_well(ready: SmallLake, monkeypatch: pyt
     assert sensor.tick()[0] == []
     scl.write_bytes(pixels)
     assert sensor.tick()[0] == [SECOND]
+
+
+def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the UI asks Dagster for it."""
+
+    def stale() -> dict[str, bool]:
+        with dg.build_sensor_context(ready.instance, definitions=defs) as context:
+            assert context.repository_def is not None
+            graph = context.repository_def.asset_graph
+            resolver = CachingStaleStatusResolver(ready.instance, graph, LoadingContextForTest(ready.instance))
+            return {key: resolver.get_status(AGGREGATED, key).value == "STALE" for key in (FIRST, SECOND)}
+
+    ready.add_timestamp(SECOND)
+    ready.read_list()
+    sensor = Sensor(changed_inputs_sensor, ready)
+    for key in (FIRST, SECOND):
+        ready.aggregate(key)
+    assert sensor.tick() == ([], "0 published timestamps are stale")
+    ready.read_list()  # reading the list again changes nothing
+    assert stale() == {FIRST: False, SECOND: False}
+    tile = tile_of(ready, SECOND)
+    tile.write_bytes(tile.read_bytes())
+    sensor.tick()
+    assert stale() == {FIRST: False, SECOND: True}
+    assert sensor.tick() == ([], "1 published timestamps are stale")  # told once
+    ready.aggregate(SECOND)
+    sensor.tick()
+    assert stale() == {FIRST: False, SECOND: False}
+    monkeypatch.setenv("THESS_MERGE_METHOD", "max")
+    sensor.tick()
+    assert stale() == {FIRST: True, SECOND: True}
+    for key in (FIRST, SECOND):
+        ready.aggregate(key, merge_method="max")
+    sensor.tick()
+    assert stale() == {FIRST: False, SECOND: False}
 
 
 def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +405,8 @@ def test_published_mosaics_are_checked_against_what_was_recorded(ready: SmallLak
 def test_what_runs_by_itself_and_what_does_not() -> None:
     sensors = {sensor.name: sensor for sensor in defs.sensors or ()}
     assert {name: sensor.default_status for name, sensor in sensors.items()} == dict.fromkeys(
-        ("time_serie_sensor", "late_tiles_sensor", "report_sensor"), dg.DefaultSensorStatus.RUNNING
+        ("time_serie_sensor", "late_tiles_sensor", "changed_inputs_sensor", "report_sensor"),
+        dg.DefaultSensorStatus.RUNNING,
     )
     (schedule,) = defs.schedules or ()
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import subprocess
 import sys
 import threading
@@ -25,8 +26,10 @@ from thess_agg_dagster.batch import run_asset
 from thess_agg_dagster.checks import REPORT
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
 from thess_agg_dagster_tests.fuzz import fuzz_lists, fuzz_tiles
+from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
 from thess_agg_dagster_tests.test_automation import Sensor
 from thess_agg_dagster_tests.test_command import ROOT, clean_environment, statuses
+from thess_agg_dagster_tests.test_refetch import publish
 
 soak = pytest.mark.soak
 
@@ -81,6 +84,39 @@ def test_the_report_asks_as_much_of_the_log_for_many_timestamps_as_for_few(small
         counts.append(queries.count)
         assert len(small_lake.tables_on_disk()["status"]) == number
     assert counts[1] <= counts[0]
+
+
+@soak
+def test_a_lake_without_tiles_and_a_server_with_faults(small_lake: SmallLake) -> None:
+    """Three answers in ten go wrong: busy, cut, stalled, a page, too little, another's tile."""
+    rng = random.Random(1)
+    keys = timestamps(40)
+    small_lake.list_rows(*((key, small_lake.add_timestamp(key)) for key in keys))
+    tiles = {path: path.read_bytes() for path in small_lake.root.glob("cache/s2/*/*.tif")}
+    archive = Archive({f"/{path.parent.name}/{path.name}": data for path, data in tiles.items()}, needs_token=True)
+    faults = ["503", "429 after 1", "500", "cut", "stall", "page", "lie", "other"]
+    archive.faults = {
+        path: [rng.choice(faults) if rng.random() < 0.3 else "" for _ in range(50)] for path in archive.files
+    }
+    for path in tiles:
+        if rng.random() < 0.7:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: rng.randrange(200)])
+    with serving(archive):
+        publish(small_lake.lake, archive)
+        environment = clean_environment() | {"THESS_DOWNLOAD_USER": USER, "THESS_DOWNLOAD_PASSWORD": PASSWORD}
+        started = time.monotonic()
+        command = [sys.executable, "-m", "thess_agg_dagster", "--data-lake", str(small_lake.root)]
+        command += ["--download-from", archive.url, "--download-token-url", f"{archive.url}/token"]
+        result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        seconds = time.monotonic() - started
+    asked = sum(archive.requests.values())
+    print(f"{len(tiles)} tiles, {asked} requests, {asked - len(tiles)} of them in vain, {seconds:.0f} s")
+    assert len(tiles) >= 200
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert {path: path.read_bytes() for path in tiles} == tiles
+    assert set(statuses(small_lake.lake).values()) == {"success"}
 
 
 @soak

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ from thess_agg_dagster.mosaic.placement import Mask, place
 from thess_agg_dagster.mosaic.plan import Layer
 from thess_agg_dagster.mosaic.radiometry import remove_offset
 
-# A part of the grid that needs more of a tile than this is read in pieces, so that reduction takes no more memory.
-_MOST_PIXELS = 1700 * 1700
+# A part of the grid that is reduced from more of a tile than this is read in pieces, so that it takes no more memory.
+_MOST_PIXELS = 800 * 800
 
 
 class Needs(NamedTuple):
@@ -55,7 +56,8 @@ class LayerReader:
         if needs is None:
             return
         rows, cols = part.shape
-        if rows * cols == 1 or needs.source.shape[0] * needs.source.shape[1] <= _MOST_PIXELS:
+        # A whole window in a neighbouring zone lies askew: that is no reduction.
+        if math.prod(needs.source.shape) <= max(_MOST_PIXELS, 1.3 * rows * cols) or rows * cols == 1:
             yield needs
         elif rows >= cols:
             middle = part.top + rows // 2

@@ -252,8 +252,10 @@ class Mean(Placement):
             padded[covered.within(box).slices] = samples
             samples = padded
         valid = ~self.is_empty(samples)
-        total = self._sums(np.where(valid, samples, 0), np.float64 if pixels.dtype.kind == "f" else np.int64)
-        count = self._sums(valid, np.int64)
+        total = self._sums(np.where(valid, samples, pixels.dtype.type(0)))
+        count = self._sums(valid).astype(np.int64)
+        if total.dtype != np.float64:
+            total = total.astype(np.int64)
         filled = np.maximum(count, 1)
         # Integers are rounded to the nearest, halves upwards.
         mean = total / filled if pixels.dtype.kind == "f" else (2 * total + filled) // (2 * filled)
@@ -264,9 +266,12 @@ class Mean(Placement):
         out[count == 0] = self.empty
         return out
 
-    def _sums(self, samples: Pixels, dtype: type) -> Pixels:
+    def _sums(self, samples: Pixels) -> Pixels:
         """Sums of ``factor`` x ``factor`` samples: of rows first, then of columns."""
         k = self._factor
+        # The smallest dtype that no sum overflows: most windows are uint16, and there are many pixels in them.
+        small = samples.dtype.itemsize <= 2 and k * k <= 2**15
+        dtype = np.float64 if samples.dtype.kind == "f" else np.int32 if small else np.int64
         rows: Pixels = np.zeros((samples.shape[0] // k, samples.shape[1]), dtype)
         for row in range(k):
             rows += samples[row::k]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from pyogrio.raw import write
 from rasterio.features import rasterize
+from shapely.geometry.base import BaseGeometry
 
 from thess_agg_dagster.mosaic.area import AreaError, AreaOnGrid, read_area
 from thess_agg_dagster.mosaic.grid import Box
@@ -131,6 +132,6 @@ def test_pixels_of_a_window_against_one_rasterization(corners: list[tuple[float,
     assert not (inside & outside).any()
 
 
-def _polygons(geometry: shapely.Geometry) -> shapely.Geometry:
+def _polygons(geometry: BaseGeometry) -> BaseGeometry:
     parts = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
     return shapely.union_all(parts)

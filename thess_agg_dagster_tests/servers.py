@@ -1,0 +1,157 @@
+"""Servers on loopback that behave as badly as real ones: for downloads."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+USER, PASSWORD = "me@example.org", "s3cr3t-p4ss"
+
+
+@dataclass
+class Archive:
+    """Files by path, and what goes wrong with each: a list of faults, one per request, then all is well.
+
+    Faults: a status (``503``, ``"429 after 1"``), ``cut`` (closes in the middle), ``stall``, ``lie`` (announces and sends
+    less), ``page`` (HTML with 200), ``other`` (another file's bytes), ``redirect URL``.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    needs_token: bool = False
+    token_lifetime: int = 600
+    ranges: bool = True
+    url: str = ""
+    requests: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    seen: list[dict[str, str]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    grants: list[str] = field(default_factory=list)
+    busy: int = 0
+    busiest: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@contextmanager
+def serving(archive: Archive) -> Iterator[Archive]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            grant = form["grant_type"][0]
+            good = grant == "refresh_token" or (form.get("username"), form.get("password")) == ([USER], [PASSWORD])
+            archive.grants.append(grant)
+            if not good:
+                self._answer(401, b'{"error": "invalid_grant"}')
+                return
+            archive.tokens.append(f"token-{len(archive.tokens)}")
+            token = {"access_token": archive.tokens[-1], "expires_in": archive.token_lifetime, "refresh_token": "r"}
+            self._answer(200, json.dumps(token).encode())
+
+        def do_GET(self) -> None:
+            with archive.lock:
+                archive.busy += 1
+                archive.busiest = max(archive.busiest, archive.busy)
+            try:
+                self._get(urlsplit(self.path).path)
+            finally:
+                with archive.lock:
+                    archive.busy -= 1
+
+        def _get(self, path: str) -> None:
+            archive.requests[path] += 1
+            archive.seen.append({"path": path, **{k.lower(): v for k, v in self.headers.items()}})
+            if archive.needs_token and self.headers.get("Authorization") != f"Bearer {(archive.tokens or [''])[-1]}":
+                self._answer(401, b"no")
+                return
+            waiting = archive.faults.get(path, [])
+            fault = waiting.pop(0) if waiting else ""
+            if path not in archive.files:
+                self._answer(404, b"nothing here")
+                return
+            data = archive.files[path]
+            if fault.startswith("redirect "):
+                self._answer(302, b"", {"Location": fault.removeprefix("redirect ")})
+            elif fault[:3].isdigit():
+                after = fault[3:].removeprefix(" after ")
+                self._answer(int(fault[:3]), b"busy", {"Retry-After": after} if after else {})
+            elif fault == "page":
+                self._answer(200, b"<!DOCTYPE html><html><title>Please log in</title></html>")
+            elif fault == "other":
+                self._answer(200, next(bytes_ for name, bytes_ in archive.files.items() if name != path))
+            elif fault == "lie":
+                self._answer(200, data[: len(data) // 2])
+            else:
+                self._file(path, data, fault)
+
+        def _file(self, path: str, data: bytes, fault: str) -> None:
+            tag = f'"{hash(data)}"'
+            start, status, headers = 0, 200, {"ETag": tag, "Accept-Ranges": "bytes"}
+            if archive.ranges and "Range" in self.headers and self.headers.get("If-Range", tag) == tag:
+                start, status = int(self.headers["Range"].removeprefix("bytes=").split("-")[0]), 206
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            part = data[start:]
+            self._head(status, len(part), headers)
+            if fault in ("cut", "stall"):
+                self.wfile.write(part[: len(part) // 2])
+                self.wfile.flush()
+                archive.sent[path] += len(part) // 2
+                if fault == "stall":
+                    time.sleep(2)
+                self.close_connection = True
+                return
+            self.wfile.write(part)
+            archive.sent[path] += len(part)
+
+        def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self._head(status, len(body), headers or {})
+            self.wfile.write(body)
+
+        def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        archive.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield archive
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def serving_s3(files: dict[str, Path], bucket: str) -> Iterator[str]:
+    """A real S3 API server (moto's) with these files in a bucket; yields its address."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        url = f"http://{host}:{port}"
+        client = boto3.client(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+        )
+        client.create_bucket(Bucket=bucket)
+        for key, path in files.items():
+            client.upload_file(str(path), bucket, key)
+        yield url
+    finally:
+        server.stop()
