@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import AGGREGATED, RAW_TILES, Attempt, latest_successes, stopping_is_final
+from thess_agg_dagster.attempt import AGGREGATED, RAW_TILES, Attempt, first_sight, latest_successes, stopping_is_final
 from thess_agg_dagster.audit import EVENTS_UP_TO, audit_tables, newest_event, table_schema
 from thess_agg_dagster.checks import (
     AGGREGATED_CHECKS,
@@ -30,7 +30,7 @@ from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
 from thess_agg_dagster.refetch import Refetched, download_policy, refetch
-from thess_agg_dagster.timestamp_plan import plan_timestamp, tile_names
+from thess_agg_dagster.timestamp_plan import changed_inputs, plan_timestamp, tile_names
 
 # Rows of a table shown as metadata; the event log is no place for long lists.
 _PREVIEW_ROWS = 50
@@ -58,7 +58,10 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
     except TimeSerieError as error:
         yield failed_schema(str(error))
         raise dg.Failure(str(error), allow_retries=False) from error
+    registered = context.instance.get_dynamic_partitions(str(timestamps.name))
     context.instance.add_dynamic_partitions(str(timestamps.name), list(series.acquisitions))
+    for key in sorted(set(series.acquisitions) - set(registered)):
+        context.log_event(first_sight(key))
     for row in series.refused:
         context.log.warning(f"{series.path}: {row}")
     if not series.acquisitions:
@@ -92,14 +95,23 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
 
 
 #: What the timestamps are made of. Dagster makes none of it; `changed_inputs_sensor` tells when it changed.
-raw_tiles = dg.AssetSpec(
-    RAW_TILES,
-    partitions_def=timestamps,
-    group_name="aggregation",
-    kinds={"geotiff"},
-    description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: whoever downloads puts them there. Where they, "
-    "the tile list or the parameters have changed since, the timestamp is stale.",
-)
+with warnings.catch_warnings():
+    # Observable assets are a beta feature of Dagster 1.13, too.
+    warnings.simplefilter("ignore", dg.BetaWarning)
+
+    @dg.observable_source_asset(
+        key=RAW_TILES,
+        partitions_def=timestamps,
+        group_name="aggregation",
+        description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: whoever downloads puts them there. Where they, "
+        "the tile list or the parameters have changed since, the timestamp is stale.",
+    )
+    def raw_tiles(
+        context: dg.OpExecutionContext,
+        params: TimestampsAggregationParams,
+        io_manager: dg.ResourceParam[DataLakeIOManager],
+    ) -> dg.DataVersionsByPartition:
+        return dg.DataVersionsByPartition(changed_inputs(context.instance, io_manager.lake, params))
 
 
 @dg.asset(

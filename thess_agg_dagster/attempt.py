@@ -128,6 +128,16 @@ class Attempt:
         )
 
 
+def first_sight(timestamp: str) -> dg.AssetObservation:
+    """The event of a timestamp's raw tiles when it is registered: Dagster compares later ones with it."""
+    return inputs_observed(timestamp, "registered")
+
+
+def inputs_observed(timestamp: str, inputs: str) -> dg.AssetObservation:
+    """The event that tells Dagster the data version of a timestamp's raw tiles."""
+    return dg.AssetObservation(RAW_TILES, partition=timestamp, tags={"dagster/data_version": inputs})
+
+
 @contextmanager
 def stopping_is_final() -> Iterator[None]:
     """Fail for good where a run is stopped (Ctrl-C, SIGTERM, "terminate" in the UI).

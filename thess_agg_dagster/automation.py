@@ -11,11 +11,11 @@ import dagster as dg
 
 from thess_agg_dagster.attempt import (
     AGGREGATED,
-    RAW_TILES,
     TIME_SERIE,
     RecordedAttempt,
+    first_sight,
+    inputs_observed,
     latest_attempts,
-    latest_successes,
 )
 from thess_agg_dagster.audit import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps, tidy_up
@@ -26,7 +26,7 @@ from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.partitions import timestamps
-from thess_agg_dagster.timestamp_plan import identify_inputs, is_due, tile_names
+from thess_agg_dagster.timestamp_plan import changed_inputs, identify_inputs, is_due, tile_names
 
 
 def _interval() -> int:
@@ -96,6 +96,7 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
+        asset_events=[first_sight(key) for key in now if key not in latest],
         cursor=json.dumps({"stamp": stamp, "after": now[-1] if len(ahead) > len(now) else None}),
     )
 
@@ -158,22 +159,11 @@ def changed_inputs_sensor(
 ) -> Tick:
     told: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
     try:
-        acquisitions = read_time_serie(io_manager.lake.time_serie).acquisitions
-        params.pixel_identity()  # reads the aoi
+        changed = changed_inputs(context.instance, io_manager.lake, params)
     except (TimeSerieError, AreaError) as error:
         return dg.SkipReason(str(error))
-    changed = {}
-    for key, found in latest_successes(context.instance).items():
-        if key in acquisitions:
-            inputs = identify_inputs(acquisitions[key], io_manager.lake, params)
-            if inputs != found.attempt.inputs:
-                changed[key] = inputs
     context.update_cursor(json.dumps(changed))
-    events = [
-        dg.AssetObservation(RAW_TILES, partition=key, tags={"dagster/data_version": inputs})
-        for key, inputs in changed.items()
-        if told.get(key) != inputs
-    ]
+    events = [inputs_observed(key, inputs) for key, inputs in changed.items() if told.get(key) != inputs]
     if events:
         return dg.SensorResult(asset_events=events)
     return dg.SkipReason(f"{len(changed)} published timestamps are stale")

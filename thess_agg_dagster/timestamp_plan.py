@@ -11,11 +11,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import dagster as dg
+
 from thess_agg_dagster import __version__
-from thess_agg_dagster.attempt import Attempt, BandRecord, BandStatus, RecordedAttempt, TimestampStatus, status_of
+from thess_agg_dagster.attempt import (
+    Attempt,
+    BandRecord,
+    BandStatus,
+    RecordedAttempt,
+    TimestampStatus,
+    latest_successes,
+    status_of,
+)
 from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum, read_item
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
@@ -252,6 +262,20 @@ def identify_inputs(acquisition: Acquisition, lake: DataLake, params: Timestamps
         except OSError:
             digest.update(f"{name} missing\n".encode())
     return digest.hexdigest()[:32]
+
+
+def changed_inputs(instance: dg.DagsterInstance, lake: DataLake, params: TimestampsAggregationParams) -> dict[str, str]:
+    """What identifies the inputs now, of published timestamps that were made of other ones (or with other parameters).
+
+    Raises ``TimeSerieError`` and ``AreaError``.
+    """
+    acquisitions = read_time_serie(lake.time_serie).acquisitions
+    now = {
+        key: (found.attempt.inputs, identify_inputs(acquisitions[key], lake, params))
+        for key, found in latest_successes(instance).items()
+        if key in acquisitions
+    }
+    return {key: inputs for key, (recorded, inputs) in now.items() if inputs != recorded}
 
 
 def is_due(

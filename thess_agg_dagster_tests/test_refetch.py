@@ -33,10 +33,14 @@ def archive(small_lake: SmallLake) -> Iterator[Archive]:
         yield opened
 
 
-def publish(lake: DataLake, archive: Archive) -> None:
-    scenes = sorted({path.split("/")[1] for path in archive.files})
-    lines = [f"{name},{','.join(f'{archive.url}/{name}/{band}.tif' for band in BANDS)}" for name in scenes]
-    lake.assets_manifest.write_text("\n".join(["scene_id,href_b04,href_b08,href_scl", *lines]) + "\n")
+def publish(lake: DataLake, archive: Archive, checksums: bool = False) -> None:
+    """Write the manifest: where the tiles are, and what they should be."""
+    rows = ["scene_id,href_b04,href_b08,href_scl,checksum_b04,checksum_b08,checksum_scl"]
+    for name in sorted({path.split("/")[1] for path in archive.files}):
+        paths = [f"/{name}/{band}.tif" for band in BANDS]
+        digests = [hashlib.sha256(archive.files[path]).hexdigest() if checksums else "" for path in paths]
+        rows.append(",".join([name, *(archive.url + path for path in paths), *digests]))
+    lake.assets_manifest.write_text("\n".join(rows) + "\n")
 
 
 def downloader(archive: Archive, **options: Any) -> Downloader:
