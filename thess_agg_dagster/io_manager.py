@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from pathlib import Path
@@ -118,7 +119,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         if collection is not None:
             self._write_table(self.lake.collection, collection.encode())
         else:
-            self.lake.collection.unlink(missing_ok=True)  # its items are gone
+            with suppress(OSError):
+                self.lake.collection.unlink()  # its items are gone
         picture = series_at_a_glance(obj["status"], obj["band_report"])
         data = io.BytesIO()
         picture.save(data, "PNG")

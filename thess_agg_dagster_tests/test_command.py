@@ -89,7 +89,11 @@ def test_environment_and_another_dagster_home(small_lake: SmallLake, tmp_path: P
     assert result.returncode == 0, result.stderr
     assert home.is_dir()
     assert not (small_lake.root / ".dagster").exists()
-    assert {path.name for path in small_lake.lake.timestamp_folder(FIRST).iterdir()} == {"B04.tif", "quicklook.jpg"}
+    assert {path.name for path in small_lake.lake.timestamp_folder(FIRST).iterdir()} == {
+        "B04.tif",
+        "manifest.json",
+        "quicklook.jpg",
+    }
     assert statuses(DataLake(small_lake.root, tables)) == {FIRST: "success"}
 
 

@@ -248,7 +248,7 @@ def test_several_first_starts_at_once_and_one_result(small_lake: SmallLake) -> N
     assert not any("locked" in output or "head" in output for output in outputs)
     for key in (FIRST, SECOND):
         made = list(small_lake.lake.timestamp_folder(key).iterdir())
-        assert sorted(path.name for path in made) == ["B04.tif", "B08.tif", "SCL.tif", "quicklook.jpg"]
+        assert sorted(path.name for path in made) == ["B04.tif", "B08.tif", "SCL.tif", "manifest.json", "quicklook.jpg"]
     assert list(small_lake.lake.staging.iterdir()) == []
     with dg.DagsterInstance.from_config(str(small_lake.root / ".dagster")) as instance:
         assert instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])) == 4 * 4
