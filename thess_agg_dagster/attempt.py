@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import dagster as dg
+
+from thess_agg_dagster.mosaic.tiles import ProblemKind
 
 TIME_SERIE = dg.AssetKey("time_serie")
 AGGREGATED = dg.AssetKey(["data_raw", "aggregated"])
 RAW_TILES = dg.AssetKey(["cache", "s2"])
 
-BandStatus = Literal[
-    "success",
-    "missing_input",
-    "unreadable_input",
-    "checksum_mismatch",
-    "unknown_crs",
-    "dtype_conflict",
-    "outside_grid",
-    "unknown_baseline",
-    "merge_failed",
-    "write_failed",
-    "skipped",
-]
+BandStatus = Literal["success", ProblemKind, "merge_failed", "write_failed", "skipped"]
 TimestampStatus = Literal[
     "success",
     "failed_no_tiles",
@@ -194,14 +184,7 @@ def status_of(bands: Iterable[BandRecord]) -> TimestampStatus:
     found = {band.status for band in bands}
     if "missing_input" in found:
         return "failed_missing_inputs"
-    if found & {
-        "unreadable_input",
-        "checksum_mismatch",
-        "unknown_crs",
-        "dtype_conflict",
-        "outside_grid",
-        "unknown_baseline",
-    }:
+    if found & set(get_args(ProblemKind)):
         return "failed_invalid_inputs"
     if found & {"merge_failed", "write_failed", "skipped"}:
         return "failed_merge"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from odc.geo.crs import CRS
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pyproj.exceptions import CRSError
 
 from thess_agg_dagster.lake.layout import is_plain_name
@@ -30,6 +31,19 @@ FORMATS = ("geotiff", "cog")
 MISSING_SCL = ("fail", "unmasked")
 
 
+# What parameters of few values may be.
+_ALLOWED: Mapping[str, Sequence[str]] = {
+    "merge_method": METHODS,
+    "resampling": RESAMPLINGS,
+    "reduction": RESAMPLINGS,
+    "dtype": SUPPORTED_DTYPES,
+    "compress": tuple(COMPRESSIONS),
+    "grid": GRIDS,
+    "missing_scl": MISSING_SCL,
+    "format": FORMATS,
+}
+
+
 def _parameter(name: str, default: Any, description: str) -> Any:
     """A field whose default the environment may set, read anew in every process that makes the parameters."""
     return Field(
@@ -37,12 +51,6 @@ def _parameter(name: str, default: Any, description: str) -> Any:
         validate_default=True,
         description=description,
     )
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
-    return value
 
 
 def _numbers(name: str, value: Any, kind: type) -> Any:
@@ -195,15 +203,13 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
                 )
         return unique
 
-    @field_validator("merge_method")
+    @field_validator(*_ALLOWED)
     @classmethod
-    def _merge_method(cls, value: str) -> str:
-        return _one_of("merge_method", value, METHODS)
-
-    @field_validator("resampling")
-    @classmethod
-    def _resampling(cls, value: str) -> str:
-        return _one_of("resampling", value, RESAMPLINGS)
+    def _one_of(cls, value: str | None, info: ValidationInfo) -> str | None:
+        allowed = _ALLOWED[str(info.field_name)]
+        if value is not None and value not in allowed:
+            raise ValueError(f"{info.field_name}={value!r} is not one of {', '.join(allowed)}")
+        return value
 
     @field_validator("nodata")
     @classmethod
@@ -211,16 +217,6 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         if math.isinf(value):
             raise ValueError("nodata is infinite; give a finite number, or NaN for no override")
         return value
-
-    @field_validator("dtype")
-    @classmethod
-    def _dtype(cls, value: str | None) -> str | None:
-        return value if value is None else _one_of("dtype", value, SUPPORTED_DTYPES)
-
-    @field_validator("compress")
-    @classmethod
-    def _compress(cls, value: str) -> str:
-        return _one_of("compress", value, tuple(COMPRESSIONS))
 
     @field_validator("target_crs")
     @classmethod
@@ -235,11 +231,6 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             if not (crs.geographic or crs.projected):
                 raise ValueError(f"target_crs={value!r} is neither geographic nor projected; a mosaic is flat")
         return value
-
-    @field_validator("grid")
-    @classmethod
-    def _grid(cls, value: str) -> str:
-        return _one_of("grid", value, GRIDS)
 
     @field_validator("bounds", mode="before")
     @classmethod
@@ -268,11 +259,6 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             raise ValueError(f"resolution={value} is not a pixel size; give a number above 0")
         return value
 
-    @field_validator("reduction")
-    @classmethod
-    def _reduction(cls, value: str) -> str:
-        return _one_of("reduction", value, RESAMPLINGS)
-
     @field_validator("mask_scl_classes", mode="before")
     @classmethod
     def _split_classes(cls, value: Any) -> Any:
@@ -285,16 +271,6 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             known = ", ".join(f"{number} ({name})" for number, (name, _) in CLASSES.items())
             raise ValueError(f"mask_scl_classes: {unknown[0]} is no class of SCL; there are {known}")
         return sorted(set(value))
-
-    @field_validator("missing_scl")
-    @classmethod
-    def _missing_scl(cls, value: str) -> str:
-        return _one_of("missing_scl", value, MISSING_SCL)
-
-    @field_validator("format")
-    @classmethod
-    def _format(cls, value: str) -> str:
-        return _one_of("format", value, FORMATS)
 
     @model_validator(mode="after")
     def _together(self) -> TimestampsAggregationParams:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -12,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum, item_asset, read_item
+from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
+from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
 from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, Progress, shown
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.mosaic.blocks import TileReader
@@ -189,7 +188,7 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
     named = _BANDS.findall(urlsplit(href).path.rpartition("/")[2].upper())
     if named and band not in named and band in _BANDS.findall(band):
         raise refuse(f"is {named[-1]} by its name, not {band}")
-    size = (item_asset(read_item(lake.scene_item(scene_id)), band) or {}).get("file:size")
+    size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")
     if isinstance(size, int) and part.stat().st_size != size:
         raise refuse(f"has {part.stat().st_size} bytes, published are {size}")
     expected = expected_checksum(lake, scene_id, band)
@@ -207,13 +206,13 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
     zone = re.search(r"_T(\d\d)([C-X])[A-Z]{2}_", scene_id)
     if zone and tile.crs.to_epsg() != (expected_epsg := (32600 if zone[2] >= "N" else 32700) + int(zone[1])):
         raise refuse(f"is in EPSG:{tile.crs.to_epsg()}, the scene's is EPSG:{expected_epsg}")
-    for other in path_of_others(lake, scene_id, band):
+    for other in _others(lake, scene_id, band):
         bounds = np.subtract(tile.geobox.boundingbox.bbox, other.geobox.boundingbox.bbox)
         if tile.geobox.crs == other.geobox.crs and np.abs(bounds).max() > abs(other.geobox.resolution.x):
             raise refuse(f"does not lie where {other.path.name} of the scene does")
 
 
-def path_of_others(lake: DataLake, scene_id: str, band: str) -> Iterable[Tile]:
+def _others(lake: DataLake, scene_id: str, band: str) -> Iterable[Tile]:
     """The other tiles of a scene that can be read."""
     for path in sorted(lake.tile(scene_id, band).parent.glob("*.tif")):
         if path.name != f"{band}.tif":
@@ -242,31 +241,13 @@ def _decode(tile: Tile) -> set[int]:
 
 def _hrefs(lake: DataLake, scene_id: str, band: str) -> list[str]:
     """Where a tile can be had, by the manifest of assets first, then by the scene's STAC item."""
-    found = [_manifest(lake.assets_manifest).get((scene_id, band.lower()), "")]
-    asset = item_asset(read_item(lake.scene_item(scene_id)), band) or {}
+    found = [manifest_value(lake, "href", scene_id, band)]
+    asset = item_asset(read_item(lake.scene_item(scene_id)), band)
     found.append(str(asset.get("href", "")))
     alternates = asset.get("alternate")
     if isinstance(alternates, dict):
         found += [str(each.get("href", "")) for each in alternates.values() if isinstance(each, dict)]
     return list(dict.fromkeys(href for href in found if urlsplit(href).scheme))
-
-
-def _manifest(path: Path) -> Mapping[tuple[str, str], str]:
-    try:
-        return _read_manifest(path, path.stat().st_mtime_ns)
-    except OSError:
-        return {}
-
-
-@lru_cache(maxsize=2)
-def _read_manifest(path: Path, changed: int) -> Mapping[tuple[str, str], str]:
-    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-        return {
-            ((row.get("scene_id") or "").strip(), column.strip().lower().removeprefix("href_")): value.strip()
-            for row in csv.DictReader(file)
-            for column, value in row.items()
-            if isinstance(column, str) and column.strip().lower().startswith("href_") and isinstance(value, str)
-        }
 
 
 def _record(path: Path) -> Path:

@@ -19,7 +19,7 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.attempt import BandRecord
-from thess_agg_dagster.lake.checksums import read_item
+from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.radiometry import is_reflectance

@@ -23,7 +23,8 @@ from thess_agg_dagster.attempt import (
     latest_successes,
     status_of,
 )
-from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum, read_item
+from thess_agg_dagster.lake.catalogue import read_item
+from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic.grid import rasterio_crs

@@ -7,19 +7,16 @@ whatever they chose.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
+from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
 
 OURS = "xxh128"
@@ -79,62 +76,13 @@ def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksu
         if (text := _read(sibling)) and (found := parse_checksum((text.split() or [""])[0])):
             return found, str(sibling)
     # 2. The manifest of the selected assets: `checksum_b04`, or `checksum` in rows with a `band`.
-    if found := _manifest(lake.assets_manifest).get((scene_id, band.lower())):
+    if found := parse_checksum(manifest_value(lake, "checksum", scene_id, band)):
         return found, str(lake.assets_manifest)
     # 3. The scene's STAC item.
     item = lake.scene_item(scene_id)
-    if (asset := item_asset(read_item(item), band)) and (found := parse_checksum(str(asset.get("file:checksum", "")))):
+    if found := parse_checksum(str(item_asset(read_item(item), band).get("file:checksum", ""))):
         return found, str(item)
     return None
-
-
-def read_item(path: Path) -> Mapping[str, Any]:
-    """A STAC item; empty where there is none that can be read."""
-    try:
-        item = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return item if isinstance(item, dict) else {}
-
-
-def item_asset(item: Mapping[str, Any], band: str) -> Mapping[str, Any] | None:
-    """The asset of a band: by its key (``B04``, ``b04``, ``B04_10m``), else by the name of its only band."""
-    assets = item.get("assets")
-    if not isinstance(assets, dict):
-        return None
-    usable = {str(key): asset for key, asset in assets.items() if isinstance(asset, dict)}
-    wanted = band.lower()
-    for key, asset in usable.items():
-        if re.fullmatch(rf"{re.escape(wanted)}(_\d+m)?", key.lower()):
-            return asset
-    for asset in usable.values():
-        bands = asset.get("bands") or asset.get("eo:bands") or []
-        if [str(each.get("name", "")).lower() for each in bands if isinstance(each, dict)] == [wanted]:
-            return asset
-    return None
-
-
-def _manifest(path: Path) -> Mapping[tuple[str, str], Checksum]:
-    try:
-        return _read_manifest(path, path.stat().st_mtime_ns)
-    except OSError:
-        return {}
-
-
-@lru_cache(maxsize=2)
-def _read_manifest(path: Path, changed: int) -> Mapping[tuple[str, str], Checksum]:
-    found: dict[tuple[str, str], Checksum] = {}
-    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-        for row in csv.DictReader(file):
-            scene_id = (row.get("scene_id") or "").strip()
-            for column, value in row.items():
-                if not isinstance(column, str) or not isinstance(value, str):
-                    continue
-                name, _, band = column.strip().lower().partition("_")
-                band = band or (row.get("band") or "").strip().lower()
-                if name == "checksum" and band and (checksum := parse_checksum(value)):
-                    found[scene_id, band] = checksum
-    return found
 
 
 def _read(path: Path) -> str:
