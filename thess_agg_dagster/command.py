@@ -101,7 +101,7 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, verify:
     if data_lake:
         os.environ["DATA_LAKE"] = str(data_lake.absolute())  # workers load the definitions anew
     io_manager = DataLakeIOManager.from_environment()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    _stop_on_sigterm()
     with open_instance(io_manager.lake.root) as instance:  # made here, before any worker opens it
         session = _Session(instance, io_manager, params, console)
         try:
@@ -148,6 +148,7 @@ class _Session:
         latest = {} if force else latest_attempts(self.instance)
         todo = [key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params)]
         if todo:
+            _stop_on_sigterm()
             self._refetch([series.acquisitions[key] for key in todo])
             self._run_all(todo)
             tidy_up(self.instance, self.lake)
@@ -251,6 +252,11 @@ class _Session:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _stop_on_sigterm() -> None:
+    """SIGTERM as Ctrl-C. A run in this process leaves it as SIGINT is, which is ignored in the background of a script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _plain(error: ValidationError) -> str:
