@@ -11,24 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.storage import open_text, read_if_there, stamp_of
 
 # Columns of the manifest that tell of a band, `<word>_<band>`; or `<word>` in rows with a `band`.
 _WORDS = ("href", "checksum")
 
 
 def manifest_value(lake: DataLake, word: str, scene_id: str, band: str) -> str:
-    """``href`` or ``checksum`` of a tile in ``tables/assets_manifest_selected.csv``; empty where it has none."""
+    """``href`` or ``checksum`` of a tile in ``tables/assets_manifest_selected.csv``; empty where it has none.
+
+    Raises ``OSError`` where it is there and cannot be read.
+    """
     path = lake.assets_manifest
-    try:
-        return _read_manifest(path, path.stat().st_mtime_ns).get((word, scene_id, band.lower()), "")
-    except OSError:
-        return ""
+    stamp = stamp_of(path)
+    return _read_manifest(path, stamp).get((word, scene_id, band.lower()), "") if stamp else ""
 
 
 @lru_cache(maxsize=2)
-def _read_manifest(path: Path, changed: int) -> Mapping[tuple[str, str, str], str]:
+def _read_manifest(path: Path, stamp: str) -> Mapping[tuple[str, str, str], str]:
     found: dict[tuple[str, str, str], str] = {}
-    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+    with open_text(path, errors="replace") as file:
         for row in csv.DictReader(file):
             for column, value in row.items():
                 if not isinstance(column, str) or not isinstance(value, str):
@@ -41,10 +43,10 @@ def _read_manifest(path: Path, changed: int) -> Mapping[tuple[str, str, str], st
 
 
 def read_item(path: Path) -> Mapping[str, Any]:
-    """A STAC item; empty where there is none that can be read."""
+    """A STAC item; empty where there is none, or something else. Raises ``OSError`` where a disk or store fails."""
     try:
-        item = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        item = json.loads(read_if_there(path) or b"{}")
+    except ValueError:
         return {}
     return item if isinstance(item, dict) else {}
 

@@ -2,7 +2,7 @@
 
 Ours are XXH3 with 128 bits, written as ``xxh128:<hex>``: they find what rotted or was cut, not what was forged, and
 cost about as much as reading memory. (``xxh128sum -c`` checks them on a command line.) Others' are verified in
-whatever they chose.
+whatever they chose. A tile in an object store is not read as a whole for our sake: its ETag stands for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import xxhash
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.storage import as_os_errors, etag_of, is_remote, read_if_there, stamp_of
 
 OURS = "xxh128"
 _CHUNK = 2**20
@@ -44,7 +45,7 @@ class Checksum:
 def checksum_of(path: Path, algorithm: str = OURS) -> Checksum:
     """The checksum of a file, read in pieces. Raises ``OSError``."""
     hasher = xxhash.xxh3_128() if algorithm == OURS else hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
+    with as_os_errors(path), path.open("rb") as file:
         while piece := file.read(_CHUNK):
             hasher.update(piece)
     return Checksum(algorithm, hasher.hexdigest())
@@ -73,7 +74,8 @@ def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksu
     # 1. A file beside the tile, as `md5sum` and `sha256sum` write it.
     for suffix in (".sha256", ".md5"):
         sibling = tile.with_name(tile.name + suffix)
-        if (text := _read(sibling)) and (found := parse_checksum((text.split() or [""])[0])):
+        text = (read_if_there(sibling) or b"").decode(errors="replace")
+        if found := parse_checksum((text.split() or [""])[0]):
             return found, str(sibling)
     # 2. The manifest of the selected assets: `checksum_b04`, or `checksum` in rows with a `band`.
     if found := parse_checksum(manifest_value(lake, "checksum", scene_id, band)):
@@ -85,25 +87,20 @@ def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksu
     return None
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 class ChangedError(Exception):
     """A file was changed while it was in use."""
 
 
 class BackgroundChecksums:
     """Checksums of files, taken on a thread of its own while somebody else reads them: what one has read, the other finds
-    in memory. A context manager; leaving it waits for nothing."""
+    in memory. Of those in an object store, ``etag:<ETag>``. A context manager; leaving it waits for nothing."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksums")
-        self._stamps = {path: _stamp(path) for path in paths}
-        self._found = {path: self._pool.submit(checksum_of, path) for path in self._stamps}
+        self._stamps = {path: stamp_of(path) for path in paths}
+        self._found = {
+            path: self._pool.submit(_etag if is_remote(path) else checksum_of, path) for path in self._stamps
+        }
 
     def __enter__(self) -> BackgroundChecksums:
         return self
@@ -114,11 +111,10 @@ class BackgroundChecksums:
     def of(self, path: Path) -> Checksum:
         """A file's checksum. Raises ``OSError``; :class:`ChangedError` where the file is not what it was at first."""
         found = self._found[path].result()
-        if _stamp(path) != self._stamps[path]:
+        if stamp_of(path) != self._stamps[path]:
             raise ChangedError(f"{path}: changed while it was read; run it again")
         return found
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+def _etag(path: Path) -> Checksum:
+    return Checksum("etag", etag_of(path))

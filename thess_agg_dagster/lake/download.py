@@ -64,9 +64,10 @@ class DownloadPolicy:
     def allows(self, href: str) -> bool:
         """Whether a file may be asked for."""
         url = urlsplit(href)
-        if url.scheme in ("http", "https"):
-            name = _host(href) if url.scheme == "https" else f"http://{_host(href)}"
-            return name in self.allowed or (url.scheme == "https" and url.hostname in self.allowed)
+        if url.scheme == "https":  # a host alone means each of its ports
+            return _host(href) in self.allowed or url.hostname in self.allowed
+        if url.scheme == "http":
+            return f"http://{_host(href)}" in self.allowed
         if url.scheme == "s3":
             return any(_below(href, each) for each in self.allowed if each.startswith("s3://"))
         if url.scheme == "file":
@@ -112,10 +113,11 @@ class Downloader:
 def shown(href: str) -> str:
     """An address without what may be secret: user, password, query."""
     url = urlsplit(href)
-    return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+    return urlunsplit((url.scheme, _host(href), url.path, "", ""))
 
 
 def _host(href: str) -> str:
+    """Host and port, without user and password."""
     return urlsplit(href).netloc.rpartition("@")[2]
 
 

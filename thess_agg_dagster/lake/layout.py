@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+
+from thess_agg_dagster.lake.storage import is_remote, lake_path, stamps_below
 
 #: The audit tables by short name.
 AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
@@ -16,6 +18,8 @@ AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
         "band_report": "timestamps_aggregation_band_report.csv",
     }
 )
+
+QUICKLOOK, MANIFEST, ITEM, COLLECTION = "quicklook.jpg", "manifest.json", "item.json", "collection.json"
 
 # A scene or band is one name in a path: no separators, no leading dot, ASCII only (no look-alikes), no surprises.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
@@ -28,10 +32,15 @@ def is_plain_name(text: str) -> bool:
 
 @dataclass(frozen=True)
 class DataLake:
-    """The layout of one lake. ``tables`` overrides the tables folder (default ``<root>/tables``)."""
+    """The layout of one lake, in a folder or a bucket. ``tables`` overrides the tables folder (default ``<root>/tables``)."""
 
     root: Path
     tables: Path | None = None
+
+    @classmethod
+    def at(cls, root: str, tables: str | None = None) -> DataLake:
+        """The lake at a folder, or at an address as ``s3://bucket/prefix``."""
+        return cls(lake_path(root), lake_path(tables) if tables else None)
 
     @property
     def tables_folder(self) -> Path:
@@ -70,12 +79,23 @@ class DataLake:
                 raise ValueError(f"{name[:80]!r} is not a plain name")
         return self.root / "cache" / "s2" / scene_id / f"{band}.tif"
 
+    def stamps(self, scene_ids: Iterable[str] | None = None) -> Callable[[Path], str | None]:
+        """How the tiles and items of some scenes (or of all, and the mosaics) stand now: see ``storage.stamp_of``."""
+        if scene_ids is None:
+            return stamps_below([self.root / "cache" / "s2", self.aggregated])
+        return stamps_below([folder for each in scene_ids for folder in self._of_scene(each)])
+
+    def _of_scene(self, scene_id: str) -> tuple[Path, Path]:
+        return self.tile(scene_id, "item").parent, self.scene_item(scene_id)
+
     def scene_item(self, scene_id: str) -> Path:
         """The STAC item of a scene, where a download step left one. Raises ``ValueError`` unless it is a plain name."""
         return self.tile(scene_id, "item").parents[1] / "stac_items" / f"{scene_id}.json"
 
     def leads_outside(self, path: Path) -> bool:
         """Whether a tile's path is a symbolic link out of the lake. (``cache`` as a whole may live elsewhere.)"""
+        if is_remote(path):
+            return False
         real = path.resolve()
         return not any(real.is_relative_to(folder.resolve()) for folder in (self.root, self.root / "cache"))
 
@@ -91,17 +111,17 @@ class DataLake:
         return self.timestamp_folder(timestamp) / f"{band}.tif"
 
     def quicklook(self, timestamp: str) -> Path:
-        return self.timestamp_folder(timestamp) / "quicklook.jpg"
+        return self.timestamp_folder(timestamp) / QUICKLOOK
 
     @property
     def collection(self) -> Path:
         """The STAC collection of all published timestamps."""
-        return self.aggregated / "collection.json"
+        return self.aggregated / COLLECTION
 
     def manifest(self, timestamp: str) -> Path:
         """What a timestamp's mosaics were made of, and their checksums."""
-        return self.timestamp_folder(timestamp) / "manifest.json"
+        return self.timestamp_folder(timestamp) / MANIFEST
 
     def item(self, timestamp: str) -> Path:
         """The STAC item of a timestamp."""
-        return self.timestamp_folder(timestamp) / "item.json"
+        return self.timestamp_folder(timestamp) / ITEM

@@ -1,4 +1,7 @@
-"""Publishing: what appears in the lake appears whole, and what was there stays until then."""
+"""Publishing: what appears in the lake appears whole, and what was there stays until then.
+
+In a folder by rename; in a bucket by upload from a local scratch folder.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from thess_agg_dagster.lake.storage import copy_object, is_remote, upload, upload_together
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # Linux renameat2(2)
 _RENAME_SWAP = 2  # macOS renamex_np(2)
 
 
 @contextmanager
-def staged_folder(target: Path, staging: Path) -> Iterator[Path]:
-    """A new folder to fill; it becomes ``target`` when the block ends well, and vanishes otherwise.
+def staged_folder(target: Path, staging: Path, last: str) -> Iterator[Path]:
+    """A new local folder to fill; it becomes ``target`` when the block ends well, and vanishes otherwise.
 
-    ``staging`` must be on the file system of ``target``. An older ``target`` is replaced in one step. Every staged
-    folder is locked by the process that fills it; those whose process is gone are removed on the way.
+    ``staging`` must be on the file system of ``target``, where that is not in a bucket. An older ``target`` is replaced in
+    one step; in a bucket, where there is no such step, the file named ``last`` is gone while the others are replaced.
+    Every staged folder is locked by the process that fills it; those whose process is gone are removed on the way.
+    Raises ``OSError``.
     """
+    staging = local_folder(staging)
     with _locked(staging):
         _remove_abandoned(staging)
         folder = Path(tempfile.mkdtemp(dir=staging, prefix=f"{target.name}-"))
@@ -33,8 +41,11 @@ def staged_folder(target: Path, staging: Path) -> Iterator[Path]:
     try:
         folder.chmod(0o755)
         yield folder
-        with _locked(staging):
-            _replace_folder(folder, target)
+        if is_remote(target):
+            upload_together(folder.iterdir(), target, last)
+        else:
+            with _locked(staging):
+                _replace_folder(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -42,24 +53,43 @@ def staged_folder(target: Path, staging: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """A new file to fill; it becomes ``target`` when the block ends well, and vanishes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+    """A new local file to fill; it becomes ``target`` when the block ends well, and vanishes otherwise."""
+    folder = local_folder(target.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.name}-")
     os.close(handle)
     file = Path(name)
     try:
-        file.chmod(0o644)
         yield file
-        os.replace(file, target)
+        file.chmod(0o644)
+        if is_remote(target):
+            upload(file, target)
+        else:
+            os.replace(file, target)
     finally:
         file.unlink(missing_ok=True)
 
 
 def remove_abandoned(staging: Path) -> None:
     """Remove staged folders whose process is gone; those of a living one stay."""
+    staging = local_folder(staging)
     if staging.is_dir():
         with _locked(staging):
             _remove_abandoned(staging)
+
+
+def keep_aside(path: Path, name: str) -> None:
+    """Give a file, where there is one, a second name beside it. Raises ``OSError``."""
+    if is_remote(path):
+        copy_object(path, path.with_name(name))
+    else:
+        with suppress(FileNotFoundError):
+            os.link(path, path.with_name(name))
+
+
+def local_folder(folder: Path) -> Path:
+    """Where the files of a folder are made: there; those of a bucket in the folder for temporary files."""
+    return Path(tempfile.gettempdir()) / f"thess-agg-dagster-{os.getuid()}" if is_remote(folder) else folder
 
 
 @contextmanager
@@ -86,9 +116,9 @@ def _try_lock(handle: int) -> bool:
 def _remove_abandoned(staging: Path) -> None:
     for folder in staging.iterdir():
         try:
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # its owner removes it right now
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # its owner removes it right now; a file on its way to a bucket
         try:
             if _try_lock(handle):
                 shutil.rmtree(folder, ignore_errors=True)

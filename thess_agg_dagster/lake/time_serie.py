@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from thess_agg_dagster.lake.layout import is_plain_name
+from thess_agg_dagster.lake.storage import open_text
 
 COLUMNS = ("acq_datetime", "tile_ids")
 
@@ -62,7 +63,7 @@ def read_time_serie(path: Path) -> TimeSerie:
     missing, unreadable, or lacks a column; a bad row is refused by line number and the others go on.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path) as file:
             return _read(path, file)
     except FileNotFoundError as error:
         raise TimeSerieError(
@@ -70,6 +71,15 @@ def read_time_serie(path: Path) -> TimeSerie:
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TimeSerieError(f"{path}: cannot be read as UTF-8 CSV ({error}); export it again") from error
+
+
+def instant_of(timestamp: str) -> datetime:
+    """The instant of an ISO 8601 text, in UTC; so is one without an offset, as Sentinel-2's times are.
+
+    Raises ``ValueError`` and ``OverflowError``.
+    """
+    instant = datetime.fromisoformat(timestamp)
+    return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def _read(path: Path, file: TextIO) -> TimeSerie:
@@ -132,10 +142,7 @@ def _parse_timestamp(cell: str) -> tuple[str, datetime]:
     if not _TIMESTAMP.fullmatch(text):
         raise ValueError(f"acq_datetime {text[:80]!r} is not an ISO 8601 datetime")
     try:
-        instant = datetime.fromisoformat(text)
-        if instant.tzinfo is None:  # Sentinel-2 times are UTC
-            instant = instant.replace(tzinfo=UTC)
-        return text, instant.astimezone(UTC)
+        return text, instant_of(text)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"acq_datetime {text!r} is not an ISO 8601 datetime") from error
 

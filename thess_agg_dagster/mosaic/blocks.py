@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, LifoQueue
@@ -32,6 +33,7 @@ from thess_agg_dagster.mosaic.tiles import (
     TileError,
     first_line,
     is_transient,
+    local_copy,
     open_tile,
 )
 
@@ -59,6 +61,9 @@ class TileReader:
         rows *= max(1, min(CHUNK, 2**20 // cols) // rows)
         self.chunk_shape = rows, cols
         self._handles: LifoQueue[DatasetReader] = LifoQueue()
+        self._source = tile.path
+        self._copies = ExitStack()
+        self._copying = threading.Lock()
 
     def chunks(self, box: Box) -> Iterator[tuple[int, int]]:
         """Indices ``(row, col)`` of the chunks that a rectangle of the tile touches."""
@@ -81,13 +86,20 @@ class TileReader:
         """
         box = self.box(chunk)
         path = self.tile.path
+        source = self._source
         try:
             try:
                 handle = self._handles.get_nowait()
             except Empty:
-                handle = open_tile(path, self.tile.overview)
+                handle = open_tile(source, self.tile.driver, self.tile.overview)
             pixels: Pixels = handle.read(1, window=Window(box.left, box.top, box.shape[1], box.shape[0]))
         except (RasterioError, OSError) as error:
+            if not isinstance(source, Path):
+                # A broken connection, or a broken file? GDAL does not tell; a copy does, and is read from here on.
+                with self._copying:
+                    if self._source is source:
+                        self._source = self._copies.enter_context(local_copy(path))
+                return self.decode(chunk)
             if is_transient(error):
                 raise SystemFaultError(path, error) from error
             cause = error.__cause__ or error
@@ -102,6 +114,7 @@ class TileReader:
     def close(self) -> None:
         while not self._handles.empty():
             self._handles.get_nowait().close()
+        self._copies.close()
 
 
 @dataclass

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import rasterio
@@ -168,7 +168,13 @@ class _Merger:
         self._merge = MERGE_METHODS["first" if self._hides else method]
         self._readers: list[TileReader] = []
         self._layers = [
-            LayerReader(layer, plan.grid, plan.options.mask, self._add(layer.tile), self._add(layer.scl))
+            LayerReader(
+                layer,
+                plan.grid,
+                plan.options.mask,
+                self._add(layer.tile),
+                None if layer.scl is None else self._add(layer.scl),
+            )
             for layer in layers
         ]
         area = plan.options.target.area
@@ -192,14 +198,8 @@ class _Merger:
         self.preview: Pixels = np.full((-(-rows // self._step), -(-cols // self._step)), plan.nodata, self._dtype)
         self.histogram = np.zeros(256, np.int64) if self._dtype == np.uint8 else None
 
-    @overload
-    def _add(self, tile: Tile) -> int: ...
-    @overload
-    def _add(self, tile: Tile | None) -> int | None: ...
-    def _add(self, tile: Tile | None) -> int | None:
+    def _add(self, tile: Tile) -> int:
         """A file to read; its number in the cache."""
-        if tile is None:
-            return None
         self._readers.append(TileReader(tile))
         return len(self._readers) - 1
 

@@ -196,21 +196,19 @@ def _range(affine: tuple[float, float, float], within: Box) -> tuple[float, floa
     return first + min(rows) + min(cols), first + max(rows) + max(cols)
 
 
-class Repeat(Placement):
+class Repeat(Copy):
     """Nearest neighbour where each of the tile's pixels fills whole pixels of the grid: repeated."""
 
     def __init__(self, tile: Tile, empty: float, grid: GeoBox, factor: int) -> None:
         super().__init__(tile, empty, grid)
         self._factor = factor
-        left, top = grid.wld2pix(*tile.geobox.pix2wld(0, 0))
-        self._offset = -round(top), -round(left)
 
     def source_box(self, window: Box) -> Box:
-        k, there = self._factor, window.shift(*self._offset)
+        k, there = self._factor, super().source_box(window)
         return Box(there.top // k, -(-there.bottom // k), there.left // k, -(-there.right // k))
 
     def resample(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
-        k, there = self._factor, window.shift(*self._offset)
+        k, there = self._factor, super().source_box(window)
         height, width = pixels.shape
         # Assignments, unlike `numpy.repeat`, let other threads go on.
         wide: Pixels = np.empty((height, width * k), pixels.dtype)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
@@ -31,8 +34,22 @@ ProblemKind = Literal[
     "unknown_baseline",
 ]
 
-# First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name.
+# First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name; and how many are asked for.
+_FIRST_BYTES = 4096
+# Bytes that are copied at once.
+_PIECE = 2**20
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+
+# What GDAL calls an object store.
+_STORES = {
+    "s3": "/vsis3/",
+    "s3a": "/vsis3/",
+    "gs": "/vsigs/",
+    "gcs": "/vsigs/",
+    "az": "/vsiaz/",
+    "abfs": "/vsiaz/",
+    "abfss": "/vsiaz/",
+}
 
 # What GDAL may look at and keep while we read and write.
 GDAL_OPTIONS = {
@@ -44,6 +61,10 @@ GDAL_OPTIONS = {
     "GDAL_CACHEMAX": 1,
     # Threads are ours to spend: one block is decoded by one thread.
     "GDAL_NUM_THREADS": "1",
+    # An object in a bucket may be another one the next time it is opened.
+    "CPL_VSIL_CURL_NON_CACHED": ":".join(sorted(set(_STORES.values()))),
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
 }
 
 _TRANSIENT = frozenset(
@@ -141,20 +162,46 @@ def gdal_env() -> Iterator[None]:
         yield
 
 
-def open_tile(path: Path, overview: int | None = None) -> DatasetReader:
-    """Open a tile (or one of its overviews) as what its first bytes say, GeoTIFF or JPEG 2000.
+def gdal_name(path: Path) -> str:
+    """What GDAL calls a file: its path, or ``/vsis3/bucket/key`` for one in an object store (a ``upath.UPath``).
 
-    Call inside :func:`gdal_env`.
+    Buckets are read by ranges. Credentials are looked for by GDAL, where they usually are; the endpoint that other
+    libraries know as ``AWS_ENDPOINT_URL`` is handed on, to all threads.
+    """
+    store = _STORES.get(getattr(path, "protocol", ""))
+    if store is None:
+        return str(path)
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    if endpoint.netloc:
+        os.environ.setdefault("AWS_S3_ENDPOINT", endpoint.netloc + endpoint.path.rstrip("/"))
+        os.environ.setdefault("AWS_HTTPS", "NO" if endpoint.scheme == "http" else "YES")
+        os.environ.setdefault("AWS_VIRTUAL_HOSTING", "FALSE")
+    return store + str(path.path)  # type: ignore[attr-defined]
+
+
+def open_tile(path: Path, driver: str, overview: int | None = None) -> DatasetReader:
+    """Open a tile, or one of its overviews. Call inside :func:`gdal_env`.
 
     GDAL left to itself sniffs content, so a "tile" could be a VRT that names other files or URLs;
     naming the driver leaves it no choice.
     """
-    with path.open("rb") as file:
-        signature = file.read(12)
     # A tile without a transform is refused by name; rasterio need not warn of it as well.
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-    driver = "JP2OpenJPEG" if signature.startswith(_JPEG2000) else "GTiff"
-    return rasterio.open(path, driver=driver, **({} if overview is None else {"overview_level": overview}))
+    return rasterio.open(gdal_name(path), driver=driver, **({} if overview is None else {"overview_level": overview}))
+
+
+def _driver(path: Path) -> str | None:
+    """The driver that a tile's first bytes ask for, GeoTIFF or JPEG 2000; ``None`` where it is empty."""
+    try:
+        with path.open("rb", _FIRST_BYTES) as file:
+            signature = file.read(12)
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise
+        raise SystemFaultError(path, error) from error  # of a store's library
+    if not signature:
+        return None
+    return "JP2OpenJPEG" if signature.startswith(_JPEG2000) else "GTiff"
 
 
 def is_transient(error: BaseException) -> bool:
@@ -196,16 +243,30 @@ def inspect_tile(path: Path) -> Tile:
         The system is at fault, not the file.
     """
 
+    try:
+        return _inspect(path)
+    except TileError as error:
+        if isinstance(path, Path) or error.problem.kind != "unreadable_input":
+            raise
+    # What GDAL says of an object in a bucket does not tell a broken connection from a broken file; a copy does.
+    try:
+        with local_copy(path) as copy:
+            return replace(_inspect(copy), path=path)
+    except TileError as error:
+        raise TileError(replace(error.problem, path=path)) from error
+
+
+def _inspect(path: Path) -> Tile:
     def refuse(kind: ProblemKind, why: str) -> TileError:
         return TileError(Problem(kind, why, path))
 
     with gdal_env():
         try:
-            if not path.is_file():
-                raise refuse("missing_input", "no such file; download the tile again or take the scene off the list")
-            if path.stat().st_size == 0:
+            if isinstance(path, Path) and not path.is_file():
+                raise FileNotFoundError
+            if (driver := _driver(path)) is None:
                 raise refuse("unreadable_input", "the file is empty; download the tile again")
-            with open_tile(path) as source:
+            with open_tile(path, driver) as source:
                 if source.count != 1:
                     raise refuse("unreadable_input", f"has {source.count} bands; a tile holds exactly one")
                 if source.crs is None or not (source.crs.is_geographic or source.crs.is_projected):
@@ -234,6 +295,9 @@ def inspect_tile(path: Path) -> Tile:
                     driver=source.driver,
                     block_shape=source.block_shapes[0],
                 )
+        except FileNotFoundError as error:
+            why = "no such file; download the tile again or take the scene off the list"
+            raise refuse("missing_input", why) from error
         except PermissionError as error:
             raise refuse("unreadable_input", "may not be read; correct the permissions") from error
         except (RasterioError, OSError) as error:
@@ -245,16 +309,29 @@ def inspect_tile(path: Path) -> Tile:
             ) from error
 
 
+@contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """A temporary copy of an object in a bucket. Raises :class:`SystemFaultError` where the store does not give it."""
+    with tempfile.NamedTemporaryFile(suffix=path.suffix) as copy:
+        try:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, copy, _PIECE)
+            copy.flush()
+        except Exception as error:  # whatever the store's library raises
+            raise SystemFaultError(path, error) from error
+        yield Path(copy.name)
+
+
 def overview_of(tile: Tile, factor: float) -> Tile:
     """The tile's coarsest overview (or JPEG 2000 resolution level) that is reduced by at most ``factor``, else itself.
 
     One that ``factor`` is a whole multiple of is preferred: what remains is then a mean of whole pixels.
     """
     # A factor between two CRSs is not quite a whole number.
-    with gdal_env(), open_tile(tile.path) as source:
+    with gdal_env(), open_tile(tile.path, tile.driver) as source:
         found = [(size, level) for level, size in enumerate(source.overviews(1)) if size <= factor * 1.01]
     if not found:
         return tile
     _, level = max(found, key=lambda each: (abs(factor / each[0] - round(factor / each[0])) < 0.01, each))
-    with gdal_env(), open_tile(tile.path, level) as source:
+    with gdal_env(), open_tile(tile.path, tile.driver, level) as source:
         return replace(tile, geobox=GeoBox.from_rio(source), block_shape=source.block_shapes[0], overview=level)

@@ -1,0 +1,28 @@
+"""What the assets and their partitions are called in Dagster.
+
+Several lakes share one Dagster when each is a code location of its own, with ``THESS_LAKE=<name>`` in the environment of
+its processes: all of its keys then begin with that name.
+"""
+
+import os
+import re
+
+import dagster as dg
+
+#: Name of the lake among others; empty: it is the only one.
+LAKE = os.environ.get("THESS_LAKE", "").strip()
+if LAKE and not re.fullmatch(r"[a-z][a-z0-9_]*", LAKE, re.ASCII):
+    raise ValueError(f"THESS_LAKE={LAKE!r} is not a name of small letters, digits and underscores")
+
+_PREFIX = [LAKE] if LAKE else []
+
+TIME_SERIE = dg.AssetKey([*_PREFIX, "time_serie"])
+RAW_TILES = dg.AssetKey([*_PREFIX, "cache", "s2"])
+AGGREGATED = dg.AssetKey([*_PREFIX, "data_raw", "aggregated"])
+REPORT = dg.AssetKey([*_PREFIX, "timestamps_aggregation"])
+VERIFICATION = dg.AssetKey([*_PREFIX, "published_mosaics"])
+#: What this lake's runs make.
+MADE = frozenset({TIME_SERIE, AGGREGATED, REPORT, VERIFICATION})
+
+#: Keys are the texts of ``acq_datetime``; the ``time_serie`` asset registers them.
+timestamps = dg.DynamicPartitionsDefinition(name="_".join([*_PREFIX, "timestamp"]))

@@ -1,0 +1,179 @@
+"""Where a lake is kept: a folder, or a bucket of an object store (``s3://``, ``gs://``, ``az://``).
+
+A path in a bucket is a ``upath.UPath``: it has the interface of ``pathlib.Path``, but for what only a folder can do
+(links, locks, renames), so it is typed as one; :func:`is_remote` tells them apart. What goes wrong on the way to a store
+is an ``OSError`` here, as on a disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+# Bytes that travel at once, up or down.
+_PIECE = 8 * 2**20
+# Requests wait for answers most of the time.
+_REQUESTS = 8
+
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+# What identifies a version of an object, by what the stores' libraries call it.
+_VERSIONS = ("ETag", "etag", "md5Hash", "generation", "last_modified", "LastModified")
+
+
+def lake_path(text: str | Path) -> Path:
+    """A path as users write it: ``/data/lake``, or ``s3://bucket/prefix``.
+
+    Raises ``ImportError`` where the library of a store is not installed.
+    """
+    if "://" not in str(text):
+        return Path(text).expanduser().absolute()
+    from upath import UPath  # here, because few have an object store
+
+    # Listings are never kept: others put tiles there.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if str(text).startswith("s3://"):
+        options["default_block_size"] = _PIECE
+    return cast(Path, UPath(str(text).rstrip("/"), **options))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is in an object store."""
+    return not isinstance(path, Path)
+
+
+@contextmanager
+def as_os_errors(path: Path) -> Iterator[None]:
+    """What the libraries of object stores raise, as ``OSError``."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of botocore, aiohttp, google.auth, ...
+        if not is_remote(path):
+            raise
+        raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: {type(error).__name__}: {error}", str(path)) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """A small file as a whole. Raises ``OSError``."""
+    if not is_remote(path):
+        return path.read_bytes()
+    with as_os_errors(path):
+        remote = cast(Any, path)
+        return cast(bytes, remote.fs.cat_file(remote.path))  # one request
+
+
+@contextmanager
+def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
+    """A UTF-8 text file, for the ``csv`` module. Raises ``OSError``, and ``UnicodeDecodeError`` while it is read."""
+    if is_remote(path):
+        yield io.TextIOWrapper(io.BytesIO(read_bytes(path)), "utf-8-sig", errors, newline="")
+    else:
+        with path.open(encoding="utf-8-sig", errors=errors, newline="") as file:
+            yield file
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """The same, and ``None`` where there is no such file, or none that may be read. Raises ``OSError``."""
+    with suppress(*_NOT_THERE):
+        return read_bytes(path)
+    return None
+
+
+def stamp_of(path: Path) -> str | None:
+    """A short text that changes when a file is replaced; ``None`` where there is none.
+
+    Size and modification time; in a bucket size and ETag. Raises ``OSError`` where a store does not answer.
+    """
+    with suppress(*_NOT_THERE), as_os_errors(path):
+        stat = path.stat()
+        return _stamp(cast(Any, stat).as_info()) if is_remote(path) else f"{stat.st_size} {stat.st_mtime_ns}"
+    return None
+
+
+def etag_of(path: Path) -> str:
+    """What an object store says identifies the bytes of an object. Raises ``OSError``."""
+    with as_os_errors(path):
+        return _version(cast(Any, path.stat()).as_info())
+
+
+def stamps_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
+    """:func:`stamp_of` for the files in some folders: in a bucket from one listing of each, made now."""
+    if not any(map(is_remote, folders)):
+        return stamp_of
+
+    def listing(folder: Path) -> dict[str, str]:
+        remote = cast(Any, folder)
+        with suppress(FileNotFoundError), as_os_errors(folder):
+            return {name: _stamp(info) for name, info in remote.fs.find(remote.path, detail=True).items()}
+        return {}
+
+    found: dict[str, str] = {}
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        for each in pool.map(listing, folders):
+            found |= each
+    return lambda path: found.get(cast(Any, path).path)
+
+
+def upload(file: Path, target: Path) -> None:
+    """Put a local file into a bucket, where it appears whole. Raises ``OSError``."""
+    with as_os_errors(target):
+        remote = cast(Any, target)
+        remote.fs.put_file(str(file), remote.path)
+
+
+def copy_object(source: Path, target: Path) -> None:
+    """Copy an object within its bucket; nothing where there is none. Raises ``OSError``."""
+    with suppress(FileNotFoundError), as_os_errors(source):
+        remote = cast(Any, source)
+        remote.fs.cp_file(remote.path, cast(Any, target).path)
+
+
+def upload_together(files: Iterable[Path], folder: Path, last: str) -> None:
+    """Put local files into a folder of a bucket, all or none, as far as a store can; nothing else stays there.
+
+    All bytes are there before any of them can be seen. Then the old file ``last`` goes, the new ones appear, and ``last``
+    does when all of them have: where it stands, the folder is complete. Raises ``OSError``.
+    """
+    store, where = cast(Any, folder).fs, cast(Any, folder).path
+    sources = {f"{where}/{file.name}": file for file in files}
+
+    def send(name: str) -> Any:
+        with sources[name].open("rb") as source, store.open(name, "wb", block_size=_PIECE, autocommit=False) as sent:
+            while piece := source.read(_PIECE):
+                sent.write(piece)
+        return sent
+
+    with as_os_errors(folder), ThreadPoolExecutor(_REQUESTS) as pool:
+        futures = {name: pool.submit(send, name) for name in sources}
+        try:
+            sent = {name: future.result() for name, future in futures.items()}
+        except BaseException:
+            for future in futures.values():
+                if future.exception() is None:
+                    future.result().discard()
+            raise
+        before = store.find(where) if store.exists(where) else []
+        if f"{where}/{last}" in before:
+            store.rm_file(f"{where}/{last}")
+        final = sent.pop(f"{where}/{last}")
+        list(pool.map(lambda each: each.commit(), sent.values()))
+        for name in set(before) - set(sources):
+            with suppress(FileNotFoundError):
+                store.rm_file(name)
+        final.commit()
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    return f"{info.get('size')} {_version(info)}"
+
+
+def _version(info: dict[str, Any]) -> str:
+    return next((str(info[name]).strip('"') for name in _VERSIONS if info.get(name)), "")
