@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import AGGREGATED, RAW_TILES, Attempt, first_sight, latest_successes, stopping_is_final
+from thess_agg_dagster.attempt import Attempt, first_sight, latest_successes, stopping_is_final
 from thess_agg_dagster.audit import EVENTS_UP_TO, audit_tables, newest_event, table_schema
 from thess_agg_dagster.checks import (
     AGGREGATED_CHECKS,
@@ -23,12 +23,12 @@ from thess_agg_dagster.checks import (
 )
 from thess_agg_dagster.instance import claim_run
 from thess_agg_dagster.io_manager import AuditTables, DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, LAKE, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION, timestamps
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.partitions import timestamps
 from thess_agg_dagster.refetch import Refetched, download_policy, refetch
 from thess_agg_dagster.timestamp_plan import changed_inputs, plan_timestamp, tile_names
 
@@ -39,8 +39,9 @@ AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  
 
 
 @dg.asset(
+    key=TIME_SERIE,
     check_specs=TIME_SERIE_CHECKS,
-    group_name="aggregation",
+    group_name=LAKE or "aggregation",
     kinds={"csv"},
     description="The list of acquisitions, `tables/time_serie.csv`: read, validated, and registered as partitions.",
     metadata={
@@ -58,9 +59,11 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
     except TimeSerieError as error:
         yield failed_schema(str(error))
         raise dg.Failure(str(error), allow_retries=False) from error
-    registered = context.instance.get_dynamic_partitions(str(timestamps.name))
-    context.instance.add_dynamic_partitions(str(timestamps.name), list(series.acquisitions))
-    for key in sorted(set(series.acquisitions) - set(registered)):
+    registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
+    new = [key for key in series.acquisitions if key not in registered]
+    if new:
+        context.instance.add_dynamic_partitions(str(timestamps.name), new)
+    for key in new:
         context.log_event(first_sight(key))
     for row in series.refused:
         context.log.warning(f"{series.path}: {row}")
@@ -102,7 +105,7 @@ with warnings.catch_warnings():
     @dg.observable_source_asset(
         key=RAW_TILES,
         partitions_def=timestamps,
-        group_name="aggregation",
+        group_name=LAKE or "aggregation",
         description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: whoever downloads puts them there. Where they, "
         "the tile list or the parameters have changed since, the timestamp is stale.",
     )
@@ -121,7 +124,7 @@ with warnings.catch_warnings():
     check_specs=AGGREGATED_CHECKS,
     # For faults of the system only; bad input fails at once (`allow_retries`).
     retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
-    group_name="aggregation",
+    group_name=LAKE or "aggregation",
     kinds={"geotiff"},
     description="One mosaic per band of a timestamp and a quicklook, in `data_raw/aggregated/<timestamp>/`.",
 )
@@ -171,17 +174,16 @@ def _refetch(
         return {}
     fetched = refetch(tile_names(acquisition, params), lake, Downloader(policy), deep=context.retry_number > 0)
     for path, outcome in fetched.items():
-        what = (
-            f"not fetched: {outcome}" if isinstance(outcome, str) else f"{outcome.why}; fetched from {outcome.source}"
-        )
-        context.log.info(f"{path}: {what}")
+        what = "not fetched: " if isinstance(outcome, str) else ""
+        context.log.info(f"{path}: {what}{outcome}")
     return fetched
 
 
 @dg.asset(
+    key=REPORT,
     deps=[AGGREGATED],
     check_specs=REPORT_CHECKS,
-    group_name="aggregation",
+    group_name=LAKE or "aggregation",
     kinds={"csv"},
     description="The audit tables: what became of every timestamp and band, from the events of all runs, and a picture "
     "of it: `tables/timestamps_aggregation_*.csv`, `tables/timestamps_aggregation.png`.",
@@ -208,9 +210,10 @@ def timestamps_aggregation(
 
 
 @dg.asset(
+    key=VERIFICATION,
     deps=[AGGREGATED],
     check_specs=VERIFICATION_CHECKS,
-    group_name="aggregation",
+    group_name=LAKE or "aggregation",
     kinds={"geotiff"},
     description="Looks every published mosaic up again and compares it with what was recorded when it was made. The "
     "schedule `verify_published` does this every night, once it is switched on.",

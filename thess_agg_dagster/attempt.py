@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import dagster as dg
 
+from thess_agg_dagster.keys import AGGREGATED, RAW_TILES
 from thess_agg_dagster.mosaic.tiles import ProblemKind
-
-TIME_SERIE = dg.AssetKey("time_serie")
-AGGREGATED = dg.AssetKey(["data_raw", "aggregated"])
-RAW_TILES = dg.AssetKey(["cache", "s2"])
 
 BandStatus = Literal["success", ProblemKind, "merge_failed", "write_failed", "skipped"]
 TimestampStatus = Literal[
@@ -202,32 +199,50 @@ class RecordedAttempt:
 
 
 def latest_attempts(
-    instance: dg.DagsterInstance, successes: Mapping[str, RecordedAttempt] | None = None
+    instance: dg.DagsterInstance,
+    successes: Mapping[str, RecordedAttempt] | None = None,
+    among: Collection[str] | None = None,
 ) -> dict[str, RecordedAttempt]:
-    """The latest attempt of each timestamp, in a constant number of queries; fewer where the ``successes`` are known.
+    """The latest attempt of each timestamp (``among`` some, or all), asked for by the thousand; fewer queries where the
+    ``successes`` are known.
 
     A success is a materialization, a failure an observation; whichever is younger counts. Where the youngest of either
     kind is not ours ("mark as materialized" in the UI), nothing is known of that kind: such a timestamp is run again.
     """
-    latest = dict(latest_successes(instance) if successes is None else successes)
-    failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations)
+    latest = dict(latest_successes(instance, among) if successes is None else successes)
+    failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations, among)
     for key, found in failures.items():
         if key not in latest or latest[key].storage_id < found.storage_id:
             latest[key] = found
     return latest
 
 
-def latest_successes(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt]:
+def latest_successes(instance: dg.DagsterInstance, among: Collection[str] | None = None) -> dict[str, RecordedAttempt]:
     """The latest attempt of each timestamp that published something, whatever came after."""
-    return _latest(instance, dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations)
+    return _latest(instance, dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations, among)
+
+
+def failed_since(instance: dg.DagsterInstance, event: int) -> Mapping[str, int]:
+    """Timestamps that failed after an event, and the event of each that tells so, by storage id."""
+    kind = dg.DagsterEventType.ASSET_OBSERVATION
+    return instance.get_latest_storage_id_by_partition(AGGREGATED, kind, after_cursor=event)
 
 
 def _latest(
-    instance: dg.DagsterInstance, event_type: dg.DagsterEventType, fetch: Callable[..., Any]
+    instance: dg.DagsterInstance,
+    event_type: dg.DagsterEventType,
+    fetch: Callable[..., Any],
+    among: Collection[str] | None,
 ) -> dict[str, RecordedAttempt]:
     latest: dict[str, RecordedAttempt] = {}
-    ids = list(instance.get_latest_storage_id_by_partition(AGGREGATED, event_type).values())
-    # SQLite takes a bounded number of variables in one statement.
+    if among is None:
+        ids = list(instance.get_latest_storage_id_by_partition(AGGREGATED, event_type).values())
+    else:
+        keys = list(among)
+        pages = [set(keys[start : start + _PAGE]) for start in range(0, len(keys), _PAGE)]
+        found_ids = [instance.get_latest_storage_id_by_partition(AGGREGATED, event_type, page) for page in pages]
+        ids = [number for page in found_ids for number in page.values()]
+    # SQLite takes a bounded number of variables in one statement; and events are large while they are read.
     for start in range(0, len(ids), _PAGE):
         page = ids[start : start + _PAGE]
         for record in fetch(dg.AssetRecordsFilter(AGGREGATED, storage_ids=page), limit=_PAGE).records:
@@ -236,7 +251,7 @@ def _latest(
     return latest
 
 
-_PAGE = 10_000
+_PAGE = 1_000
 
 
 def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAttempt]) -> dict[str, str]:

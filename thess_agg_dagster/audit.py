@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import (
-    AGGREGATED,
-    TIME_SERIE,
-    Attempt,
-    BandRecord,
-    RecordedAttempt,
-    latest_attempts,
-    unreported,
-)
-from thess_agg_dagster.partitions import timestamps
+from thess_agg_dagster.attempt import Attempt, BandRecord, RecordedAttempt, latest_attempts, unreported
+from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
 
 if TYPE_CHECKING:
     import pandas as pd

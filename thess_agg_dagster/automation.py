@@ -4,28 +4,22 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
-from thess_agg_dagster.attempt import (
-    AGGREGATED,
-    TIME_SERIE,
-    RecordedAttempt,
-    first_sight,
-    inputs_observed,
-    latest_attempts,
-)
+from thess_agg_dagster.attempt import RecordedAttempt, failed_since, first_sight, inputs_observed, latest_attempts
 from thess_agg_dagster.audit import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps, tidy_up
-from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.instance import fail_abandoned_runs
 from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, VERIFICATION, timestamps
+from thess_agg_dagster.lake.storage import is_remote, stamp_of
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.partitions import timestamps
 from thess_agg_dagster.timestamp_plan import changed_inputs, identify_inputs, is_due, tile_names
 
 
@@ -42,6 +36,10 @@ _SECONDS = _interval()
 _SETTLE_SECONDS = 5
 # More runs than this are asked for over several ticks, each short enough for Dagster to answer for.
 _MOST_RUNS = 500
+# So are more attempts looked up: Dagster takes about a millisecond to read one, and gives up on a tick after 60 s.
+_MOST_ATTEMPTS = 5_000
+# Databases hand out ids before others see the event: one this much older than the newest may have come since.
+_LOOK_BACK = 1_000
 
 #: Statuses of a run that has still something to do.
 UNFINISHED = [
@@ -78,16 +76,18 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
         return dg.SkipReason(str(error))
     if _stamp(path) != stamp:
         return dg.SkipReason(f"{path} changed while it was read; it is looked at again")
-    latest = latest_attempts(context.instance)
-    wanted = {
-        key: acquisition
-        for key, acquisition in series.acquisitions.items()
-        if key not in latest or tuple(latest[key].attempt.scene_ids) != acquisition.scene_ids
-    }
     # Sorted, so that a list too long for one tick goes on where the last one stopped.
     after = cursor.get("after") or "" if stamp == cursor.get("stamp") else ""
-    ahead = sorted(key for key in wanted if key > after)
-    now = ahead[:_MOST_RUNS]
+    ahead = sorted(key for key in series.acquisitions if key > after)
+    looked_at = ahead[:_MOST_ATTEMPTS]
+    latest = latest_attempts(context.instance, among=looked_at)
+    wanted = {
+        key: series.acquisitions[key]
+        for key in looked_at
+        if key not in latest or tuple(latest[key].attempt.scene_ids) != series.acquisitions[key].scene_ids
+    }
+    now = list(wanted)[:_MOST_RUNS]
+    last = now[-1] if len(wanted) > len(now) else looked_at[-1] if len(ahead) > len(looked_at) else None
     registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
     new = [key for key in series.acquisitions if key not in registered]
     requests = [_request(key, latest.get(key), "\n".join(wanted[key].scene_ids)) for key in now]
@@ -97,7 +97,7 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
         run_requests=requests,
         dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
         asset_events=[first_sight(key) for key in now if key not in latest],
-        cursor=json.dumps({"stamp": stamp, "after": now[-1] if len(ahead) > len(now) else None}),
+        cursor=json.dumps({"stamp": stamp, "after": last}),
     )
 
 
@@ -117,27 +117,33 @@ def late_tiles_sensor(
     cursor = json.loads(context.cursor) if context.cursor else {}
     waiting: dict[str, str] = cursor.get("waiting", {})  # and what was there of its tiles when it failed
     if newest != cursor.get("newest"):
-        waiting = {key: found.attempt.inputs for key, found in _failed_for_tiles(context.instance).items()}
+        again = failed_since(context.instance, max(0, cursor.get("newest", 0) - _LOOK_BACK))
+        looked_at = sorted(again, key=again.__getitem__)[:_MOST_ATTEMPTS]
+        if len(looked_at) < len(again):
+            newest = again[looked_at[-1]]  # the next tick goes on from here
+        failed = _failed_for_tiles(context.instance, looked_at)
+        for key in looked_at:
+            waiting.pop(key, None)
+        waiting |= {key: found.attempt.inputs for key, found in failed.items()}
     try:
         acquisitions = read_time_serie(io_manager.lake.time_serie).acquisitions if waiting else {}
         params.pixel_identity()  # reads the aoi
     except (TimeSerieError, AreaError) as error:
         return dg.SkipReason(str(error))
-    arrived = {}
+    arrived: dict[str, str] = {}
     for key in waiting:
+        if len(arrived) == _MOST_RUNS:
+            break
         if key in acquisitions and _are_there(acquisitions[key], io_manager, params):
             inputs = identify_inputs(acquisitions[key], io_manager.lake, params)
             if inputs != waiting[key]:
                 arrived[key] = inputs
     requests: list[dg.RunRequest] = []
     if arrived:
-        failed = _failed_for_tiles(context.instance)
+        failed = _failed_for_tiles(context.instance, arrived)
         for key, inputs in arrived.items():
             # Someone else may have run it meanwhile; and a changed tile list is for `time_serie_sensor`.
-            mine = key in failed and tuple(failed[key].attempt.scene_ids) == acquisitions[key].scene_ids
-            if mine and len(requests) == _MOST_RUNS:
-                break
-            if mine:
+            if key in failed and tuple(failed[key].attempt.scene_ids) == acquisitions[key].scene_ids:
                 requests.append(_request(key, failed[key], inputs))
             del waiting[key]
     context.update_cursor(json.dumps({"newest": newest, "waiting": waiting}))
@@ -148,7 +154,7 @@ def late_tiles_sensor(
 
 @dg.sensor(
     target=[AGGREGATED],
-    minimum_interval_seconds=10 * _SECONDS,  # it looks at every tile of every published timestamp
+    minimum_interval_seconds=10 * _SECONDS,  # it looks at every tile of thousands of timestamps
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Launches nothing: marks published timestamps as stale whose tiles, tile list or parameters have changed.",
 )
@@ -157,16 +163,24 @@ def changed_inputs_sensor(
     io_manager: dg.ResourceParam[DataLakeIOManager],
     params: TimestampsAggregationParams,
 ) -> Tick:
-    told: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    told: dict[str, str] = cursor.get("told", {})
+    # So many at a tick, and round again.
+    registered = sorted(context.instance.get_dynamic_partitions(str(timestamps.name)))
+    ahead = [key for key in registered if key > cursor.get("after", "")]
+    looked_at = ahead[:_MOST_ATTEMPTS]
     try:
-        changed = changed_inputs(context.instance, io_manager.lake, params)
+        changed = changed_inputs(context.instance, io_manager.lake, params, looked_at)
     except (TimeSerieError, AreaError) as error:
         return dg.SkipReason(str(error))
-    context.update_cursor(json.dumps(changed))
     events = [inputs_observed(key, inputs) for key, inputs in changed.items() if told.get(key) != inputs]
+    done = set(looked_at)
+    stale = {key: inputs for key, inputs in told.items() if key not in done} | changed
+    after = looked_at[-1] if len(ahead) > len(looked_at) else ""
+    context.update_cursor(json.dumps({"told": stale, "after": after}))
     if events:
         return dg.SensorResult(asset_events=events)
-    return dg.SkipReason(f"{len(changed)} published timestamps are stale")
+    return dg.SkipReason(f"{len(stale)} published timestamps are stale")
 
 
 @dg.sensor(
@@ -184,12 +198,12 @@ def report_sensor(context: dg.SensorEvaluationContext) -> Tick:
     # A run that was killed or stopped leaves no event of its asset. (A report that failed is no news for the next one.)
     ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
     failures = instance.get_run_records(ended, limit=20, order_by="update_timestamp")
-    others = [record.dagster_run for record in failures if record.dagster_run.asset_selection != {REPORT}]
+    others = [run for record in failures if _is_ours(run := record.dagster_run) and run.asset_selection != {REPORT}]
     failure = others[0].run_id if others else "none"
     if told <= written and context.cursor in (None, failure):
         context.update_cursor(failure)
         return dg.SkipReason("Nothing new to tell")
-    busy = instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED))
+    busy = sum(map(_is_ours, instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))))
     if busy:
         return dg.SkipReason(f"{busy} runs are not finished; the tables wait for them")
     request = dg.RunRequest(run_key=f"{told} {failure}", asset_selection=[REPORT])
@@ -208,7 +222,8 @@ def aggregate_due(
     run_asset(instance, resources, TIME_SERIE)
     series = read_time_serie(lake.time_serie)
     latest = latest_attempts(instance)
-    due = [key for key, row in series.acquisitions.items() if is_due(row, latest.get(key), lake, params)]
+    stamps = lake.stamps()
+    due = [key for key, row in series.acquisitions.items() if is_due(row, latest.get(key), lake, params, stamps)]
     context.log.info(f"{len(due)} of {len(series.acquisitions)} timestamps are missing, failed or changed")
     failed = 0
     for number, (key, error) in enumerate(run_timestamps(instance, due, io_manager, params) if due else (), 1):
@@ -260,12 +275,20 @@ def _request(key: str, last: RecordedAttempt | None, what: str) -> dg.RunRequest
     return dg.RunRequest(run_key=run_key, partition_key=key, asset_selection=[AGGREGATED])
 
 
+def _is_ours(run: dg.DagsterRun) -> bool:
+    """Whether a run may concern this lake. (Which assets a job without a selection makes, it does not say.)"""
+    return run.asset_selection is None or bool(run.asset_selection & MADE)
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: Path) -> list[Any] | None:
     """What changes whenever a file is written or replaced, its modification time kept or not."""
+    if is_remote(path):
+        stamp = stamp_of(path)
+        return None if stamp is None else [stamp, path.stat().st_mtime_ns]
     try:
         stat = path.stat()
     except OSError:
@@ -274,20 +297,24 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 def _is_fresh(path: Path) -> bool:
+    if is_remote(path):
+        return False  # what appears in a bucket is whole
     return 0 <= time.time() - path.stat().st_ctime < _SETTLE_SECONDS
 
 
-def _failed_for_tiles(instance: dg.DagsterInstance) -> dict[str, RecordedAttempt]:
-    """Timestamps whose latest attempt failed for what other tiles could mend."""
+def _failed_for_tiles(instance: dg.DagsterInstance, among: Collection[str]) -> dict[str, RecordedAttempt]:
+    """Timestamps ``among`` these whose latest attempt failed for what other tiles could mend."""
     causes = ("failed_missing_inputs", "failed_invalid_inputs")
-    return {key: found for key, found in latest_attempts(instance).items() if found.attempt.status in causes}
+    latest = latest_attempts(instance, among=among)
+    return {key: found for key, found in latest.items() if found.attempt.status in causes}
 
 
 def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> bool:
     """Whether every tile that is needed exists and none is still being written."""
+    stamps = io_manager.lake.stamps(acquisition.scene_ids)
     tiles = [io_manager.lake.tile(*tile) for tile in tile_names(acquisition, params, required=True)]
     try:
-        return not any(_is_fresh(tile) for tile in tiles)
+        return all(stamps(tile) and not _is_fresh(tile) for tile in tiles)
     except OSError:
         return False
 

@@ -14,9 +14,9 @@ import dagster as dg
 from pebble import ProcessExpired, ProcessPool
 
 from thess_agg_dagster.assets import pipeline
-from thess_agg_dagster.attempt import AGGREGATED
 from thess_agg_dagster.instance import fail_abandoned_runs, process_tags
 from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.params import TimestampsAggregationParams

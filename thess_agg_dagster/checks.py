@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import numpy as np
 import rasterio
 
-from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, BandRecord, RecordedAttempt
+from thess_agg_dagster.attempt import BandRecord, RecordedAttempt
 from thess_agg_dagster.audit import COLUMNS
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION, timestamps
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.storage import as_os_errors, lake_path, read_bytes
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env
-from thess_agg_dagster.partitions import timestamps
+from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env, gdal_name
 from thess_agg_dagster.timestamp_plan import TimestampPlan
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 # Lines of a check's details; the event log is no place for long lists.
 _MOST_LINES = 100
-
-REPORT = dg.AssetKey("timestamps_aggregation")
-VERIFICATION = dg.AssetKey("published_mosaics")
 
 with warnings.catch_warnings():
     # Checks per partition are a preview feature of Dagster 1.13; they work, and the warning says nothing to a user.
@@ -102,11 +105,12 @@ def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
     for band, mosaic in plan.mosaics.items():
         path = folder / f"{band}.tif"
         try:
-            faults += [f"{path}: {fault}" for fault in _mosaic_faults(path, mosaic)]
-            if _is_empty(path):
-                hidden = mosaic.options.mask or mosaic.options.target.area is not None
-                why = "all is masked, or lies outside the aoi" if hidden else "are all tiles empty here?"
-                (remarks if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
+            with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as published:
+                faults += [f"{path}: {fault}" for fault in _mosaic_faults(published, mosaic)]
+                if _is_empty(published):
+                    hidden = mosaic.options.mask or mosaic.options.target.area is not None
+                    why = "all is masked, or lies outside the aoi" if hidden else "are all tiles empty here?"
+                    (remarks if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
         except rasterio.RasterioIOError as error:
             faults.append(f"{path}: cannot be reopened ({error})")
     return _result("mosaics_valid", faults, remarks)
@@ -131,7 +135,8 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
     faults = []
     for name in COLUMNS:
         path = lake.audit_table(name)
-        missing = sorted(set(registered) - set(pd.read_csv(path, dtype=str, usecols=["timestamp"])["timestamp"]))
+        table = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=str, usecols=["timestamp"])
+        missing = sorted(set(registered) - set(table["timestamp"]))
         if missing:
             faults.append(f"{path}: lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
     return _result("complete", faults, [])
@@ -181,15 +186,16 @@ def check_published(published: Mapping[str, RecordedAttempt]) -> dg.AssetCheckRe
 
 def _changed(band: BandRecord) -> str:
     """How a published mosaic differs from its record; empty where it does not."""
-    path = Path(band.output_path)
+    path = lake_path(band.output_path)
     try:
-        size = path.stat().st_size
+        with as_os_errors(path):
+            size = path.stat().st_size
     except OSError as error:
         return f"cannot be found ({error.strerror})"
     if size != band.bytes:
         return f"has {size} bytes, {band.bytes} were published"
     try:
-        with gdal_env(), rasterio.open(path, driver="GTiff") as mosaic:
+        with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as mosaic:
             crs = crs_name(mosaic.crs) if mosaic.crs else "no CRS"
             found = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs)
     except (rasterio.errors.RasterioError, OSError) as error:
@@ -200,19 +206,17 @@ def _changed(band: BandRecord) -> str:
     return "" if found == recorded else f"is {found}, published was {recorded}"
 
 
-def _mosaic_faults(path: Path, plan: MosaicPlan) -> Iterator[str]:
-    with gdal_env(), rasterio.open(path, driver="GTiff") as mosaic:
-        rows, cols = plan.grid.shape
-        if (mosaic.height, mosaic.width) != (rows, cols) or not mosaic.transform.almost_equals(plan.grid.affine):
-            yield f"is not on the planned grid of {cols} x {rows} pixels"
-        if mosaic.dtypes[0] != plan.dtype:
-            yield f"has dtype {mosaic.dtypes[0]}, planned was {plan.dtype}"
+def _mosaic_faults(mosaic: DatasetReader, plan: MosaicPlan) -> Iterator[str]:
+    rows, cols = plan.grid.shape
+    if (mosaic.height, mosaic.width) != (rows, cols) or not mosaic.transform.almost_equals(plan.grid.affine):
+        yield f"is not on the planned grid of {cols} x {rows} pixels"
+    if mosaic.dtypes[0] != plan.dtype:
+        yield f"has dtype {mosaic.dtypes[0]}, planned was {plan.dtype}"
 
 
-def _is_empty(path: Path) -> bool:
+def _is_empty(mosaic: DatasetReader) -> bool:
     """Whether a mosaic has no valid pixel. Ends at the first block that holds one, so it costs a block or two."""
-    with gdal_env(), rasterio.open(path, driver="GTiff") as mosaic:
-        return not any(mosaic.read(1, window=window, masked=True).count() for _, window in mosaic.block_windows(1))
+    return not any(mosaic.read(1, window=window, masked=True).count() for _, window in mosaic.block_windows(1))
 
 
 def _ground_remarks(plans: Sequence[MosaicPlan]) -> list[str]:

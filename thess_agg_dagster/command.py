@@ -5,12 +5,12 @@ Real Dagster runs in worker processes, so that the UI shows them like any others
 
 from __future__ import annotations
 
-import itertools
+import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import threading
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -22,12 +22,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, latest_attempts
+from thess_agg_dagster.attempt import latest_attempts
 from thess_agg_dagster.batch import resources_config, run_asset, run_timestamps, tidy_up
-from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.instance import open_instance
 from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.storage import lake_path, read_bytes
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
@@ -42,7 +43,7 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 
 @click.command(name="python -m thess_agg_dagster", context_settings={"show_default": True})
 @click.option(
-    "--data-lake", type=click.Path(path_type=Path), help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]"
+    "--data-lake", metavar="FOLDER|s3://BUCKET/PREFIX", help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]"
 )
 @click.option("--timestamps", multiple=True, metavar="KEY[,KEY]", help="Only these acq_datetime; may be repeated.")
 @click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
@@ -82,7 +83,7 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 @click.option(
     "--debug/--no-debug", default=None, help="One after the other; stop at the first error with its full traceback."
 )
-def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, verify: bool, **given: Any) -> None:
+def main(data_lake: str | None, timestamps: Sequence[str], force: bool, verify: bool, **given: Any) -> None:
     """Aggregate Sentinel-2 tiles into one mosaic per acquisition timestamp and band.
 
     Every option but --data-lake, --timestamps, --force and --verify also comes from the environment as THESS_<OPTION>.
@@ -99,7 +100,7 @@ def main(data_lake: Path | None, timestamps: Sequence[str], force: bool, verify:
     for name in TimestampsAggregationParams.model_fields:  # settled here; workers get them as run config
         os.environ.pop(ENVIRONMENT_PREFIX + name.upper(), None)
     if data_lake:
-        os.environ["DATA_LAKE"] = str(data_lake.absolute())  # workers load the definitions anew
+        os.environ["DATA_LAKE"] = str(lake_path(data_lake))  # workers load the definitions anew
     io_manager = DataLakeIOManager.from_environment()
     _stop_on_sigterm()
     with open_instance(io_manager.lake.root) as instance:  # made here, before any worker opens it
@@ -146,14 +147,17 @@ class _Session:
         for row in series.refused:
             self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
         latest = {} if force else latest_attempts(self.instance)
-        todo = [key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params)]
+        stamps = self.lake.stamps()
+        todo = [
+            key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, stamps)
+        ]
         if todo:
             _stop_on_sigterm()
             self._refetch([series.acquisitions[key] for key in todo])
             self._run_all(todo)
             tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, REPORT)
-        status = pd.read_csv(self.lake.audit_table("status"), dtype=str, keep_default_na=False).set_index("timestamp")
+        status = self._table("status").set_index("timestamp")
         self._summarize(keys, len(keys) - len(todo), status)
         good = all(status.loc[key, "status"] == "success" for key in keys)
         return ALL_GOOD if good and not series.refused else SOME_FAILED
@@ -183,23 +187,20 @@ class _Session:
         )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task("Looking at tiles", total=len(tiles), size="")
-            received = itertools.count()  # one count, many threads
             total = 0
+            counting = threading.Lock()
 
             def more(count: int) -> None:
                 nonlocal total
-                total += count
-                if next(received) % 20 == 0:
+                with counting:
+                    total += count
                     progress.update(task, description="Fetching tiles", size=f"{total / 1e6:.1f} MB")
 
             outcomes = refetch(tiles, self.lake, Downloader(policy), progress=more, done=lambda: progress.advance(task))
         for path, outcome in outcomes.items():
             name = f"{path.parent.name}/{path.name}"
-            if isinstance(outcome, str):
-                line = f"[red]not fetched[/] {name}: {escape(outcome)}"
-            else:
-                line = f"[green]fetched[/] {name}: {escape(outcome.why)}; from {escape(outcome.source)}"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            what = "[red]not fetched[/]" if isinstance(outcome, str) else "[green]fetched[/]"
+            self.console.print(f"{what} {name}: {escape(str(outcome))}", highlight=False, soft_wrap=True)
 
     def _run_all(self, keys: Sequence[str]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -220,13 +221,21 @@ class _Session:
             run_asset(self.instance, self.resources, AGGREGATED, key)  # raises, with the whole traceback
             yield key, None
 
+    def _table(self, name: str) -> pd.DataFrame:
+        data = io.BytesIO(read_bytes(self.lake.audit_table(name)))
+        return pd.read_csv(data, dtype=str, keep_default_na=False)
+
     def _summarize(self, keys: Sequence[str], skipped: int, status: pd.DataFrame) -> None:
-        bands = pd.read_csv(self.lake.audit_table("band_report"), dtype=str, keep_default_na=False)
+        bands = self._table("band_report")
         table = Table(title=None, box=None, pad_edge=False)
         for name in ("timestamp", "status", "size", "CRS", "valid", "seconds"):
             table.add_column(name, justify="right" if name in ("size", "valid", "seconds") else "left", no_wrap=True)
+        # Once over the table: a search of it for every timestamp took a minute where there are ten thousand.
+        made_of: dict[str, list[dict[Hashable, Any]]] = {}
+        for band in bands[bands["status"] == "success"].to_dict("records"):
+            made_of.setdefault(band["timestamp"], []).append(band)
         for key in keys:
-            made = bands[(bands["timestamp"] == key) & (bands["status"] == "success")].to_dict("records")
+            made = made_of.get(key, [])
             first = made[0] if made else None
             state = str(status.loc[key, "status"])
             table.add_row(

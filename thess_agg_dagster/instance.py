@@ -18,13 +18,19 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
+from thess_agg_dagster.keys import timestamps
 from thess_agg_dagster.lake.publish import staged_file
-from thess_agg_dagster.partitions import timestamps
+from thess_agg_dagster.lake.storage import is_remote, lake_path
 
 
 def dagster_home(lake_root: Path) -> Path:
-    """``DAGSTER_HOME``, or the folder ``.dagster`` of the lake, with our settings in it."""
-    home = Path(os.environ.get("DAGSTER_HOME") or lake_root / ".dagster").absolute()
+    """``DAGSTER_HOME``, or the folder ``.dagster`` of the lake, with our settings in it.
+
+    A lake in a bucket has it at home: ``~/.thess-agg-dagster/<bucket>/<prefix>``.
+    """
+    name = str(lake_root).replace("://", "/")
+    own = Path.home() / ".thess-agg-dagster" / name if is_remote(lake_root) else lake_root / ".dagster"
+    home = Path(os.environ.get("DAGSTER_HOME") or own).absolute()
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():
@@ -56,8 +62,8 @@ def process_tags() -> dict[str, str]:
 
 
 def claim_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Tag a run that Dagster launched, in the process that executes it."""
-    if _PROCESS_TAG not in run.tags:
+    """Tag a run that Dagster launched, in the process that executes it. (One that was retried has its parent's tag.)"""
+    if run.tags.get(_PROCESS_TAG) != process_tags()[_PROCESS_TAG]:
         instance.add_run_tags(run.run_id, process_tags())
 
 
@@ -67,9 +73,15 @@ def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
     ``DagsterInstance.report_run_failed`` is what Dagster's own run monitoring calls; there is no public way.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
-        # A run that was re-executed elsewhere carries its parent's tags.
-        if run.parent_run_id is None and _PROCESS_TAG in run.tags and not _is_alive(run.tags[_PROCESS_TAG]):
+        tag = run.tags.get(_PROCESS_TAG)
+        if tag and not _is_alive(tag) and tag != _tag_of_parent(instance, run):
             instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
+
+
+def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
+    """What a run that was re-executed inherited, and carries until it is claimed."""
+    parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return parent.tags.get(_PROCESS_TAG) if parent else None
 
 
 _PROCESS_TAG = "thess_agg_dagster/process"
@@ -87,5 +99,5 @@ def _is_alive(tag: str) -> bool:
 
 
 if __name__ == "__main__":
-    with open_instance(Path(sys.argv[1])) as made:
+    with open_instance(lake_path(sys.argv[1])) as made:
         print(made.root_directory)

@@ -17,16 +17,18 @@ import dagster as dg
 import numpy as np
 from pydantic import Field
 
-from thess_agg_dagster.attempt import AGGREGATED, Attempt, BandRecord, BandStatus, stopping_is_final
+from thess_agg_dagster.attempt import Attempt, BandRecord, BandStatus, stopping_is_final
 from thess_agg_dagster.audit import table_schema
+from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK, DataLake
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
+from thess_agg_dagster.lake.storage import lake_path, stamp_of, stamps_below
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import cloud_share
-from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_line, is_transient
+from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_line, gdal_name, is_transient
 from thess_agg_dagster.pictures import Preview, first_look, quicklook, series_at_a_glance, thumbnail
 from thess_agg_dagster.provenance import mosaic_tags, timestamp_manifest
 from thess_agg_dagster.stac import series_collection, timestamp_item
@@ -57,26 +59,26 @@ class TimestampMosaics:
         """Open one band's mosaic; the caller closes it. Raises ``KeyError`` for a band that is not there."""
         import rasterio
 
-        return rasterio.open(self.paths[band])
+        return rasterio.open(gdal_name(self.paths[band]))
 
 
 class DataLakeIOManager(dg.ConfigurableIOManager):
     """Streams planned mosaics into the lake, writes the audit tables, and finds both again."""
 
-    data_lake: str = Field(default="DATA_LAKE", description="Root folder of the lake.")
+    data_lake: str = Field(default="DATA_LAKE", description="Root of the lake: a folder, or s3://bucket/prefix.")
     tables: str | None = Field(default=None, description="Folder of the tables; unset: `tables` in the lake.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DataLakeIOManager:
         """``DATA_LAKE`` and ``THESS_TABLES``; ``./DATA_LAKE`` when unset."""
         return cls(
-            data_lake=str(Path(environment.get("DATA_LAKE") or "DATA_LAKE").absolute()),
+            data_lake=str(lake_path(environment.get("DATA_LAKE") or "DATA_LAKE")),
             tables=environment.get("THESS_TABLES") or None,
         )
 
     @property
     def lake(self) -> DataLake:
-        return DataLake(Path(self.data_lake).absolute(), Path(self.tables).absolute() if self.tables else None)
+        return DataLake.at(self.data_lake, self.tables)
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
         with stopping_is_final():
@@ -96,7 +98,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""
         folder = self.lake.timestamp_folder(timestamp)
         paths = {path.stem: path for path in sorted(folder.glob("*.tif"))}
-        if not paths:
+        if not paths or not stamp_of(self.lake.manifest(timestamp)):
             raise FileNotFoundError(
                 f"{folder}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"
             )
@@ -114,7 +116,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     def _(self, obj: AuditTables, context: dg.OutputContext) -> None:
         for name, table in obj.items():
             self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
-        items = [path for key in obj["status"]["timestamp"] if (path := self.lake.item(key)).exists()]
+        stamps = stamps_below([self.lake.aggregated])
+        items = [path for key in obj["status"]["timestamp"] if stamps(path := self.lake.item(key))]
         collection = series_collection(items)
         if collection is not None:
             self._write_table(self.lake.collection, collection.encode())
@@ -161,7 +164,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         errors: list[Exception] = []
         try:
             with (
-                staged_folder(target, self.lake.staging) as folder,
+                staged_folder(target, self.lake.staging, last=MANIFEST) as folder,
                 BackgroundChecksums(obj.input_files()) as checksums,
             ):
                 context.log.info(obj.summary())
@@ -184,12 +187,12 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                 except Exception as error:  # a picture is no reason to lose mosaics
                     context.log.warning(f"no quicklook: {type(error).__name__}: {first_line(error)}")
                 if picture:
-                    picture.save(folder / self.lake.quicklook(obj.timestamp).name, quality=90, subsampling=0)
+                    picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
                 manifest = timestamp_manifest(obj, records, checksums, self.lake.root)
-                (folder / self.lake.manifest(obj.timestamp).name).write_text(manifest)
+                (folder / MANIFEST).write_text(manifest)
                 if obj.stac:
                     item = timestamp_item(obj, records, folder, target.name)
-                    (folder / self.lake.item(obj.timestamp).name).write_text(item)
+                    (folder / ITEM).write_text(item)
         except _UnpublishedError as unpublished:
             # A tile whose pixels turned out to be damaged can be fetched again before the next try.
             again = obj.refetchable and any(isinstance(error, TileError) for error in errors)

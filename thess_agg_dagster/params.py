@@ -53,16 +53,6 @@ def _parameter(name: str, default: Any, description: str) -> Any:
     )
 
 
-def _numbers(name: str, value: Any, kind: type) -> Any:
-    """Numbers between commas, as a command line and the environment give them."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return [kind(part) for part in value.split(",") if part.strip()]
-    except ValueError as error:
-        raise ValueError(f"{name}={value!r} are not numbers between commas") from error
-
-
 class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type-arg]
     """How timestamps are aggregated.
 
@@ -190,6 +180,18 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     def _split(cls, names: Any) -> Any:
         return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
 
+    @field_validator("bounds", "mask_scl_classes", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Numbers between commas, as a command line and the environment give them."""
+        if not isinstance(value, str):
+            return value
+        kind = float if info.field_name == "bounds" else int
+        try:
+            return [kind(part) for part in value.split(",") if part.strip()]
+        except ValueError as error:
+            raise ValueError(f"{info.field_name}={value!r} are not numbers between commas") from error
+
     @field_validator("bands")
     @classmethod
     def _bands(cls, bands: list[str]) -> list[str]:
@@ -232,11 +234,6 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
                 raise ValueError(f"target_crs={value!r} is neither geographic nor projected; a mosaic is flat")
         return value
 
-    @field_validator("bounds", mode="before")
-    @classmethod
-    def _split_bounds(cls, value: Any) -> Any:
-        return _numbers("bounds", value, float)
-
     @field_validator("bounds")
     @classmethod
     def _bounds(cls, value: list[float] | None) -> list[float] | None:
@@ -258,11 +255,6 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"resolution={value} is not a pixel size; give a number above 0")
         return value
-
-    @field_validator("mask_scl_classes", mode="before")
-    @classmethod
-    def _split_classes(cls, value: Any) -> Any:
-        return _numbers("mask_scl_classes", value, int)
 
     @field_validator("mask_scl_classes")
     @classmethod

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,9 +18,10 @@ from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_it
 from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
 from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, Progress, shown
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.mosaic.blocks import TileReader
+from thess_agg_dagster.lake.publish import keep_aside, staged_file
+from thess_agg_dagster.lake.storage import read_if_there
+from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.grid import whole
-from thess_agg_dagster.mosaic.rules import CATEGORICAL_BANDS
 from thess_agg_dagster.mosaic.scl import CLASSES
 from thess_agg_dagster.mosaic.tiles import SystemFaultError, Tile, TileError, gdal_env, inspect_tile
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -43,6 +42,9 @@ class Refetched:
     at: str
     bytes: int
     checksum: str
+
+    def __str__(self) -> str:
+        return f"{self.why}; from {self.source} at {self.at}"
 
 
 def download_policy(
@@ -95,7 +97,7 @@ def refetch(
 def refetched(path: Path) -> Refetched | None:
     """What was done about a tile earlier, as long as it is the file that came then."""
     try:
-        record = Refetched(**json.loads(_record(path).read_bytes()))
+        record = Refetched(**json.loads(read_if_there(_record(path)) or b"null"))
         return record if record.bytes == path.stat().st_size else None
     except (OSError, ValueError, TypeError):
         return None
@@ -111,7 +113,8 @@ def _fault(lake: DataLake, scene_id: str, band: str, deep: bool) -> str | None:
     try:
         tile = inspect_tile(path)
         if deep:
-            _decode(tile)
+            for _ in _decoded(tile):
+                pass
     except TileError as error:
         return error.problem.reason.split(";")[0]
     expected = expected_checksum(lake, scene_id, band)
@@ -130,24 +133,16 @@ def _fetched(
             f"nothing tells an allowed address of it: {lake.assets_manifest} (href_{band.lower()}), "
             f"{lake.scene_item(scene_id)}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
+    with staged_file(path) as part:
         href = _first_good(sources, part, lake, (scene_id, band), downloader, progress)
         now = datetime.now(UTC)
         record = Refetched(
             why, shown(href), now.isoformat(timespec="seconds"), part.stat().st_size, str(checksum_of(part))
         )
-        part.chmod(0o644)
-        if path.exists():
-            os.link(path, path.with_name(f"{path.name}.broken-{now:%Y%m%dT%H%M%S%f}"))
-        os.replace(part, path)
-        _record(path).write_text(json.dumps(asdict(record)) + "\n")
-        return record
-    finally:
-        part.unlink(missing_ok=True)
+        keep_aside(path, f"{path.name}.broken-{now:%Y%m%dT%H%M%S%f}")
+    with staged_file(_record(path)) as file:
+        file.write_text(json.dumps(asdict(record)) + "\n")
+    return record
 
 
 def _first_good(
@@ -158,21 +153,20 @@ def _first_good(
     downloader: Downloader,
     progress: Progress,
 ) -> str:
-    """Fetch a tile from the first source that has it, and verify it."""
-    for number, href in enumerate(sources):
-        for attempt in range(_TRIES):
+    """Fetch a tile from the first source that has it, and verify it. Raises what the last one failed for."""
+    failure = DownloadError("there is no source")
+    for href in sources:
+        for _ in range(_TRIES):
             try:
                 downloader.fetch(href, part, progress)
                 _verify(part, lake, *tile, href)
                 return href
-            except _OtherError:  # a page for everyone who comes too often, another's file: once more
-                if attempt + 1 == _TRIES and number + 1 == len(sources):
-                    raise
-            except DownloadError:
-                if number + 1 == len(sources):
-                    raise
+            except _OtherError as error:  # a page for everyone who comes too often, another's file: once more
+                failure = error
+            except DownloadError as error:
+                failure = error
                 break
-    raise AssertionError("no source")
+    raise failure
 
 
 class _OtherError(DownloadError):
@@ -186,7 +180,7 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
         return _OtherError(f"{shown(href)}: what came {why}")
 
     named = _BANDS.findall(urlsplit(href).path.rpartition("/")[2].upper())
-    if named and band not in named and band in _BANDS.findall(band):
+    if named and band not in named and _BANDS.fullmatch(band):
         raise refuse(f"is {named[-1]} by its name, not {band}")
     size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")
     if isinstance(size, int) and part.stat().st_size != size:
@@ -196,13 +190,13 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
         raise refuse(f"has {found}, published is {expected[0]} (in {expected[1]})")
     try:
         tile = inspect_tile(part)
-        classes = _decode(tile)
+        for pixels in _decoded(tile):
+            if band == "SCL" and not np.isin(pixels, list(CLASSES)).all():
+                raise refuse("holds other values than the classes of SCL")
     except TileError as error:
         start = part.read_bytes()[:200].lstrip().lower()
         page = " (it is a web page)" if start.startswith((b"<!doctype", b"<html")) else ""
         raise refuse(f"{error.problem.reason.split(';')[0]}{page}") from error
-    if band in CATEGORICAL_BANDS and band == "SCL" and not classes <= set(CLASSES):
-        raise refuse("holds other values than the classes of SCL")
     zone = re.search(r"_T(\d\d)([C-X])[A-Z]{2}_", scene_id)
     if zone and tile.crs.to_epsg() != (expected_epsg := (32600 if zone[2] >= "N" else 32700) + int(zone[1])):
         raise refuse(f"is in EPSG:{tile.crs.to_epsg()}, the scene's is EPSG:{expected_epsg}")
@@ -222,21 +216,15 @@ def _others(lake: DataLake, scene_id: str, band: str) -> Iterable[Tile]:
                 continue
 
 
-def _decode(tile: Tile) -> set[int]:
-    """Decode all of a tile; the values that a tile of bytes holds. Raises :class:`TileError`."""
+def _decoded(tile: Tile) -> Iterator[Pixels]:
+    """All pixels of a tile, chunk by chunk. Raises :class:`TileError`."""
     reader = TileReader(tile)
-    seen = np.zeros(256, bool)
     try:
         with gdal_env():
             for chunk in reader.chunks(whole(tile.geobox)):
-                pixels = reader.decode(chunk)
-                if pixels.dtype == np.uint8:
-                    seen[pixels] = True
-                elif tile.dtype.startswith(("int", "uint")) and math.prod(pixels.shape) and int(pixels.max()) > 255:
-                    seen[255] = True
+                yield reader.decode(chunk)
     finally:
         reader.close()
-    return set(np.flatnonzero(seen).tolist())
 
 
 def _hrefs(lake: DataLake, scene_id: str, band: str) -> list[str]:

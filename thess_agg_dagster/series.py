@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
 
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import MANIFEST, DataLake
+from thess_agg_dagster.lake.storage import lake_path, stamps_below
+from thess_agg_dagster.lake.time_serie import instant_of
+from thess_agg_dagster.mosaic.tiles import gdal_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,7 +27,7 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     Parameters
     ----------
     data_lake
-        Root of the lake.
+        Root of the lake: a folder, or ``s3://bucket/prefix``.
     band
         For example ``B04``.
     masked
@@ -50,12 +53,15 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     import rioxarray
     import xarray as xr
 
-    lake = DataLake(Path(data_lake))
+    lake = DataLake(lake_path(data_lake))
     found: dict[datetime, Path] = {}
+    stamps = stamps_below([lake.aggregated])
     for path in sorted(lake.aggregated.glob(f"[!.]*/{band}.tif")):
+        if not stamps(path.with_name(MANIFEST)):
+            continue  # being replaced, in a bucket
         try:
-            instant = _instant(lake.timestamp_of(path.parent))
-        except ValueError:
+            instant = instant_of(lake.timestamp_of(path.parent)).replace(tzinfo=None)  # as numpy wants it
+        except (ValueError, OverflowError):
             continue  # a folder of another origin
         if instant in found:
             raise ValueError(f"{found[instant].parent} and {path.parent} are of one instant; remove one of them")
@@ -64,7 +70,7 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
         raise FileNotFoundError(f"{lake.aggregated}: no mosaics of {band}; aggregate some first")
     grids: dict[tuple[object, ...], list[str]] = {}
     for _, path in sorted(found.items()):
-        with rasterio.open(path) as mosaic:
+        with rasterio.open(gdal_name(path)) as mosaic:
             key = (mosaic.crs, mosaic.transform, mosaic.shape, mosaic.dtypes, None if masked else str(mosaic.nodata))
             grids.setdefault(key, []).append(lake.timestamp_of(path.parent))
     if len(grids) > 1:
@@ -76,14 +82,8 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
         )
     layers = []
     for instant in sorted(found):
-        layer = rioxarray.open_rasterio(found[instant], chunks={"x": chunk, "y": chunk}, masked=masked)
+        layer = rioxarray.open_rasterio(gdal_name(found[instant]), chunks={"x": chunk, "y": chunk}, masked=masked)
         assert isinstance(layer, xr.DataArray)
         layers.append(layer.squeeze("band", drop=True))
     times = xr.DataArray(np.array(sorted(found), "datetime64[ns]"), dims="time", name="time")
     return xr.concat(layers, times, combine_attrs="drop_conflicts", join="exact").rename(band)
-
-
-def _instant(timestamp: str) -> datetime:
-    """UTC, without a zone: as numpy wants it."""
-    instant = datetime.fromisoformat(timestamp)
-    return instant.astimezone(UTC).replace(tzinfo=None) if instant.tzinfo else instant

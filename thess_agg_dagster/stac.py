@@ -6,11 +6,10 @@ Fields as in STAC 1.1 and its extensions projection 2.0, raster 1.1, file 2.1, p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,9 @@ from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.attempt import BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
+from thess_agg_dagster.lake.checksums import checksum_of
+from thess_agg_dagster.lake.layout import COLLECTION, ITEM, QUICKLOOK
+from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.radiometry import is_reflectance
@@ -30,7 +32,6 @@ from thess_agg_dagster.timestamp_plan import TimestampPlan
 if TYPE_CHECKING:
     import pystac
 
-ITEM, COLLECTION, QUICKLOOK = "item.json", "collection.json", "quicklook.jpg"
 _ID = "sentinel-2-l2a-mosaics"
 
 _EXTENSIONS = {
@@ -57,12 +58,11 @@ def timestamp_item(plan: TimestampPlan, records: Sequence[BandRecord], folder: P
         CRS("EPSG:4326"), resolution=max(first.boundingbox.span_x, first.boundingbox.span_y) / 16
     )
     clouds = next((record.cloud_share for record in records if record.cloud_share is not None), None)
-    instant = datetime.fromisoformat(plan.timestamp)
     item = pystac.Item(
         id=name,
         geometry=shapely.geometry.mapping(shapely.set_precision(outline.geom, 1e-7)),
         bbox=[round(edge, 7) for edge in outline.boundingbox.bbox],
-        datetime=(instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC),
+        datetime=instant_of(plan.timestamp),
         properties={
             "proj:code": _code(first),
             "processing:software": SOFTWARE,
@@ -167,9 +167,7 @@ def _code(grid: GeoBox) -> str | None:
 
 def _file(path: Path) -> dict[str, Any]:
     """Size, and SHA-256 as a multihash."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file:size": path.stat().st_size, "file:checksum": f"1220{digest}"}
+    return {"file:size": path.stat().st_size, "file:checksum": f"1220{checksum_of(path, 'sha256').digest}"}
 
 
 def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:

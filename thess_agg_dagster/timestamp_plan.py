@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from thess_agg_dagster.attempt import (
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.storage import is_remote
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
@@ -36,6 +36,12 @@ from thess_agg_dagster.refetch import Refetched, refetched
 
 #: The band whose classes mask the others.
 MASK_BAND = "SCL"
+
+#: How a file stands now, as ``DataLake.stamps`` tells.
+Stamps = Callable[[Path], str | None]
+
+# Small files that are asked for at once, in an object store.
+_REQUESTS = 8
 
 _STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
 
@@ -93,7 +99,7 @@ class TimestampPlan:
             baselines=list(dict.fromkeys(scene.baseline for scene in self.scenes if scene.baseline)),
             harmonized=any(layer.offset for layer in plan.layers),
             refetched=[
-                f"{path.parent.name}/{path.stem} {found.why}; from {found.source} at {found.at}"
+                f"{path.parent.name}/{path.stem} {found}"
                 for path in dict.fromkeys(plan.files())
                 if (found := self.refetched.get(path))
             ],
@@ -171,6 +177,7 @@ def plan_timestamp(
     # First of all: what changes from here on must look like a change to whoever compares later.
     inputs = identify_inputs(acquisition, lake, params)
     scenes = _scenes(acquisition, lake)
+    mismatches = _mismatches(tile_names(acquisition, params), lake, params.threads)
     sources: dict[str, list[Source]] = {}
     problems: dict[str, list[Problem]] = {}
     for band in params.bands if scenes else ():
@@ -179,22 +186,21 @@ def plan_timestamp(
             for scene in scenes
         ]
         names = [band, MASK_BAND] if params.mask_scl_classes and band != MASK_BAND else [band]
-        tiles = [(scene.scene_id, name) for scene in scenes for name in names]
-        strays = [Problem("unreadable_input", _STRAY, path) for t in tiles if lake.leads_outside(path := lake.tile(*t))]
+        tiles = [lake.tile(scene.scene_id, name) for scene in scenes for name in names]
+        strays = [Problem("unreadable_input", _STRAY, path) for path in tiles if lake.leads_outside(path)]
         if strays:
             problems[band] = strays
         else:
             sources[band] = found
-            problems[band] = _mismatches(tiles, lake, params.threads)
+            problems[band] = [mismatches[path] for path in tiles if path in mismatches]
     mosaics, faults = plan_mosaics(sources, params.mosaic_options())
     for band, others in faults.items():
         problems[band] += others
-        problems[band] = [_with_outcome(problem, fetched) for problem in problems[band]]
     return TimestampPlan(
         acquisition.timestamp,
         acquisition.scene_ids,
         {band: mosaic for band, mosaic in mosaics.items() if not problems[band]},
-        {band: found for band, found in problems.items() if found},
+        {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
         inputs,
         scenes,
         params.stac,
@@ -212,32 +218,33 @@ def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> 
     return Problem(problem.kind, f"{problem.reason} (fetching it again failed: {outcome})", problem.path)
 
 
-def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int | None) -> list[Problem]:
-    """Tiles, by scene and band, that are not what somebody published them to be."""
+def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int | None) -> dict[Path, Problem]:
+    """Of tiles, by scene and band, those that are not what somebody published them to be."""
 
     def look(tile: tuple[str, str]) -> Problem | None:
         path = lake.tile(*tile)
         expected = expected_checksum(lake, *tile)
-        if expected is None or not path.is_file():  # a missing tile is found by who opens it
+        # A missing tile is found by who opens it; a stray is not opened at all.
+        if expected is None or lake.leads_outside(path):
             return None
         try:
             found = checksum_of(path, expected[0].algorithm)
-        except PermissionError:  # likewise
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
             return None
         if found == expected[0]:
             return None
         reason = f"has {found}, published is {expected[0]} (in {expected[1]}); download the tile again"
         return Problem("checksum_mismatch", reason, path)
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return [problem for problem in pool.map(look, tiles) if problem]
+    with ThreadPoolExecutor(_REQUESTS if is_remote(lake.root) else threads) as pool:
+        return {problem.path: problem for problem in pool.map(look, tiles) if problem and problem.path}
 
 
 def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
-    scenes = []
-    for scene_id in acquisition.scene_ids:
-        scenes.append(Scene(scene_id, *radiometry_of(scene_id, read_item(lake.scene_item(scene_id)))))
-    return scenes
+    return [
+        Scene(scene_id, *radiometry_of(scene_id, read_item(lake.scene_item(scene_id))))
+        for scene_id in acquisition.scene_ids
+    ]
 
 
 def tile_names(
@@ -250,41 +257,54 @@ def tile_names(
     return [(scene, band) for scene in acquisition.scene_ids for band in dict.fromkeys(bands)]
 
 
-def identify_inputs(acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> str:
-    """A short text that changes with the parameters, the tile list, and any tile's size or modification time."""
+def identify_inputs(
+    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, stamps: Stamps | None = None
+) -> str:
+    """A short text that changes with the parameters, the tile list, and any tile's size or modification time (or ETag).
+
+    ``stamps`` is how the lake stands, where that is known already.
+    """
+    stamps = stamps or lake.stamps(acquisition.scene_ids)
     digest = hashlib.sha256(f"{__version__}\n{params.pixel_identity()}\n".encode())
     paths = [lake.tile(*tile) for tile in tile_names(acquisition, params)]
     paths += [lake.scene_item(scene_id) for scene_id in acquisition.scene_ids]
     for path in paths:
-        name = f"{path.parent.name}/{path.name}"
-        try:
-            stat = path.stat()
-            digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{name} missing\n".encode())
+        digest.update(f"{path.parent.name}/{path.name} {stamps(path) or 'missing'}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def changed_inputs(instance: dg.DagsterInstance, lake: DataLake, params: TimestampsAggregationParams) -> dict[str, str]:
-    """What identifies the inputs now, of published timestamps that were made of other ones (or with other parameters).
+def changed_inputs(
+    instance: dg.DagsterInstance,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    among: Collection[str] | None = None,
+) -> dict[str, str]:
+    """What identifies the inputs now, of published timestamps that were made of other ones (or with other parameters);
+    ``among`` some, or all.
 
     Raises ``TimeSerieError`` and ``AreaError``.
     """
     acquisitions = read_time_serie(lake.time_serie).acquisitions
+    stamps = lake.stamps()
     now = {
-        key: (found.attempt.inputs, identify_inputs(acquisitions[key], lake, params))
-        for key, found in latest_successes(instance).items()
+        key: (found.attempt.inputs, identify_inputs(acquisitions[key], lake, params, stamps))
+        for key, found in latest_successes(instance, among).items()
         if key in acquisitions
     }
     return {key: inputs for key, (recorded, inputs) in now.items() if inputs != recorded}
 
 
 def is_due(
-    acquisition: Acquisition, last: RecordedAttempt | None, lake: DataLake, params: TimestampsAggregationParams
+    acquisition: Acquisition,
+    last: RecordedAttempt | None,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    stamps: Stamps,
 ) -> bool:
     """Whether there is no success yet, or one of other inputs or parameters, or its mosaics are gone."""
     if last is None or last.attempt.status != "success":
         return True
-    if last.attempt.inputs != identify_inputs(acquisition, lake, params):
+    if last.attempt.inputs != identify_inputs(acquisition, lake, params, stamps):
         return True
-    return not all(lake.mosaic(acquisition.timestamp, band).exists() for band in params.bands)
+    key = acquisition.timestamp
+    return not all(map(stamps, [lake.manifest(key), *(lake.mosaic(key, band) for band in params.bands)]))
