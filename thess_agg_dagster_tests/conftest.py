@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import multiprocessing.util
 import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +17,14 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE, RecordedAttempt, latest_attempts
+from thess_agg_dagster.attempt import RecordedAttempt, latest_attempts
 from thess_agg_dagster.batch import run_asset
-from thess_agg_dagster.checks import REPORT
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.publish import local_folder
+from thess_agg_dagster.lake.storage import lake_path
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, write_tile
+from thess_agg_dagster_tests.servers import S3_ENVIRONMENT, S3Server, make_bucket, serving_s3
 
 FIRST, SECOND, THIRD = (
     "2023-02-02 09:21:09.024000+00:00",
@@ -31,7 +39,7 @@ WEST, EAST = (ZONE_34, (690000, 4500000)), (ZONE_35, (199980, 4500000))
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("THESS_", "DAGSTER_", "DATA_LAKE"))]:
+    for name in [name for name in os.environ if name.startswith(("THESS_", "DAGSTER_", "DATA_LAKE", "AWS_"))]:
         monkeypatch.delenv(name)
 
 
@@ -94,9 +102,14 @@ class SmallLake:
 
     def tables_on_disk(self) -> dict[str, pd.DataFrame]:
         return {
-            name: pd.read_csv(self.lake.audit_table(name), dtype=str, keep_default_na=False)
+            name: pd.read_csv(io.BytesIO(self.lake.audit_table(name).read_bytes()), dtype=str, keep_default_na=False)
             for name in ("status", "summary", "band_report")
         }
+
+    def left_behind(self) -> list[Path]:
+        """What is in the folder where mosaics are made."""
+        folder = local_folder(self.lake.staging)
+        return list(folder.iterdir()) if folder.exists() else []
 
     def checks(self, key: dg.AssetKey = AGGREGATED) -> dict[str, dg.AssetCheckEvaluation]:
         """The check results of the latest run that left any, by name."""
@@ -113,9 +126,48 @@ class SmallLake:
         return found
 
 
+#: For tests that hold wherever a lake is kept.
+in_folder_and_bucket = pytest.mark.parametrize("lake_kind", ["folder", "bucket"])
+
+
 @pytest.fixture
-def small_lake(tmp_path: Path) -> Iterator[SmallLake]:
+def lake_kind() -> str:
+    return "folder"
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[S3Server]:
+    with serving_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_server(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server without faults, and an environment in which it is found."""
+    _s3.faults.clear()
+    _s3.requests.clear()
+    for name, value in {"AWS_ENDPOINT_URL": _s3.url, **S3_ENVIRONMENT}.items():
+        monkeypatch.setenv(name, value)
+    return _s3
+
+
+@pytest.fixture
+def small_lake(
+    tmp_path: Path, lake_kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SmallLake]:
     home = tmp_path / "home"
     home.mkdir()
+    root = tmp_path / "lake"
+    if lake_kind == "bucket":
+        name = f"lake-{uuid.uuid4().hex}"
+        make_bucket(request.getfixturevalue("s3_server"), name)
+        root = lake_path(f"s3://{name}/some/where")
+        # A folder of its own for temporary files, with a name short enough for sockets (whose own folder stays).
+        multiprocessing.util.get_temp_dir()
+        scratch = tempfile.mkdtemp(prefix="t-")
+        monkeypatch.setattr(tempfile, "tempdir", scratch)
+        monkeypatch.setenv("TMPDIR", scratch)
     with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
-        yield SmallLake(tmp_path / "lake", instance)
+        yield SmallLake(root, instance)
+    if lake_kind == "bucket":
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.io import MemoryFile
+
+from thess_agg_dagster.lake.storage import is_remote
 
 DATA = Path(__file__).parent / "data"
 ZONE_34, ZONE_35 = "EPSG:32634", "EPSG:32635"
@@ -29,7 +33,16 @@ def write_tile(
     block: int = 64,
     **options: Any,
 ) -> Path:
-    """Write ``pixels`` (rows, cols) with its upper-left corner at ``corner``."""
+    """Write ``pixels`` (rows, cols) with its upper-left corner at ``corner``; in a bucket by way of a local file."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / path.name
+            write_tile(
+                file, pixels, crs=crs, corner=corner, pixel=pixel, transform=transform, nodata=nodata, jpeg2000=jpeg2000,
+                block=block, **options,
+            )  # fmt: skip
+            path.write_bytes(file.read_bytes())
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.atleast_3d(pixels.T).T if pixels.ndim == 3 else pixels[None]
     if jpeg2000:
@@ -56,6 +69,9 @@ def write_tile(
 
 
 def read(path: Path) -> Array:
+    if is_remote(path):
+        with MemoryFile(path.read_bytes()) as memory, memory.open() as file:
+            return np.asarray(file.read(1))
     with rasterio.open(path) as file:
         return np.asarray(file.read(1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 USER, PASSWORD = "me@example.org", "s3cr3t-p4ss"
@@ -135,23 +136,72 @@ def serving(archive: Archive) -> Iterator[Archive]:
             server.shutdown()
 
 
-@contextmanager
-def serving_s3(files: dict[str, Path], bucket: str) -> Iterator[str]:
-    """A real S3 API server (moto's) with these files in a bucket; yields its address."""
-    import boto3
-    from moto.server import ThreadedMotoServer
+#: What a process needs to reach :func:`serving_s3`, beside AWS_ENDPOINT_URL.
+S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
 
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
+
+@dataclass
+class S3Server:
+    """A running S3 API server: its address, what it was asked for (method and path), and what goes wrong next.
+
+    A fault is a method, a pattern of path and query, a status and how often it is answered instead.
+    """
+
+    url: str = ""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[tuple[str, str, int, int]] = field(default_factory=list)
+    sent: int = 0  # bytes of answers
+
+    def fault_of(self, method: str, path: str) -> int | None:
+        for number, (verb, pattern, status, times) in enumerate(self.faults):
+            if times and verb == method and re.search(pattern, path):
+                self.faults[number] = (verb, pattern, status, times - 1)
+                return status
+        return None
+
+
+@contextmanager
+def serving_s3() -> Iterator[S3Server]:
+    """A real S3 API server (moto's), empty at first."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *args: object) -> None:
+            pass
+
+    api = DomainDispatcherApplication(create_backend_app)
+    server = S3Server()
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        server.requests.append((method, path))
+        status = server.fault_of(method, f"{path}?{environ['QUERY_STRING']}")
+        if status is None:
+            body = b"".join(api(environ, start_response))
+            server.sent += len(body)
+            return [body]
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response(f"{status} Fault", [("Content-Type", "application/xml"), ("Connection", "close")])
+        return [b"<Error><Code>Fault</Code><Message>as the test asked</Message></Error>"]
+
+    wsgi = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    server.url = f"http://127.0.0.1:{wsgi.server_port}"
+    thread = threading.Thread(target=wsgi.serve_forever, daemon=True)
+    thread.start()
     try:
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        client = boto3.client(
-            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
-        )
-        client.create_bucket(Bucket=bucket)
-        for key, path in files.items():
-            client.upload_file(str(path), bucket, key)
-        yield url
+        yield server
     finally:
-        server.stop()
+        wsgi.shutdown()
+        thread.join()
+
+
+def make_bucket(server: S3Server, name: str) -> Any:
+    """A new bucket on a server; returns its client."""
+    import boto3
+
+    client = boto3.client(
+        "s3", endpoint_url=server.url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+    )
+    client.create_bucket(Bucket=name)
+    return client

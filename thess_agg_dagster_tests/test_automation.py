@@ -16,16 +16,23 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
 from thess_agg_dagster import automation, timestamp_plan
-from thess_agg_dagster.attempt import AGGREGATED, TIME_SERIE
 from thess_agg_dagster.audit import EVENTS_UP_TO, newest_event
-from thess_agg_dagster.automation import changed_inputs_sensor, late_tiles_sensor, report_sensor, time_serie_sensor
+from thess_agg_dagster.automation import (
+    UNFINISHED,
+    changed_inputs_sensor,
+    late_tiles_sensor,
+    report_sensor,
+    time_serie_sensor,
+)
 from thess_agg_dagster.batch import run_asset
-from thess_agg_dagster.checks import REPORT, VERIFICATION
 from thess_agg_dagster.definitions import defs
+from thess_agg_dagster.instance import claim_run, fail_abandoned_runs, process_tags
 from thess_agg_dagster.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.rasters import noise
 
 
 class Sensor:
@@ -78,6 +85,7 @@ def tile_of(lake: SmallLake, timestamp: str, band: str = "B08") -> Path:
     return scene / f"{band}.tif"
 
 
+@in_folder_and_bucket
 def test_a_new_list_registers_and_launches_its_timestamps_once(ready: SmallLake) -> None:
     sensor = Sensor(time_serie_sensor, ready)
     assert sensor.tick() == (["", FIRST, SECOND], "")
@@ -85,6 +93,7 @@ def test_a_new_list_registers_and_launches_its_timestamps_once(ready: SmallLake)
     assert sensor.tick() == ([], f"{ready.lake.time_serie} has not changed")
 
 
+@in_folder_and_bucket
 def test_only_new_and_changed_rows_are_launched(ready: SmallLake) -> None:
     sensor = Sensor(time_serie_sensor, ready)
     sensor.tick()
@@ -105,6 +114,7 @@ def test_only_new_and_changed_rows_are_launched(ready: SmallLake) -> None:
     assert sensor.tick()[0] == ["", FIRST]
 
 
+@in_folder_and_bucket
 def test_a_reset_cursor_launches_nothing_twice(ready: SmallLake) -> None:
     sensor = Sensor(time_serie_sensor, ready)
     sensor.tick()
@@ -156,6 +166,21 @@ def test_a_long_list_is_launched_over_several_ticks(ready: SmallLake, monkeypatc
     assert [sensor.tick()[0] for _ in range(4)] == [["", *keys[:3]], keys[3:6], keys[6:], []]
 
 
+def test_a_long_list_is_looked_through_over_several_ticks(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tick reads more attempts than Dagster has patience for; the last row is found as well."""
+    keys = [f"2024-01-01 00:00:{second:02d}" for second in range(5)]
+    ready.list_rows(*((key, ["A"]) for key in keys))
+    monkeypatch.setattr(automation, "_MOST_ATTEMPTS", 2)
+    sensor = Sensor(time_serie_sensor, ready)
+    assert [sensor.tick()[0] for _ in range(4)] == [["", *keys[:2]], keys[2:4], keys[4:], []]
+    ready.read_list()
+    for key in keys:
+        ready.aggregate(key)
+    ready.list_rows(*((key, ["A"]) for key in keys[:4]), (keys[4], ["B"]))
+    assert [sensor.tick()[0] for _ in range(4)] == [[""], [], keys[4:], []]
+
+
+@in_folder_and_bucket
 def test_late_tiles_are_noticed_once(ready: SmallLake) -> None:
     sensor = Sensor(late_tiles_sensor, ready)
     assert sensor.tick() == ([], "No timestamp waits for tiles")
@@ -176,6 +201,33 @@ def test_late_tiles_are_noticed_once(ready: SmallLake) -> None:
     assert sensor.tick() == ([], "No timestamp waits for tiles")
 
 
+def test_only_new_failures_are_read_and_the_others_still_wait(
+    ready: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automation, "_LOOK_BACK", 0)
+    tile_of(ready, FIRST).unlink()
+    sensor = Sensor(late_tiles_sensor, ready)
+    ready.read_list()
+    for number, key in enumerate((FIRST, SECOND), 1):
+        ready.aggregate(key)
+        assert sensor.tick() == ([], f"{number} timestamps wait for tiles")
+    ready.list_rows((FIRST, []), (SECOND, ready.add_timestamp(SECOND)))
+    assert ready.aggregate(FIRST).attempt.status == "failed_no_tiles"  # for which other tiles are no help
+    assert sensor.tick()[0] == [SECOND]
+    assert sensor.tick() == ([], "No timestamp waits for tiles")
+
+
+def test_many_failures_are_read_over_several_ticks(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automation, "_LOOK_BACK", 0)
+    monkeypatch.setattr(automation, "_MOST_ATTEMPTS", 1)
+    tile_of(ready, FIRST).unlink()
+    ready.read_list()
+    for key in (SECOND, FIRST):
+        ready.aggregate(key)
+    sensor = Sensor(late_tiles_sensor, ready)
+    assert [sensor.tick()[1] for _ in range(3)] == [f"{number} timestamps wait for tiles" for number in (1, 2, 2)]
+
+
 def test_scl_that_masks_is_waited_for_as_well(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THESS_BANDS", "B04")
     monkeypatch.setenv("THESS_MASK_SCL_CLASSES", "8,9")
@@ -192,6 +244,7 @@ def test_scl_that_masks_is_waited_for_as_well(ready: SmallLake, monkeypatch: pyt
     assert sensor.tick()[0] == [SECOND]
 
 
+@in_folder_and_bucket
 def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the UI asks Dagster for it."""
 
@@ -210,8 +263,7 @@ def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: p
     assert sensor.tick() == ([], "0 published timestamps are stale")
     ready.read_list()  # reading the list again changes nothing
     assert stale() == {FIRST: False, SECOND: False}
-    tile = tile_of(ready, SECOND)
-    tile.write_bytes(tile.read_bytes())
+    ready.add_tile(scene(SECOND, "T34TFL"), "B04", pixels=noise(77, (120, 120)))
     sensor.tick()
     assert stale() == {FIRST: False, SECOND: True}
     assert sensor.tick() == ([], "1 published timestamps are stale")  # told once
@@ -227,6 +279,22 @@ def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: p
     assert stale() == {FIRST: False, SECOND: False}
 
 
+def test_what_changed_is_looked_for_a_few_at_a_tick(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready.add_timestamp(SECOND)
+    ready.read_list()
+    for key in (FIRST, SECOND):
+        ready.aggregate(key)
+    monkeypatch.setattr(automation, "_MOST_ATTEMPTS", 1)
+    sensor = Sensor(changed_inputs_sensor, ready)
+    tile = tile_of(ready, SECOND)
+    tile.write_bytes(tile.read_bytes())
+    said = [sensor.tick()[1] for _ in range(4)]
+    stale = "1 published timestamps are stale"
+    assert said == ["0 published timestamps are stale", "", stale, stale]  # told once, at the second
+    ready.aggregate(SECOND)
+    assert [sensor.tick()[1] for _ in range(2)][1] == "0 published timestamps are stale"
+
+
 def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     ready.read_list()
     ready.aggregate(SECOND)
@@ -238,6 +306,7 @@ def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch:
     assert sensor.tick()[0] == [SECOND]
 
 
+@in_folder_and_bucket
 def test_what_someone_else_repaired_is_not_launched(ready: SmallLake) -> None:
     ready.read_list()
     ready.aggregate(SECOND)
@@ -258,6 +327,7 @@ def test_a_row_that_was_edited_is_for_the_other_sensor(ready: SmallLake) -> None
     assert (late.tick()[0], listed.tick()[0]) == ([], ["", SECOND])
 
 
+@in_folder_and_bucket
 def test_a_tile_that_lands_while_its_run_plans_is_late(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     ready.read_list()
     plan = plan_mosaics
@@ -326,6 +396,19 @@ def test_the_run_of_a_process_that_is_gone_keeps_nobody_waiting(ready: SmallLake
     ended = ready.instance.get_run_by_id(zombie.run_id)
     assert ended is not None
     assert ended.status == dg.DagsterRunStatus.FAILURE
+    # Its retry has its tags, until the process that executes it puts its own.
+    family: dict[str, Any] = {"parent_run_id": zombie.run_id, "root_run_id": zombie.run_id, "tags": ended.tags}
+    retry = ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, **family)
+    fail_abandoned_runs(ready.instance)
+    assert [run.run_id for run in ready.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))] == [retry.run_id]
+    claim_run(ready.instance, retry)
+    claimed = ready.instance.get_run_by_id(retry.run_id)
+    assert claimed is not None
+    assert dict(claimed.tags) == {**ended.tags, **process_tags()} != ended.tags
+    other = {name: tag.replace(":", ":9999999", 1) for name, tag in process_tags().items()}
+    ready.instance.add_run_tags(retry.run_id, other)  # killed, too
+    fail_abandoned_runs(ready.instance)
+    assert not ready.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
 
 
 def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) -> None:
@@ -358,6 +441,7 @@ def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
     assert set(ready.tables()["status"]["listed"]) == {"True"}
 
 
+@in_folder_and_bucket
 def test_everything_missing_or_failed_in_one_job(ready: SmallLake) -> None:
     ready.read_list()
     ready.aggregate(FIRST)
@@ -378,6 +462,7 @@ def missing_or_failed(lake: SmallLake) -> dg.ExecuteInProcessResult:
     )
 
 
+@in_folder_and_bucket
 def test_published_mosaics_are_checked_against_what_was_recorded(ready: SmallLake) -> None:
     ready.read_list()
     ready.aggregate(FIRST)

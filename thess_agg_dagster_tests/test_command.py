@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pandas as pd
 import pytest
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise
 
 ROOT = Path(__file__).parent.parent
@@ -31,15 +33,16 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.Compl
 
 
 def statuses(lake: DataLake) -> dict[str, str]:
-    table = pd.read_csv(lake.audit_table("status"), dtype=str, keep_default_na=False)
+    table = pd.read_csv(io.BytesIO(lake.audit_table("status").read_bytes()), dtype=str, keep_default_na=False)
     return dict(zip(table["timestamp"], table["status"], strict=True))
 
 
 def finished(lake: DataLake) -> dict[str, str]:
-    table = pd.read_csv(lake.audit_table("status"), dtype=str, keep_default_na=False)
+    table = pd.read_csv(io.BytesIO(lake.audit_table("status").read_bytes()), dtype=str, keep_default_na=False)
     return dict(zip(table["timestamp"], table["finished_at"] + table["run_id"], strict=True))
 
 
+@in_folder_and_bucket
 def test_a_whole_lake_then_only_what_changed(small_lake: SmallLake, tmp_path: Path) -> None:
     rows = [(key, small_lake.add_timestamp(key)) for key in (FIRST, SECOND, THIRD)]
     missing = small_lake.lake.tile(rows[1][1][0], "SCL")
@@ -162,3 +165,24 @@ def test_dagster_asset_materialize_from_the_project_root(small_lake: SmallLake, 
 def test_definitions_validate() -> None:
     result = run("dagster", "definitions", "validate")
     assert result.returncode == 0, result.stderr
+
+
+def test_several_lakes_share_one_dagster(small_lake: SmallLake, tmp_path: Path) -> None:
+    """The same timestamps in two lakes: each keeps its own attempts, partitions and tables."""
+    ids = small_lake.add_timestamp(FIRST)
+    small_lake.list_rows((FIRST, ids))
+    other = SmallLake(tmp_path / "other", small_lake.instance)
+    other.list_rows((FIRST, [scene(FIRST, "T34TFL")]), (SECOND, other.add_timestamp(SECOND)))
+    home = str(tmp_path / "shared")
+    for lake, name in ((small_lake, "thrace"), (other, "crete")):
+        run("thess_agg_dagster", DATA_LAKE=str(lake.root), DAGSTER_HOME=home, THESS_LAKE=name)
+    assert statuses(small_lake.lake) == {FIRST: "success"}
+    assert statuses(other.lake) == {FIRST: "failed_missing_inputs", SECOND: "success"}
+    with dg.DagsterInstance.from_config(home) as instance:
+        keys = {key.to_user_string() for key in instance.all_asset_keys()}
+        assert {"thrace/data_raw/aggregated", "crete/data_raw/aggregated", "crete/timestamps_aggregation"} <= keys
+        assert "data_raw/aggregated" not in keys
+        assert instance.get_dynamic_partitions("thrace_timestamp") == [FIRST]
+    again = run("thess_agg_dagster", DATA_LAKE=str(small_lake.root), DAGSTER_HOME=home, THESS_LAKE="thrace")
+    assert "1 unchanged and skipped" in again.stdout
+    assert "THESS_LAKE='Thrace!' is not a name" in run("thess_agg_dagster", THESS_LAKE="Thrace!").stderr

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from thess_agg_dagster.attempt import AGGREGATED
+from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.mosaic.scl import CLASSES, cloud_share
 from thess_agg_dagster.pictures import Preview, first_look, quicklook, series_at_a_glance, thumbnail
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake, scene

@@ -39,6 +39,14 @@ def test_both_dagster_yaml_hold_the_same_settings() -> None:
     assert root == packaged
 
 
+def test_a_fleet_has_the_same_settings() -> None:
+    """But for what makes it a fleet."""
+    alone = yaml.safe_load((PACKAGE / "dagster.yaml").read_text())
+    many = yaml.safe_load((ROOT / "deploy" / "fleet" / "dagster.yaml").read_text())
+    assert set(many) - set(alone) == {"storage", "run_launcher", "run_retries"}
+    assert {name for name in alone if alone[name] != many[name]} == {"run_coordinator"}
+
+
 @pytest.mark.parametrize(("given", "limit"), [("7", 7), ("", os.cpu_count()), ("many", None), ("0", None)])
 def test_the_run_queue_takes_its_limit_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, limit: int | None

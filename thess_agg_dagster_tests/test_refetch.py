@@ -16,7 +16,7 @@ from thess_agg_dagster.command import main
 from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.refetch import Refetched, refetch
-from thess_agg_dagster_tests.conftest import BANDS, EAST, FIRST, SECOND, WEST, SmallLake, scene
+from thess_agg_dagster_tests.conftest import BANDS, EAST, FIRST, SECOND, WEST, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise, write_tile
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
 
@@ -65,6 +65,7 @@ def test_whole_tiles_are_left_alone(small_lake: SmallLake, archive: Archive) -> 
     assert archive.seen == []
 
 
+@in_folder_and_bucket
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
@@ -89,6 +90,7 @@ def test_what_replaces_a_broken_tile_is_whole_and_the_broken_one_is_kept(
     assert not list(path.parent.glob(".*"))
 
 
+@in_folder_and_bucket
 def test_damaged_pixels_are_found_by_decoding(small_lake: SmallLake, archive: Archive) -> None:
     path = small_lake.lake.tile(scene(FIRST, "T34TFL"), "B08")
     path.write_bytes(path.read_bytes()[:3000])
@@ -99,6 +101,7 @@ def test_damaged_pixels_are_found_by_decoding(small_lake: SmallLake, archive: Ar
     assert path.read_bytes() == published(archive, path)
 
 
+@in_folder_and_bucket
 def test_a_tile_that_is_not_the_published_one(small_lake: SmallLake, archive: Archive) -> None:
     path = small_lake.lake.tile(scene(FIRST, "T34TFL"), "B08")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -190,6 +193,7 @@ def test_the_scenes_stac_item_tells_an_address_too(small_lake: SmallLake, archiv
 # --- in a run -------------------------------------------------------------------------------------------------
 
 
+@in_folder_and_bucket
 def test_every_defect_heals_in_one_command(
     small_lake: SmallLake, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,11 +25,12 @@ from rasterio.features import rasterize
 from rasterio.warp import transform_geom
 from rio_cogeo.cogeo import cog_validate
 
-from thess_agg_dagster.checks import REPORT
+from thess_agg_dagster.keys import REPORT
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.mosaic.tiles import gdal_name
 from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, write_scene
 from thess_agg_dagster.series import open_series
-from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, scene
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import DATA, noise, read
 
 # Across the border of the small lake's two tiles.
@@ -49,6 +50,7 @@ def two(small_lake: SmallLake) -> SmallLake:
 # --- one grid -------------------------------------------------------------------------------------------------
 
 
+@in_folder_and_bucket
 def test_timestamps_that_start_in_different_zones_stack(two: SmallLake) -> None:
     for timestamp in (FIRST, SECOND):
         assert two.aggregate(timestamp, **FIXED).attempt.status == "success"
@@ -139,6 +141,7 @@ def test_the_share_that_was_masked_stands_in_the_tables(two: SmallLake) -> None:
     assert float(str(tables["summary"].set_index("timestamp").loc[FIRST, "masked_share"])) == round(hidden.mean(), 6)
 
 
+@in_folder_and_bucket
 def test_a_scene_without_scl_fails_or_goes_unmasked(two: SmallLake) -> None:
     two.lake.tile(scene(FIRST, "T34TFL"), "SCL").unlink()
     options: dict[str, Any] = {"bands": ["B04"], "mask_scl_classes": [9]}
@@ -262,6 +265,7 @@ def test_the_offset_that_stays_is_told(two: SmallLake) -> None:
     assert item.assets["B04"].extra_fields["raster:bands"][0]["offset"] == -0.1
 
 
+@in_folder_and_bucket
 def test_without_stac_there_is_no_catalog_nor_a_stale_one(two: SmallLake) -> None:
     for stac in (True, False):
         two.aggregate(FIRST, stac=stac)
@@ -298,6 +302,7 @@ def test_a_date_that_is_all_cloud_is_a_warning(two: SmallLake) -> None:
 # --- a series -------------------------------------------------------------------------------------------------
 
 
+@in_folder_and_bucket
 def test_a_series_is_lazy_masked_and_in_order(two: SmallLake) -> None:
     for timestamp in (SECOND, FIRST):
         two.aggregate(timestamp, **FIXED, mask_scl_classes=[8, 9])
@@ -310,7 +315,7 @@ def test_a_series_is_lazy_masked_and_in_order(two: SmallLake) -> None:
     ]
     assert max(series.chunksizes["x"]) == 32
     assert series.rio.crs == "EPSG:32634"
-    with rasterio.open(two.lake.mosaic(SECOND, "B04")) as mosaic:
+    with rasterio.open(gdal_name(two.lake.mosaic(SECOND, "B04"))) as mosaic:
         expected = mosaic.read(1, masked=True).astype("float32").filled(np.nan)
         x, y = mosaic.xy(3, 5)
     np.testing.assert_array_equal(series[1], expected)

@@ -20,10 +20,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from thess_agg_dagster import automation
-from thess_agg_dagster.attempt import AGGREGATED, Attempt, BandRecord
+from thess_agg_dagster.attempt import Attempt, BandRecord
 from thess_agg_dagster.automation import late_tiles_sensor, report_sensor, time_serie_sensor
 from thess_agg_dagster.batch import run_asset
-from thess_agg_dagster.checks import REPORT
+from thess_agg_dagster.keys import AGGREGATED, REPORT
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
 from thess_agg_dagster_tests.fuzz import fuzz_lists, fuzz_tiles
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,62 +15,35 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from thess_agg_dagster.attempt import AGGREGATED
 from thess_agg_dagster.automation import UNFINISHED
+from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise
+from thess_agg_dagster_tests.services import Client, free_port
 from thess_agg_dagster_tests.test_command import ROOT, clean_environment, run
 
 
-class Ui:
+class Ui(Client):
     """A running ``dagster dev`` on a lake."""
 
     def __init__(self, root: Path) -> None:
         home = run("thess_agg_dagster.instance", str(root)).stdout.strip()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        port = free_port()
         environment = clean_environment() | {"DATA_LAKE": str(root), "DAGSTER_HOME": home, "THESS_SENSOR_SECONDS": "5"}
         self.log = root / "dagster-dev.log"
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dagster", "dev", "-p", str(self.port)],
+                [sys.executable, "-m", "dagster", "dev", "-p", str(port)],
                 cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         self.instance = dg.DagsterInstance.from_config(home)
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://127.0.0.1:{port}"
 
-    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{self.url}/graphql", data=body, headers={"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return dict(json.load(answer)["data"])
+    def logs(self) -> str:
+        return self.log.read_text()[-3000:]
 
-    def wait_until(self, true: Callable[[], bool], seconds: float = 180) -> None:
-        deadline = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            time.sleep(0.3)
-
-    def is_up(self) -> bool:
-        query = "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus } } } }"
-        try:
-            entries = self.ask(query)["workspaceOrError"]["locationEntries"]
-        except OSError:
-            return False
-        return [entry["loadStatus"] for entry in entries] == ["LOADED"]
-
-    def backfill(self, keys: list[str]) -> str:
-        query = (
-            "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) { __typename "
-            "... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"
-        )
-        params = {"assetSelection": [{"path": AGGREGATED.path}], "partitionNames": keys}
-        return str(self.ask(query, p=params)["launchPartitionBackfill"]["backfillId"])
-
-    def runs(self, *found: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> list[dg.DagsterRun]:
-        return list(self.instance.get_runs(dg.RunsFilter(statuses=list(found), tags=tags)))
+    def check(self) -> None:
+        assert self.process.poll() is None, self.logs()
 
     def backfill_runs(self, *found: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
         return [run for run in self.runs(*found) if "dagster/backfill" in run.tags]
@@ -138,8 +107,7 @@ def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     small_lake.list_rows((FIRST, ids))  # and a sensor launches it
     ui.wait_until(lambda: small_lake.lake.staging.is_dir() and any(small_lake.lake.staging.iterdir()))
     (started,) = ui.runs(dg.DagsterRunStatus.STARTED)
-    stop = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
-    assert ui.ask(stop, id=started.run_id)["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    assert ui.terminate(started.run_id) == "TerminateRunSuccess"
     ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=15)
     assert list(small_lake.lake.staging.iterdir()) == []
     assert not small_lake.lake.timestamp_folder(FIRST).exists()

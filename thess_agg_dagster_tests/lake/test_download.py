@@ -13,7 +13,7 @@ import pytest
 
 from thess_agg_dagster.lake import download
 from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, shown
-from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving, serving_s3
+from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, S3Server, make_bucket, serving
 
 DATA = np.random.default_rng(1).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 
@@ -226,15 +226,10 @@ def test_from_a_mirror(tmp_path: Path) -> None:
         one.fetch(f"file://{tmp_path}/mirror/gone", tmp_path / "t")
 
 
-def test_from_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tile").write_bytes(DATA)
-    with serving_s3({"a/tile": tmp_path / "tile"}, "archive") as url:
-        for name, value in {
-            "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        one = Downloader(DownloadPolicy(("s3://archive",), first_wait=0.01))
-        one.fetch("s3://archive/a/tile", tmp_path / "t")
-        assert (tmp_path / "t").read_bytes() == DATA
-        with pytest.raises(DownloadError, match="s3://archive/gone: it is not there"):
-            one.fetch("s3://archive/gone", tmp_path / "t")
+def test_from_s3(tmp_path: Path, s3_server: S3Server) -> None:
+    make_bucket(s3_server, "archive").put_object(Bucket="archive", Key="a/tile", Body=DATA)
+    one = Downloader(DownloadPolicy(("s3://archive",), first_wait=0.01))
+    one.fetch("s3://archive/a/tile", tmp_path / "t")
+    assert (tmp_path / "t").read_bytes() == DATA
+    with pytest.raises(DownloadError, match="s3://archive/gone: it is not there"):
+        one.fetch("s3://archive/gone", tmp_path / "t")

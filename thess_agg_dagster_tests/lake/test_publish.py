@@ -33,7 +33,7 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_folder_appears_and_is_replaced_whole(tmp_path: Path) -> None:
     target, staging = tmp_path / "2023", tmp_path / ".staging"
     for text in ("old", "new"):
-        with staged_folder(target, staging) as folder:
+        with staged_folder(target, staging, "manifest.json") as folder:
             (folder / "B04.tif").write_text(text)
             (folder / f"only-{text}").write_text(text)
         assert contents(target) == {"B04.tif": text, f"only-{text}": text}
@@ -44,9 +44,9 @@ def test_a_folder_appears_and_is_replaced_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
     target, staging = tmp_path / "2023", tmp_path / ".staging"
-    with staged_folder(target, staging) as folder:
+    with staged_folder(target, staging, "manifest.json") as folder:
         (folder / "B04.tif").write_text("old")
-    with pytest.raises(error), staged_folder(target, staging) as folder:
+    with pytest.raises(error), staged_folder(target, staging, "manifest.json") as folder:
         (folder / "B04.tif").write_text("half")
         raise error
     assert contents(target) == {"B04.tif": "old"}
@@ -60,7 +60,7 @@ def test_a_reader_always_finds_one_whole_set(tmp_path: Path) -> None:
     faults: list[object] = []
 
     def publish_once(text: str) -> None:
-        with staged_folder(target, staging) as folder:
+        with staged_folder(target, staging, "manifest.json") as folder:
             for band in ("B04", "B08"):
                 (folder / band).write_text(text)
 
@@ -129,7 +129,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path
     staging = tmp_path / ".staging"
     script = (
         "import sys, time; from pathlib import Path; from thess_agg_dagster.lake.publish import staged_folder\n"
-        "with staged_folder(Path(sys.argv[1]), Path(sys.argv[2])) as folder:\n"
+        "with staged_folder(Path(sys.argv[1]), Path(sys.argv[2]), 'manifest.json') as folder:\n"
         "    (folder / 'half').write_text('half'); print(folder, flush=True); time.sleep(60)\n"
     )
     processes = [
@@ -143,7 +143,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path
         processes[0].kill()
         processes[0].wait()
         assert dead.exists()
-        with staged_folder(tmp_path / "another", staging):
+        with staged_folder(tmp_path / "another", staging, "manifest.json"):
             assert not dead.exists()
             assert (alive / "half").exists()
         remove_abandoned(staging)
@@ -163,7 +163,7 @@ def test_many_publish_one_target_at_once(tmp_path: Path) -> None:
     def publish_often(name: str) -> None:
         try:
             for number in range(40):
-                with staged_folder(target, staging) as folder:
+                with staged_folder(target, staging, "manifest.json") as folder:
                     for band in ("B04", "B08"):
                         (folder / band).write_text(f"{name}{number}")
         except BaseException as error:
