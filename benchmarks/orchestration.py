@@ -27,11 +27,11 @@ TIMESTAMPS = 46
 ROUNDS = 5
 
 
-def make_lake(root: Path) -> DataLake:
+def make_lake(root: Path, timestamps: int = TIMESTAMPS) -> DataLake:
     lake = DataLake(root)
     rng = np.random.default_rng(1)
     rows = ["acq_datetime,tile_ids"]
-    for number in range(TIMESTAMPS):
+    for number in range(timestamps):
         scenes = [f"S2A_{number:03d}_{tile}" for tile in ("T35TKF", "T34TFL", "T34TFK")]
         rows.append(f"2024-01-01 10:{number:02d}:00+00:00,{'|'.join(scenes)}")
         for scene in scenes:
