@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo test test-browser screenshots dev timestamp-aggregation lint bench bench-options bench-quick soak clean
+.PHONY: demo test test-browser test-fleet screenshots dev timestamp-aggregation lint bench bench-options bench-scaling bench-fleet bench-quick soak clean
 
 demo: .venv/ready  ## aggregate a small sample lake and show what came of it
 	@echo "Making a sample lake (synthetic pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -20,6 +20,11 @@ test: .venv/ready  ## run all tests
 test-browser: .venv/ready  ## the UI in a real browser (installs Debian's chromium where it lacks, as root)
 	command -v chromium >/dev/null || (apt-get update -q && apt-get install -y -q chromium)
 	$(BIN)/python -m pytest -m browser -n 0
+
+test-fleet: .venv/ready  ## a fleet with real services (installs Debian's postgresql and redis-server where they lack, as root)
+	test -n "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" && command -v redis-server >/dev/null \
+	    || (apt-get update -q && apt-get install -y -q postgresql redis-server)
+	$(BIN)/python -m pytest -m fleet -n 0
 
 screenshots: .venv/ready  ## the same, keeping the README's pictures
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
@@ -42,8 +47,15 @@ bench: .venv/ready  ## measure on full-size tiles against other tools and the co
 bench-options: .venv/ready  ## what areas, masks, coarser pixels and COGs cost (about 10 minutes, in the same folder)
 	$(BIN)/python -m benchmarks.run --options
 
+bench-scaling: .venv/ready  ## what 100 to 10 000 timestamps cost in databases, sensors and pages (an hour; Postgres 15 needed)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m benchmarks.scaling
+
 bench-quick: .venv/ready  ## the same at a third of the size, printed only
 	$(BIN)/python -m benchmarks.run --quick
+
+bench-fleet: .venv/ready  ## timestamps a second with one and two workers of a fleet (needs what test-fleet installs)
+	$(BIN)/python -m benchmarks.fleet
 
 soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[soak]"
