@@ -56,9 +56,10 @@ class Figures:
         return "\n".join(lines)
 
 
-def stop_sensors(client: Client) -> None:
-    for sensor in ("time_serie_sensor", "late_tiles_sensor", "changed_inputs_sensor", "report_sensor"):
-        client.stop_sensor(sensor)
+SENSORS = ("time_serie_sensor", "late_tiles_sensor", "changed_inputs_sensor", "report_sensor")
+
+
+def read_list(client: Client) -> None:
     run_id = client.materialize(TIME_SERIE)
     client.wait_until(lambda: client.status(run_id) == dg.DagsterRunStatus.SUCCESS)
 
@@ -83,16 +84,17 @@ def measure(folder: Path) -> Figures:
 
     def ui() -> None:
         with dagster_dev(lake.root) as opened:
-            stop_sensors(opened)
-            opened.wait_until(
-                lambda: not opened.runs(*UNFINISHED), 900
-            )  # what its sensor launched before it was stopped
+            time.sleep(8)  # each has had its first tick: it is between two that it can be stopped
+            for sensor in SENSORS:
+                opened.stop_sensor(sensor)
+            read_list(opened)
+            opened.wait_until(lambda: not opened.runs(*UNFINISHED), 900)  # what was launched until then
             figures.backfill("a backfill in `dagster dev`, two runs at a time", opened, keys)
 
     with fleet(folder / "fleet") as services:
-        services.start_dagster("workspace.yaml", {ONLY_LAKE: environment})
+        services.start_dagster("workspace.yaml", {ONLY_LAKE: environment}, SENSORS)
         ready_worker(services, "one", environment)
-        stop_sensors(services)
+        read_list(services)
 
         def one() -> None:
             figures.backfill("a fleet, one worker of one process", services, keys)

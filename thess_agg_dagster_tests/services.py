@@ -77,6 +77,11 @@ class Client:
         params = {"assetSelection": [{"path": asset.path}], "partitionNames": keys}
         return str(self.ask(query, p=params)["launchPartitionBackfill"]["backfillId"])
 
+    def backfill_status(self, backfill_id: str) -> str:
+        found = self.instance.get_backfill(backfill_id)
+        assert found is not None
+        return found.status.value
+
     def launch(self, job: str, location: str = "thess_agg_dagster", **selection: Any) -> str:
         """Launch a job; returns the run's id."""
         launch = (
@@ -97,6 +102,7 @@ class Client:
         return run.status
 
     def stop_sensor(self, name: str, location: str = "thess_agg_dagster") -> None:
+        """To be called where no tick is about to begin: Dagster's daemon writes a sensor's state as it read it before."""
         query = (
             "query($s: SensorSelector!) { sensorOrError(sensorSelector: $s) { ... on Sensor { sensorState { id } } } }"
         )
@@ -223,8 +229,11 @@ class Fleet(Client):
         self.stop(self.postgres, how)
         self.start_postgres()
 
-    def start_dagster(self, workspace: str, environments: Mapping[str, Mapping[str, str]]) -> None:
-        """A code server for each location of a shipped workspace, with the location's environment; webserver, daemon."""
+    def start_dagster(
+        self, workspace: str, environments: Mapping[str, Mapping[str, str]], stopped: Sequence[str] = ()
+    ) -> None:
+        """A code server for each location of a shipped workspace, with the location's environment; webserver; when the
+        ``stopped`` sensors are stopped, the daemon."""
         locations = yaml.safe_load((PROFILE / workspace).read_text())
         servers = []
         for server in (each["grpc_server"] for each in locations["load_from"]):
@@ -240,8 +249,10 @@ class Fleet(Client):
             self.wait_until(lambda log=server.log: "Started Dagster code proxy server" in log.read_text(), 60)  # type: ignore[misc]
         port = str(self.ports["webserver"])
         self.webserver = self.start("webserver", "dagster-webserver", "-w", str(path), "-h", "127.0.0.1", "-p", port)
-        self.daemon = self.start("daemon", "dagster-daemon", "run", "-w", str(path))
         self.wait_until(self.is_up)
+        for sensor in stopped:
+            self.stop_sensor(sensor)
+        self.daemon = self.start("daemon", "dagster-daemon", "run", "-w", str(path))
 
     def start_worker(self, name: str, environment: Mapping[str, str], concurrency: int = 1) -> Service:
         """A worker with ``concurrency`` processes. It takes runs as soon as it is ready."""
@@ -251,6 +262,16 @@ class Fleet(Client):
     def check(self) -> None:
         for service in self.services:
             assert service.process.poll() is None, f"{service.name} ended\n{self.logs()}"
+
+    def story(self) -> str:
+        """What became of each run, a line each."""
+        lines = []
+        for record in reversed(self.instance.get_run_records(limit=500)):
+            run, tags = record.dagster_run, record.dagster_run.tags
+            times = " ".join(f"{seconds:.1f}" for seconds in (record.start_time, record.end_time) if seconds)
+            why = {name: value for name, value in tags.items() if name not in ("dagster/solid_selection", ".dagster/repository")}
+            lines.append(f"{run.run_id} {run.status.value} {times} {why}")
+        return "\n".join(lines)
 
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))

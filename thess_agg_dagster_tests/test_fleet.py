@@ -32,6 +32,9 @@ pytestmark = pytest.mark.fleet
 QUEUED, STARTED = dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED
 SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
 
+# Stopped where only backfills are to launch timestamps; the report still comes by itself.
+LAUNCHING = ("time_serie_sensor", "late_tiles_sensor")
+
 PROCESS = "thess_agg_dagster/process"
 
 
@@ -100,12 +103,6 @@ def executed_in(run: dg.DagsterRun) -> str:
     return run.tags.get(PROCESS, "::").split(":")[1]
 
 
-def stop_launching(services: Fleet) -> None:
-    """Only backfills are to launch timestamps; the report still comes by itself."""
-    for sensor in ("time_serie_sensor", "late_tiles_sensor"):
-        services.stop_sensor(sensor)
-
-
 def read_list(services: Fleet) -> None:
     run_id = services.materialize(TIME_SERIE)
     services.wait_until(lambda: services.status(run_id) == SUCCESS)
@@ -114,13 +111,13 @@ def read_list(services: Fleet) -> None:
 def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, services: Fleet) -> None:
     lake, given, keys = small_lake.lake, environment(small_lake), timestamps(44)
     ids = {key: add_timestamp(small_lake, key, number) for number, key in enumerate(keys)}
-    services.start_dagster("workspace.yaml", {ONLY_LAKE: given})
+    services.start_dagster("workspace.yaml", {ONLY_LAKE: given}, LAUNCHING)
     services.start_worker("one", given)
     two = services.start_worker("two", given)
-    stop_launching(services)
     small_lake.list_rows(*ids.items())
     read_list(services)
-    backfill = {"dagster/backfill": services.backfill(keys)}
+    backfill_id = services.backfill(keys)
+    backfill = {"dagster/backfill": backfill_id}
 
     def succeeded() -> int:
         return len(services.runs(SUCCESS, tags=backfill))
@@ -144,6 +141,8 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
     services.restart_postgres(signal.SIGQUIT)  # "immediate": nobody is told, and it recovers when it starts
 
     services.wait_until(lambda: len(latest_successes(services.instance)) == len(keys))
+    # No run of a backfill that ended is retried any more.
+    services.wait_until(lambda: services.backfill_status(backfill_id).startswith("COMPLETED"))
     services.wait_until(lambda: not services.runs(*UNFINISHED))
     status = lake.audit_table("status")
     services.wait_until(lambda: status.exists() and status.read_text().count(",success,") == len(keys))
@@ -163,7 +162,7 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
     assert {record.partition_key for record in made} == set(keys)
     assert set(Counter(r.partition_key for r in made if r.run_id in successful).values()) == {1}
     again = [record for record in made if record.run_id not in successful]
-    assert {services.status(record.run_id) for record in again} <= {FAILURE}
+    assert {services.status(record.run_id) for record in again} <= {FAILURE}, services.story()
     assert len(again) <= 2  # as many as were at work then
     # The tables tell of all of it.
     tables = small_lake.tables_on_disk()
@@ -178,9 +177,8 @@ def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet
     lake, given, keys = small_lake.lake, environment(small_lake), timestamps(3)
     ids = {key: add_timestamp(small_lake, key, number) for number, key in enumerate(keys)}
     small_lake.list_rows((FIRST, add_slow_timestamp(small_lake, FIRST)))
-    services.start_dagster("workspace.yaml", {ONLY_LAKE: given})
+    services.start_dagster("workspace.yaml", {ONLY_LAKE: given}, LAUNCHING)
     worker = services.start_worker("one", given)
-    stop_launching(services)
     read_list(services)
 
     def at_work() -> dg.DagsterRun:
@@ -229,7 +227,7 @@ def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet
     services.wait_until(lambda: len(services.runs(QUEUED)) == len(keys))
     services.start_redis()
     services.wait_until(lambda: set(keys) <= set(latest_successes(services.instance)))
-    assert len(services.runs(FAILURE)) == before
+    assert len(services.runs(FAILURE)) == before, services.story()
 
     # The job that starts processes of its own may do so in a worker, too.
     shutil.rmtree(lake.timestamp_folder(keys[0]))
