@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,9 +31,12 @@ PROFILE = ROOT / "deploy" / "fleet"
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """A port below those that outgoing connections get: it stays free while a server restarts."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 class Client:
@@ -269,7 +273,11 @@ class Fleet(Client):
         for record in reversed(self.instance.get_run_records(limit=500)):
             run, tags = record.dagster_run, record.dagster_run.tags
             times = " ".join(f"{seconds:.1f}" for seconds in (record.start_time, record.end_time) if seconds)
-            why = {name: value for name, value in tags.items() if name not in ("dagster/solid_selection", ".dagster/repository")}
+            why = {
+                name: value
+                for name, value in tags.items()
+                if name not in ("dagster/solid_selection", ".dagster/repository")
+            }
             lines.append(f"{run.run_id} {run.status.value} {times} {why}")
         return "\n".join(lines)
 

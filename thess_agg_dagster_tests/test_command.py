@@ -12,7 +12,9 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 import pytest
+from click.testing import CliRunner, Result
 
+from thess_agg_dagster.command import main
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise
@@ -32,6 +34,12 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.Compl
     )
 
 
+def invoke(*arguments: str, **environment: str) -> Result:
+    """The command in this process, its workers in theirs: seconds less than a start of Python, for what it decides and
+    does; how a process starts and ends is for :func:`run`."""
+    return CliRunner().invoke(main, arguments, env=environment)
+
+
 def statuses(lake: DataLake) -> dict[str, str]:
     table = pd.read_csv(io.BytesIO(lake.audit_table("status").read_bytes()), dtype=str, keep_default_na=False)
     return dict(zip(table["timestamp"], table["status"], strict=True))
@@ -48,10 +56,10 @@ def test_a_whole_lake_then_only_what_changed(small_lake: SmallLake, tmp_path: Pa
     missing = small_lake.lake.tile(rows[1][1][0], "SCL")
     missing.unlink()
     small_lake.list_rows(*rows)
-    command = ("thess_agg_dagster", "--data-lake", str(small_lake.root))
+    command = ("--data-lake", str(small_lake.root))
 
-    first = run(*command)
-    assert first.returncode == 1, first.stderr
+    first = invoke(*command)
+    assert first.exit_code == 1, first.output
     assert "failed" in first.stderr
     assert f"SCL of {rows[1][1][0]}: no such file" in first.stdout
     assert statuses(small_lake.lake) == {FIRST: "success", SECOND: "failed_missing_inputs", THIRD: "success"}
@@ -60,22 +68,22 @@ def test_a_whole_lake_then_only_what_changed(small_lake: SmallLake, tmp_path: Pa
     # Its tile arrives, and another's changes: those two are made again, the third is left alone.
     small_lake.add_tile(rows[1][1][0], "SCL", east=True)
     small_lake.add_tile(rows[2][1][0], "B04", east=True, pixels=noise(77, (120, 120)))
-    second = run(*command)
-    assert second.returncode == 0, second.stderr
+    second = invoke(*command)
+    assert second.exit_code == 0, second.output
     assert "1 unchanged and skipped" in second.stdout
     assert set(statuses(small_lake.lake).values()) == {"success"}
     after = finished(small_lake.lake)
     assert [key for key in after if after[key] != before[key]] == [SECOND, THIRD]
 
     # Other parameters: all again. One timestamp by name, by force: only that.
-    assert "0 unchanged" in run(*command, "--bands", "B04").stdout
+    assert "0 unchanged" in invoke(*command, "--bands", "B04").stdout
     before = finished(small_lake.lake)
-    assert run(*command, "--bands", "B04", "--timestamps", FIRST, "--force").returncode == 0
+    assert invoke(*command, "--bands", "B04", "--timestamps", FIRST, "--force").exit_code == 0
     after = finished(small_lake.lake)
     assert [key for key in after if after[key] != before[key]] == [FIRST]
     # A mosaic that someone removed is made again.
     small_lake.lake.mosaic(THIRD, "B04").unlink()
-    assert "2 unchanged" in run(*command, "--bands", "B04").stdout
+    assert "2 unchanged" in invoke(*command, "--bands", "B04").stdout
     assert small_lake.lake.mosaic(THIRD, "B04").exists()
 
 
@@ -111,10 +119,9 @@ def test_environment_and_another_dagster_home(small_lake: SmallLake, tmp_path: P
 )
 def test_bad_usage_is_exit_2(small_lake: SmallLake, arguments: list[str], message: str) -> None:
     small_lake.list_rows((FIRST, []))
-    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root), *arguments)
-    assert result.returncode == 2
+    result = invoke("--data-lake", str(small_lake.root), *arguments)
+    assert result.exit_code == 2
     assert message in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_an_unusable_list_is_exit_2(small_lake: SmallLake) -> None:

@@ -20,7 +20,7 @@ from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, gdal_env
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
 from thess_agg_dagster_tests.servers import S3Server, make_bucket
-from thess_agg_dagster_tests.test_command import run, statuses
+from thess_agg_dagster_tests.test_command import invoke, statuses
 
 
 @pytest.fixture
@@ -109,9 +109,8 @@ def test_killed_between_two_mosaics_it_is_not_complete_and_is_made_again(ready: 
     assert ready.aggregate(FIRST, merge_method="max").attempt.status == "failed_merge"
     assert not ready.lake.manifest(FIRST).exists()
     s3_server.faults.clear()
-    command = ("thess_agg_dagster", "--data-lake", str(ready.root))
     home = str(ready.instance.root_directory)
-    assert run(*command, DAGSTER_HOME=home).returncode == 0
+    assert invoke("--data-lake", str(ready.root), DAGSTER_HOME=home).exit_code == 0
     assert ready.lake.manifest(FIRST).exists()
     assert statuses(ready.lake) == {FIRST: "success", SECOND: "success"}
     assert ready.left_behind() == []
@@ -188,8 +187,8 @@ def test_uploads_are_all_or_none(tmp_path: Path, s3_server: S3Server) -> None:
 
 
 def test_state_is_kept_at_home_where_nothing_else_is_said(ready: SmallLake, tmp_path: Path) -> None:
-    result = run("thess_agg_dagster", "--data-lake", str(ready.root), "--bands", "B04", HOME=str(tmp_path / "me"))
-    assert result.returncode == 0, result.stderr
+    result = invoke("--data-lake", str(ready.root), "--bands", "B04", HOME=str(tmp_path / "me"))
+    assert result.exit_code == 0, result.output
     where = tmp_path / "me" / ".thess-agg-dagster" / str(ready.root).removeprefix("s3://")
     assert f"UI       DATA_LAKE={ready.root} DAGSTER_HOME={tmp_path}/me/.thess-agg-dagster/s3/" in result.stdout
     assert not where.exists()

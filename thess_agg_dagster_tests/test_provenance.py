@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import rasterio
 import xxhash
-from click.testing import CliRunner
 
 import thess_agg_dagster
-from thess_agg_dagster.command import main
 from thess_agg_dagster.lake.storage import is_remote
 from thess_agg_dagster.mosaic.tiles import gdal_name
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise, read
+from thess_agg_dagster_tests.test_command import invoke
 
 
 def etag(path: Path) -> str:
@@ -105,21 +104,20 @@ def test_every_problem_of_a_band_is_told_at_once(two: SmallLake) -> None:
 
 @in_folder_and_bucket
 def test_a_bit_that_flips_is_found_by_name(two: SmallLake) -> None:
-    arguments = ["--data-lake", str(two.root)]
-    runner = CliRunner()
-    assert runner.invoke(main, arguments).exit_code == 0
-    result = runner.invoke(main, [*arguments, "--verify"])
+    arguments = ("--data-lake", str(two.root))
+    assert invoke(*arguments).exit_code == 0
+    result = invoke(*arguments, "--verify")
     assert (result.exit_code, result.output.strip()) == (0, "6 mosaics looked at")
     rotten = two.lake.mosaic(SECOND, "B08")
     data = bytearray(rotten.read_bytes())
     data[len(data) // 2] ^= 1
     rotten.write_bytes(data)
-    result = runner.invoke(main, [*arguments, "--verify"])
+    result = invoke(*arguments, "--verify")
     assert result.exit_code == 1
     assert f"changed {SECOND}: {rotten}: has xxh128:" in result.output
     assert "its bytes have changed; run the timestamp again, with --force" in result.output
-    assert runner.invoke(main, [*arguments, "--timestamps", SECOND, "--force"]).exit_code == 0
-    assert runner.invoke(main, [*arguments, "--verify"]).exit_code == 0
+    assert invoke(*arguments, "--timestamps", SECOND, "--force").exit_code == 0
+    assert invoke(*arguments, "--verify").exit_code == 0
 
 
 @in_folder_and_bucket

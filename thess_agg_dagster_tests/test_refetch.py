@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from thess_agg_dagster.command import main
 from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.refetch import Refetched, refetch
 from thess_agg_dagster_tests.conftest import BANDS, EAST, FIRST, SECOND, WEST, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise, write_tile
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
+from thess_agg_dagster_tests.test_command import invoke
 
 
 @pytest.fixture
@@ -215,7 +214,7 @@ def test_every_defect_heals_in_one_command(
     options += ["--download-token-url", f"{archive.url}/token"]
     monkeypatch.setenv("THESS_DOWNLOAD_USER", USER)
     monkeypatch.setenv("THESS_DOWNLOAD_PASSWORD", PASSWORD)
-    result = CliRunner().invoke(main, options)
+    result = invoke(*options)
     assert result.exit_code == 0, result.output
     assert {path: path.read_bytes() for path in tiles} == before
     tables = small_lake.tables_on_disk()

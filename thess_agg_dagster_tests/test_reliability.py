@@ -29,7 +29,7 @@ from thess_agg_dagster.mosaic import blocks
 from thess_agg_dagster.mosaic.tiles import open_tile
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, THIRD, SmallLake, scene
 from thess_agg_dagster_tests.rasters import write_tile
-from thess_agg_dagster_tests.test_command import ROOT, clean_environment, run, statuses
+from thess_agg_dagster_tests.test_command import ROOT, clean_environment, invoke, statuses
 
 UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.QUEUED]
 
@@ -201,7 +201,7 @@ def test_stopped(small_lake: SmallLake, number: int, options: list[str]) -> None
         assert instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) == []
     # What was left is made by the next command; one of them shows it.
     left = next(key for key, status in found.items() if status != "success")
-    assert run(*command[1:], "--timestamps", left).returncode == 0
+    assert invoke(*command[2:], "--timestamps", left).exit_code == 0
     assert statuses(small_lake.lake)[left] == "success"
 
 
@@ -227,7 +227,7 @@ def test_a_worker_that_dies_takes_only_its_own_timestamp(small_lake: SmallLake) 
     assert found.count("exception") == 1
     assert "worker process died" in stderr
     assert list(small_lake.lake.staging.iterdir()) == []
-    assert run(*command[1:]).returncode == 0
+    assert invoke(*command[2:]).exit_code == 0
     assert set(statuses(small_lake.lake).values()) == {"success"}
 
 
@@ -282,8 +282,8 @@ def aggregate_with_mounts(
 def published(small_lake: SmallLake) -> dict[str, bytes]:
     """A lake with one good timestamp, and the bytes of its mosaics and tables."""
     small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
-    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root))
-    assert result.returncode == 0, result.stderr
+    result = invoke("--data-lake", str(small_lake.root))
+    assert result.exit_code == 0, result.output
     return contents(small_lake)
 
 
@@ -422,11 +422,9 @@ def test_secrets_of_the_environment_are_written_nowhere(small_lake: SmallLake) -
     small_lake.lake.tile(broken[0], "B04").write_text("<html>")
     small_lake.list_rows((FIRST, ids), (SECOND, broken), (THIRD, []), ("nonsense", []))
     canary = "c4n4ry-5ecret"
-    result = run(
-        "thess_agg_dagster", "--data-lake", str(small_lake.root), AWS_SECRET_ACCESS_KEY=canary, CDSE_PASSWORD=canary
-    )
-    assert result.returncode == 1
-    assert canary not in result.stdout + result.stderr
+    result = invoke("--data-lake", str(small_lake.root), AWS_SECRET_ACCESS_KEY=canary, CDSE_PASSWORD=canary)
+    assert result.exit_code == 1
+    assert canary not in result.output
     left = [path for path in small_lake.root.rglob("*") if path.is_file()]
     assert any(path.suffix == ".db" for path in left)
     assert [path for path in left if canary.encode() in path.read_bytes()] == []

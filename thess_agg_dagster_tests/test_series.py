@@ -7,8 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, write_scen
 from thess_agg_dagster.series import open_series
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import DATA, noise, read
+from thess_agg_dagster_tests.test_command import invoke
 
 # Across the border of the small lake's two tiles.
 AOI = "SRID=32634;POLYGON((694000 4499000, 703000 4498000, 702000 4491000, 695000 4490000, 694000 4499000))"
@@ -353,7 +352,7 @@ def test_what_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(command.replace("\\\n", " "))
     assert arguments[:3] == ["python", "-m", "thess_agg_dagster"]
-    subprocess.run([sys.executable, *arguments[1:]], check=True, capture_output=True)
+    assert invoke(*arguments[3:]).exit_code == 0
     names: dict[str, Any] = {}
     for snippet in snippets:
         exec(snippet, names)

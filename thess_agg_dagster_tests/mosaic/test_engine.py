@@ -172,7 +172,7 @@ def two_zone_tiles(tmp_path: Path, pixel: int = 100, jpeg2000: bool = False) -> 
 @pytest.mark.parametrize("jpeg2000", [False, True])
 def test_nearest_across_zones_takes_the_pixel_each_centre_falls_in(tmp_path: Path, jpeg2000: bool) -> None:
     """Oracle: GDAL's exact projection of every target pixel's centre. A lookup may differ by 1/32 of a source pixel."""
-    paths = two_zone_tiles(tmp_path, jpeg2000=jpeg2000)
+    paths = two_zone_tiles(tmp_path, 200, jpeg2000)
     mosaic(paths, tmp_path / "out.tif")
     with rasterio.open(tmp_path / "out.tif") as out:
         result, grid = out.read(1), out.transform
