@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo test test-browser test-fleet screenshots dev timestamp-aggregation lint bench bench-options bench-scaling bench-fleet bench-quick soak clean
+.PHONY: demo test test-all test-browser test-fleet debian screenshots dev timestamp-aggregation lint bench bench-options bench-scaling bench-fleet bench-quick soak clean
 
 demo: .venv/ready  ## aggregate a small sample lake and show what came of it
 	@echo "Making a sample lake (synthetic pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -14,17 +14,21 @@ demo: .venv/ready  ## aggregate a small sample lake and show what came of it
 	@echo
 	@echo "One scene was left out on purpose, to show what a failure looks like. The UI on this lake:  make dev"
 
-test: .venv/ready  ## run all tests
+test: .venv/ready  ## run all tests that need nothing but Python
 	$(BIN)/python -m pytest
 
-test-browser: .venv/ready  ## the UI in a real browser (installs Debian's chromium where it lacks, as root)
-	command -v chromium >/dev/null || (apt-get update -q && apt-get install -y -q chromium)
+test-all: .venv/ready debian  ## those, in a browser, and with the services of a fleet: what CI runs
+	$(BIN)/python -m pytest -m "not soak"
+
+test-browser: .venv/ready debian  ## the UI in a real browser
 	$(BIN)/python -m pytest -m browser -n 0
 
-test-fleet: .venv/ready  ## a fleet with real services (installs Debian's postgresql and redis-server where they lack, as root)
-	test -n "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" && command -v redis-server >/dev/null \
-	    || (apt-get update -q && apt-get install -y -q postgresql redis-server)
-	$(BIN)/python -m pytest -m fleet -n 0
+test-fleet: .venv/ready debian  ## a fleet with real services
+	$(BIN)/python -m pytest -m fleet -n 2
+
+debian:  ## what these need of Debian, as root: chromium, postgresql, redis-server
+	command -v chromium >/dev/null && command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null \
+	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium postgresql redis-server)
 
 screenshots: .venv/ready  ## the same, keeping the README's pictures
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0

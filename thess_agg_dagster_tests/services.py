@@ -62,7 +62,7 @@ class Client:
     def check(self) -> None:
         """Raise where a process that should be alive is not."""
 
-    def wait_until(self, true: Callable[[], bool], seconds: float = 180) -> None:
+    def wait_until(self, true: Callable[[], bool], seconds: float = 400) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             self.check()

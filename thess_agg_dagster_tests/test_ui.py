@@ -22,6 +22,8 @@ from thess_agg_dagster_tests.rasters import noise
 from thess_agg_dagster_tests.services import Client, free_port
 from thess_agg_dagster_tests.test_command import ROOT, clean_environment, invoke, run
 
+pytestmark = pytest.mark.xdist_group("ui")
+
 
 class Ui(Client):
     """A running ``dagster dev`` on a lake."""
@@ -108,7 +110,7 @@ def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     ui.wait_until(lambda: small_lake.lake.staging.is_dir() and any(small_lake.lake.staging.iterdir()))
     (started,) = ui.runs(dg.DagsterRunStatus.STARTED)
     assert ui.terminate(started.run_id) == "TerminateRunSuccess"
-    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=15)
+    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=30)
     assert list(small_lake.lake.staging.iterdir()) == []
     assert not small_lake.lake.timestamp_folder(FIRST).exists()
 
