@@ -37,6 +37,15 @@ BANDS = ("B04", "B08", "SCL")
 WEST, EAST = (ZONE_34, (690000, 4500000)), (ZONE_35, (199980, 4500000))
 
 
+# Files whose tests wait for processes most of the time, the longest first.
+_BEGUN_FIRST = ("test_fleet", "test_reliability", "test_browser", "test_command", "test_ui", "test_automation")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(_BEGUN_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("THESS_", "DAGSTER_", "DATA_LAKE", "AWS_"))]:

@@ -258,7 +258,6 @@ def _free_port() -> int:
 
 
 @pytest.mark.fleet
-@pytest.mark.xdist_group("fleet 2")
 def test_every_lake_launches_pods_of_its_own(tmp_path: Path) -> None:
     """Two code servers, one launcher, one pod each; then what is in the pods runs, beside each other."""
     kubeconfig, home = tmp_path / "kubeconfig", tmp_path / "home"

@@ -28,7 +28,6 @@ from thess_agg_dagster_tests.rasters import noise, read
 from thess_agg_dagster_tests.services import Fleet, Service, fleet
 
 pytestmark = pytest.mark.fleet
-one_lane, other_lane = pytest.mark.xdist_group("fleet 1"), pytest.mark.xdist_group("fleet 2")
 
 QUEUED, STARTED = dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED
 SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
@@ -109,7 +108,6 @@ def read_list(services: Fleet) -> None:
     services.wait_until(lambda: services.status(run_id) == SUCCESS)
 
 
-@one_lane
 def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, services: Fleet) -> None:
     lake, given, keys = small_lake.lake, environment(small_lake), timestamps(44)
     ids = {key: add_timestamp(small_lake, key, number) for number, key in enumerate(keys)}
@@ -175,7 +173,6 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
     assert dict(tables["status"][["timestamp", "run_id"]].to_numpy().tolist()) == latest
 
 
-@other_lane
 def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet) -> None:
     lake, given, keys = small_lake.lake, environment(small_lake), timestamps(3)
     ids = {key: add_timestamp(small_lake, key, number) for number, key in enumerate(keys)}
@@ -241,7 +238,6 @@ def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet
         check_published(lake, key, ids[key])
 
 
-@one_lane
 def test_two_lakes_share_a_fleet(small_lake: SmallLake, services: Fleet) -> None:
     """The same timestamps in both, launched by the sensors of each: every run finds its own workers."""
     lakes = {"crete": small_lake, "thrace": SmallLake(small_lake.root.with_name("thrace"), small_lake.instance)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import rasterio
 from rasterio.io import MemoryFile
 
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.publish import local_folder, staged_file
 from thess_agg_dagster.lake.storage import is_remote, lake_path, stamp_of, upload_together
 from thess_agg_dagster.mosaic.blocks import TileReader
 from thess_agg_dagster.mosaic.grid import whole
@@ -184,6 +187,30 @@ def test_uploads_are_all_or_none(tmp_path: Path, s3_server: S3Server) -> None:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         name: name.encode() * 5 for name in ("one", "two", "last")
     }
+
+
+def test_what_a_killed_process_left_in_the_scratch_is_removed(small_lake: SmallLake) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with staged_file(small_lake.lake.time_serie) as file:
+            file.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(small_lake.left_behind()) == 1
+    with staged_file(small_lake.lake.time_serie) as file:
+        file.write_text("whole")
+    assert small_lake.left_behind() == []
+    assert small_lake.lake.time_serie.read_text() == "whole"
+
+
+def test_somebody_elses_scratch_is_not_used(small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns the folder could change what is uploaded."""
+    owner = os.getuid()
+    scratch = local_folder(small_lake.lake.staging)
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    scratch.rename(scratch.with_name(f"thess-agg-dagster-{owner + 1}"))
+    with pytest.raises(PermissionError, match="set TMPDIR"), staged_file(small_lake.lake.time_serie):
+        pass
 
 
 def test_state_is_kept_at_home_where_nothing_else_is_said(ready: SmallLake, tmp_path: Path) -> None:

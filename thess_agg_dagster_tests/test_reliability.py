@@ -172,10 +172,6 @@ def wait_until_published(lake: SmallLake, count: int) -> None:
         time.sleep(0.05)
 
 
-killed = pytest.mark.xdist_group("killed")
-
-
-@killed
 @pytest.mark.parametrize(
     ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGINT, ["--debug"])]
 )
@@ -209,7 +205,6 @@ def test_stopped(small_lake: SmallLake, number: int, options: list[str]) -> None
     assert statuses(small_lake.lake)[left] == "success"
 
 
-@killed
 def test_a_worker_that_dies_takes_only_its_own_timestamp(small_lake: SmallLake) -> None:
     list_many(small_lake, 14)
     command = ["-m", "thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04", "--max-workers", "2"]
@@ -244,7 +239,6 @@ def _holds(process: psutil.Process, folders: list[Path]) -> bool:
     return any(str(folder) in links for folder in folders)
 
 
-@killed
 def test_several_first_starts_at_once_and_one_result(small_lake: SmallLake) -> None:
     """Four commands on a lake without an instance: no broken database, one whole set, every run in the log."""
     small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)), (SECOND, small_lake.add_timestamp(SECOND)))

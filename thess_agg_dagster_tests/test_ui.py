@@ -22,8 +22,6 @@ from thess_agg_dagster_tests.rasters import noise
 from thess_agg_dagster_tests.services import Client, free_port
 from thess_agg_dagster_tests.test_command import ROOT, clean_environment, invoke, run
 
-pytestmark = pytest.mark.xdist_group("ui")
-
 
 class Ui(Client):
     """A running ``dagster dev`` on a lake."""

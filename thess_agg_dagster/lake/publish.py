@@ -33,39 +33,33 @@ def staged_folder(target: Path, staging: Path, last: str) -> Iterator[Path]:
     Raises ``OSError``.
     """
     staging = local_folder(staging)
-    with _locked(staging):
-        _remove_abandoned(staging)
-        folder = Path(tempfile.mkdtemp(dir=staging, prefix=f"{target.name}-"))
-        lock = os.open(folder, os.O_RDONLY)
-        _try_lock(lock)
-    try:
-        folder.chmod(0o755)
+    with _own_folder(staging, target.name) as folder:
         yield folder
         if is_remote(target):
             upload_together(folder.iterdir(), target, last)
         else:
             with _locked(staging):
                 _replace_folder(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
 
 
 @contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
     """A new local file to fill; it becomes ``target`` when the block ends well, and vanishes otherwise."""
-    folder = local_folder(target.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.name}-")
+    if is_remote(target):
+        with _own_folder(local_folder(target), target.name) as folder:
+            file = folder / target.name
+            file.touch()
+            yield file
+            upload(file, target)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
     os.close(handle)
     file = Path(name)
     try:
         yield file
         file.chmod(0o644)
-        if is_remote(target):
-            upload(file, target)
-        else:
-            os.replace(file, target)
+        os.replace(file, target)
     finally:
         file.unlink(missing_ok=True)
 
@@ -88,8 +82,33 @@ def keep_aside(path: Path, name: str) -> None:
 
 
 def local_folder(folder: Path) -> Path:
-    """Where the files of a folder are made: there; those of a bucket in the folder for temporary files."""
-    return Path(tempfile.gettempdir()) / f"thess-agg-dagster-{os.getuid()}" if is_remote(folder) else folder
+    """Where the files of a folder are made: there; those of a bucket in the folder for temporary files.
+
+    Raises ``PermissionError`` where somebody else was there first, who could change what is uploaded.
+    """
+    if not is_remote(folder):
+        return folder
+    own = Path(tempfile.gettempdir()) / f"thess-agg-dagster-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.lstat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "belongs to another user; set TMPDIR to a folder of your own", str(own))
+    return own
+
+
+@contextmanager
+def _own_folder(staging: Path, name: str) -> Iterator[Path]:
+    """A new folder in ``staging``, locked by this process, that vanishes with the block."""
+    with _locked(staging):
+        _remove_abandoned(staging)
+        folder = Path(tempfile.mkdtemp(dir=staging, prefix=f"{name}-"))
+        lock = os.open(folder, os.O_RDONLY)
+        _try_lock(lock)
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 @contextmanager
@@ -118,7 +137,7 @@ def _remove_abandoned(staging: Path) -> None:
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
-            continue  # its owner removes it right now; a file on its way to a bucket
+            continue  # its owner removes it right now
         try:
             if _try_lock(handle):
                 shutil.rmtree(folder, ignore_errors=True)
