@@ -67,7 +67,7 @@ class Client:
         while not true():
             self.check()
             assert time.monotonic() < deadline, self.logs()
-            time.sleep(0.3)
+            time.sleep(1)
 
     def logs(self) -> str:
         """What helps to understand a failure."""
