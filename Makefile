@@ -30,7 +30,7 @@ debian:  ## what these need of Debian, as root: chromium, postgresql, redis-serv
 	command -v chromium >/dev/null && command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null \
 	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium postgresql redis-server)
 
-screenshots: .venv/ready  ## the same, keeping the README's pictures
+screenshots: .venv/ready debian  ## the same, keeping the README's pictures
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
 
 dev: .venv/ready  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
@@ -51,14 +51,13 @@ bench: .venv/ready  ## measure on full-size tiles against other tools and the co
 bench-options: .venv/ready  ## what areas, masks, coarser pixels and COGs cost (about 10 minutes, in the same folder)
 	$(BIN)/python -m benchmarks.run --options
 
-bench-scaling: .venv/ready  ## what 100 to 10 000 timestamps cost in databases, sensors and pages (an hour; Postgres 15 needed)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+bench-scaling: .venv/ready debian  ## what 100 to 10 000 timestamps cost in databases, sensors and pages (an hour)
 	$(BIN)/python -m benchmarks.scaling
 
 bench-quick: .venv/ready  ## the same at a third of the size, printed only
 	$(BIN)/python -m benchmarks.run --quick
 
-bench-fleet: .venv/ready  ## timestamps a second with one and two workers of a fleet (needs what test-fleet installs)
+bench-fleet: .venv/ready debian  ## timestamps a second with one and two workers of a fleet
 	$(BIN)/python -m benchmarks.fleet
 
 soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIABILITY.md

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import dagster as dg
 
 from thess_agg_dagster.keys import AGGREGATED, RAW_TILES
 from thess_agg_dagster.mosaic.tiles import ProblemKind
+
+_T = TypeVar("_T")
 
 BandStatus = Literal["success", ProblemKind, "merge_failed", "write_failed", "skipped"]
 TimestampStatus = Literal[
@@ -238,20 +240,25 @@ def _latest(
     if among is None:
         ids = list(instance.get_latest_storage_id_by_partition(AGGREGATED, event_type).values())
     else:
-        keys = list(among)
-        pages = [set(keys[start : start + _PAGE]) for start in range(0, len(keys), _PAGE)]
-        found_ids = [instance.get_latest_storage_id_by_partition(AGGREGATED, event_type, page) for page in pages]
-        ids = [number for page in found_ids for number in page.values()]
-    # SQLite takes a bounded number of variables in one statement; and events are large while they are read.
-    for start in range(0, len(ids), _PAGE):
-        page = ids[start : start + _PAGE]
+        ids = [
+            number
+            for page in _pages(list(among))
+            for number in instance.get_latest_storage_id_by_partition(AGGREGATED, event_type, set(page)).values()
+        ]
+    for page in _pages(ids):
         for record in fetch(dg.AssetRecordsFilter(AGGREGATED, storage_ids=page), limit=_PAGE).records:
             if found := _recorded(record):
                 latest[found.attempt.timestamp] = found
     return latest
 
 
+# SQLite takes a bounded number of variables in one statement; and events are large while they are read.
 _PAGE = 1_000
+
+
+def _pages(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), _PAGE):
+        yield items[start : start + _PAGE]
 
 
 def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAttempt]) -> dict[str, str]:
@@ -259,8 +266,7 @@ def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAtte
     planned = instance.get_latest_storage_id_by_partition(AGGREGATED, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     silent = [run for key, run in planned.items() if key not in recorded or recorded[key].storage_id < run]
     runs: dict[str, str] = {}
-    for start in range(0, len(silent), _PAGE):
-        page = silent[start : start + _PAGE]
+    for page in _pages(silent):
         records = instance.get_event_records(
             dg.EventRecordsFilter(
                 dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, asset_key=AGGREGATED, storage_ids=page

@@ -25,7 +25,7 @@ from thess_agg_dagster.attempt import (
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.lake.storage import is_remote
+from thess_agg_dagster.lake.storage import REQUESTS, is_remote
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
@@ -39,9 +39,6 @@ MASK_BAND = "SCL"
 
 #: How a file stands now, as ``DataLake.stamps`` tells.
 Stamps = Callable[[Path], str | None]
-
-# Small files that are asked for at once, in an object store.
-_REQUESTS = 8
 
 _STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
 
@@ -236,7 +233,7 @@ def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int |
         reason = f"has {found}, published is {expected[0]} (in {expected[1]}); download the tile again"
         return Problem("checksum_mismatch", reason, path)
 
-    with ThreadPoolExecutor(_REQUESTS if is_remote(lake.root) else threads) as pool:
+    with ThreadPoolExecutor(REQUESTS if is_remote(lake.root) else threads) as pool:
         return {problem.path: problem for problem in pool.map(look, tiles) if problem and problem.path}
 
 

@@ -85,6 +85,16 @@ class SmallLake:
                 self.add_tile(scene_id, band, east=scene_id == ids[0], jpeg2000=jpeg2000)
         return ids
 
+    def add_slow_timestamp(self, timestamp: str, shape: tuple[int, int]) -> list[str]:
+        """One that takes seconds to decode: JPEG 2000 of this many pixels a tile."""
+        ids = [scene(timestamp, "T35TKF"), scene(timestamp, "T34TFL")]
+        for scene_id in ids:
+            options: dict[str, Any] = {"pixels": noise(1, shape), "pixel": 10, "jpeg2000": True, "block": 512}
+            tile = self.add_tile(scene_id, "B04", east=scene_id == ids[0], **options)
+            for band in ("B08", "SCL"):
+                shutil.copyfile(tile, self.lake.tile(scene_id, band))
+        return ids
+
     def list_rows(self, *rows: tuple[str, Sequence[str]]) -> None:
         self.lake.tables_folder.mkdir(parents=True, exist_ok=True)
         lines = ["acq_datetime,tile_ids", *(f"{timestamp},{'|'.join(ids)}" for timestamp, ids in rows)]

@@ -40,13 +40,17 @@ def invoke(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(main, arguments, env=environment)
 
 
+def status_table(lake: DataLake) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(lake.audit_table("status").read_bytes()), dtype=str, keep_default_na=False)
+
+
 def statuses(lake: DataLake) -> dict[str, str]:
-    table = pd.read_csv(io.BytesIO(lake.audit_table("status").read_bytes()), dtype=str, keep_default_na=False)
+    table = status_table(lake)
     return dict(zip(table["timestamp"], table["status"], strict=True))
 
 
 def finished(lake: DataLake) -> dict[str, str]:
-    table = pd.read_csv(io.BytesIO(lake.audit_table("status").read_bytes()), dtype=str, keep_default_na=False)
+    table = status_table(lake)
     return dict(zip(table["timestamp"], table["finished_at"] + table["run_id"], strict=True))
 
 
@@ -122,6 +126,7 @@ def test_bad_usage_is_exit_2(small_lake: SmallLake, arguments: list[str], messag
     result = invoke("--data-lake", str(small_lake.root), *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_an_unusable_list_is_exit_2(small_lake: SmallLake) -> None:

@@ -71,17 +71,6 @@ def add_timestamp(lake: SmallLake, timestamp: str, seed: int) -> list[str]:
     return ids
 
 
-def add_slow_timestamp(lake: SmallLake, timestamp: str) -> list[str]:
-    """One that takes several seconds of one core."""
-    ids = [scene(timestamp, "T35TKF"), scene(timestamp, "T34TFL")]
-    for scene_id in ids:
-        options: dict[str, Any] = {"pixels": noise(1, (3000, 1500)), "pixel": 10, "jpeg2000": True, "block": 512}
-        tile = lake.add_tile(scene_id, "B04", east=scene_id == ids[0], **options)
-        for band in ("B08", "SCL"):
-            shutil.copyfile(tile, lake.lake.tile(scene_id, band))
-    return ids
-
-
 def check_published(lake: DataLake, timestamp: str, scene_ids: list[str]) -> None:
     """A whole set, as the manifest says, with the pixels that rasterio makes of its tiles."""
     folder = lake.timestamp_folder(timestamp)
@@ -176,7 +165,7 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
 def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet) -> None:
     lake, given, keys = small_lake.lake, environment(small_lake), timestamps(3)
     ids = {key: add_timestamp(small_lake, key, number) for number, key in enumerate(keys)}
-    small_lake.list_rows((FIRST, add_slow_timestamp(small_lake, FIRST)))
+    small_lake.list_rows((FIRST, small_lake.add_slow_timestamp(FIRST, (3000, 1500))))
     services.start_dagster("workspace.yaml", {ONLY_LAKE: given}, LAUNCHING)
     worker = services.start_worker("one", given)
     read_list(services)
@@ -191,7 +180,7 @@ def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet
     # Stopped in the UI: at once, for good, and without a trace. The worker goes on.
     stopped = at_work()
     assert services.terminate(stopped.run_id) == "TerminateRunSuccess"
-    services.wait_until(lambda: services.status(stopped.run_id) == CANCELED, 30)
+    services.wait_until(lambda: services.status(stopped.run_id) == CANCELED, 20)
     assert list(lake.staging.iterdir()) == []
     assert not lake.timestamp_folder(FIRST).exists()
 

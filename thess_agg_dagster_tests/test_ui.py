@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
 
 from thess_agg_dagster.automation import UNFINISHED
 from thess_agg_dagster.keys import AGGREGATED
-from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
-from thess_agg_dagster_tests.rasters import noise
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
 from thess_agg_dagster_tests.services import Client, free_port
 from thess_agg_dagster_tests.test_command import ROOT, clean_environment, invoke, run
 
@@ -98,17 +95,11 @@ def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
 
 def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     """A run that decodes for tens of seconds is told to stop in the UI: it does, at once, and leaves the truth."""
-    ids = [scene(FIRST, "T35TKF"), scene(FIRST, "T34TFL")]
-    for scene_id in ids:
-        options: dict[str, Any] = {"pixels": noise(1, (6000, 3000)), "pixel": 10, "jpeg2000": True, "block": 512}
-        tile = small_lake.add_tile(scene_id, "B04", east=scene_id == ids[0], **options)
-        for band in ("B08", "SCL"):
-            shutil.copyfile(tile, small_lake.lake.tile(scene_id, band))
-    small_lake.list_rows((FIRST, ids))  # and a sensor launches it
+    small_lake.list_rows((FIRST, small_lake.add_slow_timestamp(FIRST, (6000, 3000))))  # and a sensor launches it
     ui.wait_until(lambda: small_lake.lake.staging.is_dir() and any(small_lake.lake.staging.iterdir()))
     (started,) = ui.runs(dg.DagsterRunStatus.STARTED)
     assert ui.terminate(started.run_id) == "TerminateRunSuccess"
-    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=30)
+    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=15)
     assert list(small_lake.lake.staging.iterdir()) == []
     assert not small_lake.lake.timestamp_folder(FIRST).exists()
 

@@ -18,8 +18,8 @@ from typing import Any, TextIO, cast
 
 # Bytes that travel at once, up or down.
 _PIECE = 8 * 2**20
-# Requests wait for answers most of the time.
-_REQUESTS = 8
+#: Requests that are made at once: they wait for answers most of the time.
+REQUESTS = 8
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -116,7 +116,7 @@ def stamps_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
         return {}
 
     found: dict[str, str] = {}
-    with ThreadPoolExecutor(_REQUESTS) as pool:
+    with ThreadPoolExecutor(REQUESTS) as pool:
         for each in pool.map(listing, folders):
             found |= each
     return lambda path: found.get(cast(Any, path).path)
@@ -151,7 +151,7 @@ def upload_together(files: Iterable[Path], folder: Path, last: str) -> None:
                 sent.write(piece)
         return sent
 
-    with as_os_errors(folder), ThreadPoolExecutor(_REQUESTS) as pool:
+    with as_os_errors(folder), ThreadPoolExecutor(REQUESTS) as pool:
         futures = {name: pool.submit(send, name) for name in sources}
         try:
             sent = {name: future.result() for name, future in futures.items()}
