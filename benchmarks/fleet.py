@@ -19,11 +19,11 @@ from typing import Any
 import dagster as dg
 
 from benchmarks.orchestration import make_lake, seconds
-from thess_agg_dagster.automation import UNFINISHED
-from thess_agg_dagster.fleet import ONLY_LAKE
+from thess_agg_dagster.defs.sensors import UNFINISHED
 from thess_agg_dagster.keys import TIME_SERIE
+from thess_agg_dagster.runs.fleet import ONLY_LAKE
+from thess_agg_dagster_tests.runs.test_dagster_dev import dagster_dev
 from thess_agg_dagster_tests.services import Client, Fleet, Service, fleet
-from thess_agg_dagster_tests.test_ui import dagster_dev
 
 TIMESTAMPS = 16
 ROUNDS = 2

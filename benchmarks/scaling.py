@@ -371,7 +371,7 @@ def child(what: str, key: str | None) -> None:
     """In a process of its own: one of the things that are measured."""
     from sqlalchemy import event
 
-    from thess_agg_dagster.batch import run_asset
+    from thess_agg_dagster.runs.batch import run_asset
 
     queries = 0
 
@@ -397,7 +397,7 @@ def child(what: str, key: str | None) -> None:
 
 
 def _attempt(instance: dg.DagsterInstance, resources: Figures, key: str | None) -> None:
-    from thess_agg_dagster.batch import run_asset
+    from thess_agg_dagster.runs.batch import run_asset
 
     with suppress(dg.Failure):  # one is meant to fail
         run_asset(instance, resources, AGGREGATED, key)

@@ -2,6 +2,6 @@
 
 import dagster as dg
 
-from thess_agg_dagster import assets, automation
+from thess_agg_dagster.defs import assets, sensors
 
-defs = dg.Definitions.merge(assets.pipeline, automation.automation)
+defs = dg.Definitions.merge(assets.pipeline, sensors.automation)

@@ -17,12 +17,12 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from thess_agg_dagster.attempt import RecordedAttempt, latest_attempts
-from thess_agg_dagster.batch import run_asset
+from thess_agg_dagster.audit.attempt import RecordedAttempt, latest_attempts
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import local_folder
-from thess_agg_dagster.lake.storage import lake_path
+from thess_agg_dagster.runs.batch import run_asset
+from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, write_tile
 from thess_agg_dagster_tests.servers import S3_ENVIRONMENT, S3Server, make_bucket, serving_s3
 
@@ -38,7 +38,7 @@ WEST, EAST = (ZONE_34, (690000, 4500000)), (ZONE_35, (199980, 4500000))
 
 
 # Files whose tests wait for processes most of the time, the longest first.
-_BEGUN_FIRST = ("test_fleet", "test_reliability", "test_browser", "test_command", "test_ui", "test_automation")
+_BEGUN_FIRST = ("test_fleet", "test_reliability", "test_browser", "test_command", "test_dagster_dev", "test_sensors")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
-from thess_agg_dagster.lake.storage import is_remote
+from thess_agg_dagster.storage.paths import is_remote
 
 DATA = Path(__file__).parent / "data"
 ZONE_34, ZONE_35 = "EPSG:32634", "EPSG:32635"

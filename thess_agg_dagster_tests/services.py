@@ -25,7 +25,7 @@ import dagster as dg
 import yaml
 
 from thess_agg_dagster.keys import AGGREGATED
-from thess_agg_dagster_tests.test_command import ROOT, clean_environment
+from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment
 
 PROFILE = ROOT / "deploy" / "fleet"
 
@@ -260,7 +260,7 @@ class Fleet(Client):
 
     def start_worker(self, name: str, environment: Mapping[str, str], concurrency: int = 1) -> Service:
         """A worker with ``concurrency`` processes. It takes runs as soon as it is ready."""
-        command = ["celery", "-A", "thess_agg_dagster.worker", "worker", "--concurrency", str(concurrency)]
+        command = ["celery", "-A", "thess_agg_dagster.runs.worker", "worker", "--concurrency", str(concurrency)]
         return self.start(name, *command, "-n", f"{name}@%h", "-l", "INFO", environment=environment)
 
     def check(self) -> None:

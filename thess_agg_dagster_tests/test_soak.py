@@ -19,17 +19,17 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from thess_agg_dagster import automation
-from thess_agg_dagster.attempt import Attempt, BandRecord
-from thess_agg_dagster.automation import late_tiles_sensor, report_sensor, time_serie_sensor
-from thess_agg_dagster.batch import run_asset
+from thess_agg_dagster.audit.attempt import Attempt, BandRecord
+from thess_agg_dagster.defs import sensors
+from thess_agg_dagster.defs.sensors import late_tiles_sensor, report_sensor, time_serie_sensor
 from thess_agg_dagster.keys import AGGREGATED, REPORT
+from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
+from thess_agg_dagster_tests.defs.test_sensors import Sensor
 from thess_agg_dagster_tests.fuzz import fuzz_lists, fuzz_tiles
+from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, statuses
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
-from thess_agg_dagster_tests.test_automation import Sensor
-from thess_agg_dagster_tests.test_command import ROOT, clean_environment, statuses
-from thess_agg_dagster_tests.test_refetch import publish
+from thess_agg_dagster_tests.timestamp.test_refetch import publish
 
 soak = pytest.mark.soak
 
@@ -121,7 +121,7 @@ def test_a_lake_without_tiles_and_a_server_with_faults(small_lake: SmallLake) ->
 
 @soak
 def test_ten_thousand_timestamps(small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automation, "_SETTLE_SECONDS", 0)
+    monkeypatch.setattr(sensors, "_SETTLE_SECONDS", 0)
     with_events(small_lake, 10_000, failed=500)
     process = psutil.Process()
     before = process.memory_info().rss
@@ -134,14 +134,14 @@ def test_ten_thousand_timestamps(small_lake: SmallLake, monkeypatch: pytest.Monk
         assert seconds < 60, name
         return f"{name} {seconds:.2f} s, {queries.count} queries"
 
-    sensors = {
+    ticking = {
         sensor.name: Sensor(sensor, small_lake) for sensor in (time_serie_sensor, late_tiles_sensor, report_sensor)
     }
     lines = [
         timed("time_serie", small_lake.read_list),
         timed("report", lambda: run_asset(small_lake.instance, small_lake.resources(), REPORT)),
-        *(timed(f"{name}, something new", sensor.tick) for name, sensor in sensors.items()),
-        *(timed(f"{name}, nothing new", sensor.tick) for name, sensor in sensors.items()),
+        *(timed(f"{name}, something new", sensor.tick) for name, sensor in ticking.items()),
+        *(timed(f"{name}, nothing new", sensor.tick) for name, sensor in ticking.items()),
     ]
     assert len(small_lake.tables_on_disk()["band_report"]) == 30_000
     grown = (process.memory_info().rss - before) / 1e6

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.lake.storage import open_text, read_if_there, stamp_of
+from thess_agg_dagster.storage.paths import open_text, read_if_there, stamp_of
 
 # Columns of the manifest that tell of a band, `<word>_<band>`; or `<word>` in rows with a `band`.
 _WORDS = ("href", "checksum")

@@ -18,7 +18,7 @@ import xxhash
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.lake.storage import as_os_errors, etag_of, is_remote, read_if_there, stamp_of
+from thess_agg_dagster.storage.paths import as_os_errors, etag_of, is_remote, read_if_there, stamp_of
 
 OURS = "xxh128"
 _CHUNK = 2**20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from thess_agg_dagster.lake.storage import is_remote, lake_path, stamps_below
+from thess_agg_dagster.storage.paths import is_remote, lake_path, stamps_below
 
 #: The audit tables by short name.
 AUDIT_TABLES: Mapping[str, str] = MappingProxyType(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from thess_agg_dagster.lake.storage import copy_object, is_remote, upload, upload_together
+from thess_agg_dagster.storage.paths import copy_object, is_remote, upload, upload_together
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # Linux renameat2(2)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from thess_agg_dagster.lake.layout import is_plain_name
-from thess_agg_dagster.lake.storage import open_text
+from thess_agg_dagster.storage.paths import open_text
 
 COLUMNS = ("acq_datetime", "tile_ids")
 

@@ -1,0 +1,1 @@
+"""What became of every attempt: outcomes, the event log, tables."""

@@ -1,0 +1,255 @@
+"""The audit tables: from Dagster's event log, never from the disk, one row per registered timestamp (and band)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from thess_agg_dagster.audit.attempt import Attempt, BandRecord, RecordedAttempt, latest_attempts, unreported
+from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns of each table, in order; the first ones are a promise to those who read them.
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "status": ("timestamp", "status", "message", "listed", "seconds", "run_id", "finished_at"),
+    "summary": (
+        "timestamp",
+        "success",
+        "failed_bands",
+        "missing_files",
+        "error_message",
+        "output_folder",
+        "bands",
+        "crs",
+        "tiles",
+        "reprojected_tiles",
+        "valid_share",
+        "cloud_share",
+        "seconds",
+        "bytes",
+        "run_id",
+        "finished_at",
+        "masked_share",
+    ),
+    "band_report": (
+        "timestamp",
+        "band",
+        "status",
+        "input_files",
+        "output_path",
+        "message",
+        "crs",
+        "dtype",
+        "nodata",
+        "width",
+        "height",
+        "tiles",
+        "reprojected_tiles",
+        "valid_share",
+        "cloud_share",
+        "seconds",
+        "bytes",
+        "run_id",
+        "finished_at",
+        "grid",
+        "resolution",
+        "bounds",
+        "masked_share",
+        "baselines",
+        "harmonized",
+        "input_checksums",
+        "output_checksum",
+        "refetched",
+    ),
+}
+
+_MEANINGS = {
+    "timestamp": "Partition key: acq_datetime as the list spells it.",
+    "status": "What became of the latest attempt.",
+    "message": "What is wrong and what to do; remarks on a success.",
+    "listed": "Whether time_serie.csv lists it still. What is on disk stays either way.",
+    "success": "Whether all bands were published.",
+    "failed_bands": "Bands that could not be made, between |.",
+    "missing_files": "Tiles that are not there, between |.",
+    "error_message": "What is wrong and what to do; empty on a success.",
+    "output_folder": "Where the mosaics stand.",
+    "band": "Name of the band.",
+    "bands": "Bands of the attempt, between |.",
+    "input_files": "Tiles in merge order, between |.",
+    "output_path": "The mosaic.",
+    "crs": "CRS of the mosaic.",
+    "dtype": "Dtype of the mosaic.",
+    "nodata": "Value of empty pixels.",
+    "width": "Columns of the grid.",
+    "height": "Rows of the grid.",
+    "tiles": "Number of tiles.",
+    "reprojected_tiles": "Scenes brought in from another CRS or pixel grid, between |.",
+    "valid_share": "Share of the grid's pixels that hold a value, 0 to 1; the smallest of the bands.",
+    "cloud_share": "Share of SCL's pixels that are clouds (classes 8, 9, 10), 0 to 1.",
+    "seconds": "Time the engine took.",
+    "bytes": "Size on disk.",
+    "run_id": "The Dagster run, to be found in the UI.",
+    "finished_at": "When the attempt ended, UTC.",
+    "grid": "tiles: what the tiles of the timestamp cover; fixed: the same for all timestamps.",
+    "resolution": "Pixel size, in units of the CRS.",
+    "bounds": "Left, bottom, right, top of the grid, between |.",
+    "masked_share": "Share of the grid's pixels that the SCL mask emptied, 0 to 1; the largest of the bands.",
+    "baselines": "Processing baselines of the scenes, between |.",
+    "harmonized": "Whether the radiometric offset was removed from some tile.",
+    "input_checksums": "Checksums of the tiles, as they were read, in the order of input_files, between |.",
+    "output_checksum": "Checksum of the mosaic.",
+    "refetched": "Tiles that were fetched again: why, from where and when, between |.",
+}
+_TYPES = (
+    {"success": "bool", "listed": "bool", "harmonized": "bool"}
+    | dict.fromkeys(("width", "height", "tiles", "bytes"), "int")
+    | dict.fromkeys(("valid_share", "cloud_share", "masked_share", "resolution", "seconds"), "float")
+)
+
+
+def table_schema(name: str) -> dg.TableSchema:
+    """Columns of an audit table with their types and meanings, as Dagster shows them."""
+    return dg.TableSchema(
+        [dg.TableColumn(column, _TYPES.get(column, "string"), _MEANINGS[column]) for column in COLUMNS[name]]
+    )
+
+
+_SILENT = "the run ended before it could report (killed, stopped, or failed before this step); see it in the UI, then run it again"
+
+
+#: Metadata key of the report: the newest event that it could know of.
+EVENTS_UP_TO = "events_up_to"
+
+
+def newest_event(instance: dg.DagsterInstance) -> int:
+    """Storage id of the newest event that the tables tell of; 0 before there is any."""
+    fetched = (
+        instance.fetch_materializations(AGGREGATED, limit=1),
+        instance.fetch_observations(AGGREGATED, limit=1),
+        instance.fetch_materializations(TIME_SERIE, limit=1),
+    )
+    return max((record.storage_id for found in fetched for record in found.records), default=0)
+
+
+def audit_tables(
+    instance: dg.DagsterInstance,
+    bands: Sequence[str],
+    listed: Collection[str],
+    published: Mapping[str, RecordedAttempt] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The three tables by short name, telling the latest truth about every registered timestamp.
+
+    ``bands`` are the rows a timestamp gets in the band report while nothing is known about it; ``listed`` are the
+    timestamps that ``time_serie.csv`` has now; ``published`` is what :func:`latest_successes` gave, where it was asked.
+    """
+    import pandas as pd  # here, because a code server that never writes tables can do without
+
+    recorded = latest_attempts(instance, published)
+    silent = unreported(instance, recorded)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+    for key in sorted(instance.get_dynamic_partitions(str(timestamps.name))):
+        found = recorded.get(key)
+        if key in silent:
+            attempt = Attempt(key, "exception", _SILENT)
+        elif found is not None:
+            attempt = found.attempt
+        else:
+            attempt = Attempt(key, "not_run", "not aggregated yet")
+        if not attempt.bands:  # it ended before there was anything to say about a band
+            attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
+        provenance = {"run_id": silent[key], "finished_at": ""} if key in silent else _provenance(found)
+        rows["status"].append(_status_row(attempt, key in listed) | provenance)
+        rows["summary"].append(_summary_row(attempt) | provenance)
+        rows["band_report"].extend(_band_row(attempt, band) | provenance for band in _sorted_bands(attempt))
+    return {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name]), dtype=object) for name in COLUMNS}
+
+
+def _sorted_bands(attempt: Attempt) -> list[BandRecord]:
+    return sorted(attempt.bands, key=lambda band: band.band)
+
+
+def _provenance(found: RecordedAttempt | None) -> dict[str, Any]:
+    if found is None:
+        return {"run_id": "", "finished_at": ""}
+    finished = datetime.fromtimestamp(found.finished_at, UTC).isoformat(timespec="seconds")
+    return {"run_id": found.run_id, "finished_at": finished}
+
+
+def _status_row(attempt: Attempt, listed: bool) -> dict[str, Any]:
+    vanished = "" if listed else "not in time_serie.csv any more (what is on disk stays)"
+    return {
+        "timestamp": attempt.timestamp,
+        "status": attempt.status,
+        "message": "; ".join(filter(None, (vanished, attempt.message))),
+        "listed": listed,
+        "seconds": _total(attempt, "seconds"),
+    }
+
+
+def _summary_row(attempt: Attempt) -> dict[str, Any]:
+    bands = _sorted_bands(attempt)
+    success = attempt.status == "success"
+    return {
+        "timestamp": attempt.timestamp,
+        "success": success,
+        "failed_bands": _joined(band.band for band in bands if band.status not in ("success", "skipped")),
+        "missing_files": _joined(path for band in bands for path in band.missing_files),
+        "error_message": "" if success else attempt.message,
+        "output_folder": attempt.output_folder,
+        "bands": _joined(band.band for band in bands),
+        "crs": _joined(band.crs for band in bands if band.crs),
+        "tiles": max((band.tiles for band in bands if band.tiles is not None), default=None),
+        "reprojected_tiles": _joined(tile for band in bands for tile in band.reprojected_tiles),
+        "valid_share": attempt.valid_share,
+        "cloud_share": attempt.cloud_share,
+        "seconds": _total(attempt, "seconds"),
+        "bytes": _total(attempt, "bytes"),
+        "masked_share": attempt.masked_share,
+    }
+
+
+def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
+    return {
+        "timestamp": attempt.timestamp,
+        "band": band.band,
+        "status": band.status,
+        "input_files": _joined(band.input_files),
+        "output_path": band.output_path,
+        "message": band.message,
+        "crs": band.crs,
+        "dtype": band.dtype,
+        "nodata": band.nodata,
+        "width": band.width,
+        "height": band.height,
+        "tiles": band.tiles,
+        "reprojected_tiles": _joined(band.reprojected_tiles),
+        "valid_share": band.valid_share,
+        "cloud_share": band.cloud_share,
+        "seconds": band.seconds,
+        "bytes": band.bytes,
+        "grid": band.grid,
+        "resolution": band.resolution,
+        "bounds": "|".join(f"{edge:.15g}" for edge in band.bounds),
+        "masked_share": band.masked_share,
+        "baselines": _joined(band.baselines),
+        "harmonized": band.harmonized,
+        "input_checksums": "|".join(band.input_checksums),
+        "output_checksum": band.output_checksum,
+        "refetched": _joined(band.refetched),
+    }
+
+
+def _total(attempt: Attempt, name: str) -> Any:
+    values = [value for band in attempt.bands if (value := getattr(band, name)) is not None]
+    return round(sum(values), 3) if values else None
+
+
+def _joined(items: Any) -> str:
+    """A list in one cell: the distinct items, in order, between ``|``."""
+    return "|".join(dict.fromkeys(items))

@@ -1,0 +1,246 @@
+"""The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a look back."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from thess_agg_dagster.audit.attempt import Attempt, first_sight, latest_successes, stopping_is_final
+from thess_agg_dagster.audit.tables import EVENTS_UP_TO, audit_tables, newest_event, table_schema
+from thess_agg_dagster.defs.checks import (
+    AGGREGATED_CHECKS,
+    REPORT_CHECKS,
+    TIME_SERIE_CHECKS,
+    VERIFICATION_CHECKS,
+    check_mosaics,
+    check_one_grid,
+    check_plan,
+    check_published,
+    check_report,
+    check_time_serie,
+    failed_schema,
+)
+from thess_agg_dagster.defs.io_manager import AuditTables, DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, LAKE, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION, timestamps
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
+from thess_agg_dagster.mosaic.tiles import first_line, is_transient
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.runs.instance import claim_run
+from thess_agg_dagster.timestamp.plan import changed_inputs, plan_timestamp, tile_names
+from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
+
+# Rows of a table shown as metadata; the event log is no place for long lists.
+_PREVIEW_ROWS = 50
+
+AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  # type: ignore[type-arg]
+
+
+@dg.asset(
+    key=TIME_SERIE,
+    check_specs=TIME_SERIE_CHECKS,
+    group_name=LAKE or "aggregation",
+    kinds={"csv"},
+    description="The list of acquisitions, `tables/time_serie.csv`: read, validated, and registered as partitions.",
+    metadata={
+        "dagster/column_schema": dg.TableSchema(
+            [
+                dg.TableColumn("acq_datetime", description="ISO 8601; rows of the same time are united."),
+                dg.TableColumn("tile_ids", description="Scene ids in merge order, between `,` `;` or `|`."),
+            ]
+        )
+    },
+)
+def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> AssetEvents:
+    try:
+        series = read_time_serie(io_manager.lake.time_serie)
+    except TimeSerieError as error:
+        yield failed_schema(str(error))
+        raise dg.Failure(str(error), allow_retries=False) from error
+    registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
+    new = [key for key in series.acquisitions if key not in registered]
+    if new:
+        context.instance.add_dynamic_partitions(str(timestamps.name), new)
+    for key in new:
+        context.log_event(first_sight(key))
+    for row in series.refused:
+        context.log.warning(f"{series.path}: {row}")
+    if not series.acquisitions:
+        context.log.warning(f"{series.path}: no usable rows, so there is nothing to aggregate")
+    acquisitions = list(series.acquisitions.values())
+    yield dg.MaterializeResult(
+        # One for all lists: what changes of a row makes only that timestamp stale, by way of its raw tiles.
+        data_version=dg.DataVersion("by row"),
+        metadata={
+            "path": dg.MetadataValue.path(str(series.path)),
+            "timestamps": len(acquisitions),
+            "refused_rows": len(series.refused),
+            "first_rows": dg.MetadataValue.table(
+                [
+                    dg.TableRecord(
+                        {"acq_datetime": a.timestamp, "tiles": len(a.scene_ids), "tile_ids": "|".join(a.scene_ids)}
+                    )
+                    for a in acquisitions[:_PREVIEW_ROWS]
+                ],
+                schema=dg.TableSchema(
+                    [
+                        dg.TableColumn("acq_datetime"),
+                        dg.TableColumn("tiles", "int"),
+                        dg.TableColumn("tile_ids"),
+                    ]
+                ),
+            ),
+        },
+    )
+    yield from check_time_serie(series)
+
+
+#: What the timestamps are made of. Dagster makes none of it; `changed_inputs_sensor` tells when it changed.
+with warnings.catch_warnings():
+    # Observable assets are a beta feature of Dagster 1.13, too.
+    warnings.simplefilter("ignore", dg.BetaWarning)
+
+    @dg.observable_source_asset(
+        key=RAW_TILES,
+        partitions_def=timestamps,
+        group_name=LAKE or "aggregation",
+        description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: whoever downloads puts them there. Where they, "
+        "the tile list or the parameters have changed since, the timestamp is stale.",
+    )
+    def raw_tiles(
+        context: dg.OpExecutionContext,
+        params: TimestampsAggregationParams,
+        io_manager: dg.ResourceParam[DataLakeIOManager],
+    ) -> dg.DataVersionsByPartition:
+        return dg.DataVersionsByPartition(changed_inputs(context.instance, io_manager.lake, params))
+
+
+@dg.asset(
+    key=AGGREGATED,
+    deps=[time_serie, raw_tiles],
+    partitions_def=timestamps,
+    check_specs=AGGREGATED_CHECKS,
+    # For faults of the system only; bad input fails at once (`allow_retries`).
+    retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
+    group_name=LAKE or "aggregation",
+    kinds={"geotiff"},
+    description="One mosaic per band of a timestamp and a quicklook, in `data_raw/aggregated/<timestamp>/`.",
+)
+def aggregated(
+    context: dg.AssetExecutionContext,
+    params: TimestampsAggregationParams,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+) -> AssetEvents:
+    with stopping_is_final():
+        timestamp = context.partition_key
+        lake = io_manager.lake
+        claim_run(context.instance, context.run)
+        scene_ids: Sequence[str] = ()
+        try:
+            series = read_time_serie(lake.time_serie)
+            if timestamp not in series.acquisitions:
+                raise TimeSerieError(
+                    f"{series.path}: has no usable row for {timestamp}; add it, or delete the partition"
+                )
+            scene_ids = series.acquisitions[timestamp].scene_ids
+            fetched = _refetch(context, series.acquisitions[timestamp], lake, params)
+            plan = plan_timestamp(series.acquisitions[timestamp], lake, params, fetched)
+        except Exception as error:
+            message = (
+                str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
+            )
+            context.log_event(Attempt(timestamp, "exception", message, scene_ids=scene_ids).observation())
+            raise dg.Failure(message, allow_retries=is_transient(error)) from error
+        yield from check_plan(plan)
+        if plan.problems or not plan.mosaics:
+            attempt = plan.unplanned_attempt()
+            context.log_event(attempt.observation())
+            raise dg.Failure(attempt.message, allow_retries=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            output = dg.Output(plan, data_version=dg.DataVersion(plan.inputs))
+        yield output  # the IO manager makes the mosaics
+        yield check_mosaics(plan, lake.timestamp_folder(timestamp))
+
+
+def _refetch(
+    context: dg.AssetExecutionContext, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams
+) -> Mapping[Path, Refetched | str]:
+    """Fetch the tiles that are missing or broken; on a retry also those that only decoding finds out."""
+    policy = download_policy(params)
+    if policy is None:
+        return {}
+    fetched = refetch(tile_names(acquisition, params), lake, Downloader(policy), deep=context.retry_number > 0)
+    for path, outcome in fetched.items():
+        what = "not fetched: " if isinstance(outcome, str) else ""
+        context.log.info(f"{path}: {what}{outcome}")
+    return fetched
+
+
+@dg.asset(
+    key=REPORT,
+    deps=[AGGREGATED],
+    check_specs=REPORT_CHECKS,
+    group_name=LAKE or "aggregation",
+    kinds={"csv"},
+    description="The audit tables: what became of every timestamp and band, from the events of all runs, and a picture "
+    "of it: `tables/timestamps_aggregation_*.csv`, `tables/timestamps_aggregation.png`.",
+    metadata={"dagster/column_schema": table_schema("status")}
+    | {f"{name}_columns": table_schema(name) for name in ("summary", "band_report")},
+)
+def timestamps_aggregation(
+    context: dg.AssetExecutionContext,
+    params: TimestampsAggregationParams,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+) -> AssetEvents:
+    up_to = newest_event(context.instance)  # before the log is read: what comes meanwhile is for the next report
+    registered = context.instance.get_dynamic_partitions(str(timestamps.name))
+    try:
+        listed = set(read_time_serie(io_manager.lake.time_serie).acquisitions)
+    except TimeSerieError as error:
+        context.log.warning(str(error))
+        listed = set(registered)  # an unusable list says nothing about what vanished from it
+    published = latest_successes(context.instance)
+    tables = AuditTables(audit_tables(context.instance, params.bands, listed, published))
+    yield dg.Output(tables, metadata={EVENTS_UP_TO: up_to})
+    yield check_report(io_manager.lake, registered)
+    yield check_one_grid(published, listed)
+
+
+@dg.asset(
+    key=VERIFICATION,
+    deps=[AGGREGATED],
+    check_specs=VERIFICATION_CHECKS,
+    group_name=LAKE or "aggregation",
+    kinds={"geotiff"},
+    description="Looks every published mosaic up again and compares it with what was recorded when it was made. The "
+    "schedule `verify_published` does this every night, once it is switched on.",
+)
+def published_mosaics(context: dg.AssetExecutionContext) -> AssetEvents:
+    published = latest_successes(context.instance)
+    yield dg.MaterializeResult(
+        metadata={
+            "timestamps": len(published),
+            "mosaics": sum(len(found.attempt.bands) for found in published.values()),
+        }
+    )
+    yield check_published(published)
+
+
+with warnings.catch_warnings():
+    # Links from an asset to its code are a beta feature of Dagster 1.13; the warning says nothing to a user.
+    warnings.simplefilter("ignore", dg.BetaWarning)
+    _ASSETS = dg.with_source_code_references([time_serie, aggregated, timestamps_aggregation, published_mosaics])
+
+#: The assets and what they need, without what starts them by itself.
+pipeline = dg.Definitions(
+    assets=[*_ASSETS, raw_tiles],
+    resources={
+        "io_manager": DataLakeIOManager.from_environment(),
+        "params": TimestampsAggregationParams(),
+    },
+    # A run is already a process of its own; another one per step would only cost start-up.
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,247 @@
+"""Asset checks: what can be wrong with inputs, mosaics and tables, each said once and by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import numpy as np
+import rasterio
+
+from thess_agg_dagster.audit.attempt import BandRecord, RecordedAttempt
+from thess_agg_dagster.audit.tables import COLUMNS
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION, timestamps
+from thess_agg_dagster.lake.checksums import checksum_of
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import TimeSerie
+from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env, gdal_name
+from thess_agg_dagster.storage.paths import as_os_errors, lake_path, read_bytes
+from thess_agg_dagster.timestamp.plan import TimestampPlan
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+# Lines of a check's details; the event log is no place for long lists.
+_MOST_LINES = 100
+
+with warnings.catch_warnings():
+    # Checks per partition are a preview feature of Dagster 1.13; they work, and the warning says nothing to a user.
+    warnings.simplefilter("ignore", dg.PreviewWarning)
+    AGGREGATED_CHECKS = [
+        dg.AssetCheckSpec(name, asset=AGGREGATED, partitions_def=timestamps, description=description)
+        for name, description in (
+            ("inputs_complete", "Every tile of every band exists and can be read."),
+            ("crs_known", "Every tile has a CRS; a warning where tiles had to be reprojected."),
+            (
+                "dtype_safe",
+                "Dtypes, nodata and radiometric offsets agree; a warning where the dtype was promoted, baselines are mixed, "
+                "or a scene has no SCL to mask with.",
+            ),
+            ("mosaics_valid", "The published mosaics, reopened: grid, dtype, valid pixels, and the same ground."),
+        )
+    ]
+TIME_SERIE_CHECKS = [
+    dg.AssetCheckSpec("schema", asset=TIME_SERIE, description="The file is there and has the columns it needs."),
+    dg.AssetCheckSpec("rows", asset=TIME_SERIE, description="Every row could be used, and there is at least one."),
+]
+REPORT_CHECKS = [
+    dg.AssetCheckSpec("complete", asset=REPORT, description="Every registered timestamp stands in each table."),
+    dg.AssetCheckSpec(
+        "one_grid",
+        asset=REPORT,
+        description="Published mosaics that were made with grid=fixed stack: per band the same CRS, bounds and shape at all "
+        "timestamps, and the same ground for all bands.",
+    ),
+]
+VERIFICATION_CHECKS = [
+    dg.AssetCheckSpec(
+        "unchanged",
+        asset=VERIFICATION,
+        description="Every published mosaic is there, with the checksum, size, shape, dtype and CRS that were recorded.",
+    ),
+]
+
+
+def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
+    """The checks that are known before a pixel is read."""
+    faults: dict[str, list[str]] = {"inputs_complete": [], "crs_known": [], "dtype_safe": []}
+    by_kind = {"unknown_crs": "crs_known", "dtype_conflict": "dtype_safe", "unknown_baseline": "dtype_safe"}
+    if not plan.scene_ids:
+        faults["inputs_complete"].append("time_serie.csv lists no tiles")
+    for problems in plan.problems.values():
+        for problem in problems:
+            faults[by_kind.get(problem.kind, "inputs_complete")].append(str(problem))
+    mosaics = plan.mosaics.values()
+    remarks = {
+        "crs_known": [
+            f"{m.band}: {len(m.reprojected)} of {len(m.tiles)} tiles reprojected to {crs_name(rasterio_crs(m.grid))}"
+            for m in mosaics
+            if m.reprojected
+        ],
+        "dtype_safe": [
+            f"{m.band}: {note}"
+            for m in mosaics
+            for note in m.notes
+            if any(word in note for word in ("dtype", "empty", "mixed", "not masked"))
+        ],
+    }
+    for name, messages in faults.items():
+        yield _result(name, messages, remarks.get(name, []))
+
+
+def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
+    """Reopen what was published and compare it with the plan."""
+    faults: list[str] = []
+    remarks = _ground_remarks(list(plan.mosaics.values()))
+    for band, mosaic in plan.mosaics.items():
+        path = folder / f"{band}.tif"
+        try:
+            with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as published:
+                faults += [f"{path}: {fault}" for fault in _mosaic_faults(published, mosaic)]
+                if _is_empty(published):
+                    hidden = mosaic.options.mask or mosaic.options.target.area is not None
+                    why = "all is masked, or lies outside the aoi" if hidden else "are all tiles empty here?"
+                    (remarks if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
+        except rasterio.RasterioIOError as error:
+            faults.append(f"{path}: cannot be reopened ({error})")
+    return _result("mosaics_valid", faults, remarks)
+
+
+def check_time_serie(series: TimeSerie) -> Iterator[dg.AssetCheckResult]:
+    """The checks of a list that could be read."""
+    yield _result("schema", [], [])
+    empty = [] if series.acquisitions else ["no usable rows: there is nothing to aggregate"]
+    yield _result("rows", [str(row) for row in series.refused], empty)
+
+
+def failed_schema(message: str) -> dg.AssetCheckResult:
+    """The check of a list that could not be read at all."""
+    return _result("schema", [message], [])
+
+
+def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResult:
+    """Read the tables back and look for every registered timestamp."""
+    import pandas as pd
+
+    faults = []
+    for name in COLUMNS:
+        path = lake.audit_table(name)
+        table = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=str, usecols=["timestamp"])
+        missing = sorted(set(registered) - set(table["timestamp"]))
+        if missing:
+            faults.append(f"{path}: lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
+    return _result("complete", faults, [])
+
+
+def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
+    """Whether the mosaics of listed timestamps stack, once some have a fixed grid: by what was recorded of them."""
+    grounds: Counter[str] = Counter()
+    grids: dict[str, Counter[str]] = {}
+    bands = [(key, band) for key in sorted(listed) if key in published for band in published[key].attempt.bands]
+    fixed = [(key, band) for key, band in bands if band.grid == "fixed"]
+    for _, band in fixed:
+        grounds[_ground(band)] += 1
+        grids.setdefault(band.band, Counter())[_pixels(band)] += 1
+    others = dict.fromkeys(key for key, band in bands if band.grid != "fixed") if fixed else ()
+    faults = [f"{key} has the grid of its tiles, not the fixed one; run it again with grid=fixed" for key in others]
+    for key, band in fixed:
+        (ground, _), (pixels, _) = grounds.most_common(1)[0], grids[band.band].most_common(1)[0]
+        if (_ground(band), _pixels(band)) != (ground, pixels):
+            faults.append(
+                f"{key}: {band.band} covers {_ground(band)} with {_pixels(band)} pixels, most others {ground} with {pixels}; "
+                "run it again with the same parameters"
+            )
+    return _result("one_grid", faults, [])
+
+
+def _ground(band: BandRecord) -> str:
+    return f"{band.crs} {', '.join(f'{edge:.15g}' for edge in band.bounds)}"
+
+
+def _pixels(band: BandRecord) -> str:
+    return f"{band.width} x {band.height}"
+
+
+def check_published(published: Mapping[str, RecordedAttempt]) -> dg.AssetCheckResult:
+    """Compare what was recorded of every published mosaic with the file, to the last byte."""
+    bands = [(key, band) for key, found in published.items() for band in found.attempt.bands]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        changes = pool.map(_changed, [band for _, band in bands])
+        faults = [
+            f"{key}: {band.output_path}: {fault}; run the timestamp again, with --force"
+            for (key, band), fault in zip(bands, changes, strict=True)
+            if fault
+        ]
+    return _result("unchanged", faults, [])
+
+
+def _changed(band: BandRecord) -> str:
+    """How a published mosaic differs from its record; empty where it does not."""
+    path = lake_path(band.output_path)
+    try:
+        with as_os_errors(path):
+            size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be found ({error.strerror})"
+    if size != band.bytes:
+        return f"has {size} bytes, {band.bytes} were published"
+    try:
+        with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as mosaic:
+            crs = crs_name(mosaic.crs) if mosaic.crs else "no CRS"
+            found = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs)
+    except (rasterio.errors.RasterioError, OSError) as error:
+        return f"cannot be opened ({error})"
+    if band.output_checksum and (now := str(checksum_of(path))) != band.output_checksum:
+        return f"has {now}, {band.output_checksum} was published: its bytes have changed"
+    recorded = (band.width, band.height, band.dtype, band.crs)
+    return "" if found == recorded else f"is {found}, published was {recorded}"
+
+
+def _mosaic_faults(mosaic: DatasetReader, plan: MosaicPlan) -> Iterator[str]:
+    rows, cols = plan.grid.shape
+    if (mosaic.height, mosaic.width) != (rows, cols) or not mosaic.transform.almost_equals(plan.grid.affine):
+        yield f"is not on the planned grid of {cols} x {rows} pixels"
+    if mosaic.dtypes[0] != plan.dtype:
+        yield f"has dtype {mosaic.dtypes[0]}, planned was {plan.dtype}"
+
+
+def _is_empty(mosaic: DatasetReader) -> bool:
+    """Whether a mosaic has no valid pixel. Ends at the first block that holds one, so it costs a block or two."""
+    return not any(mosaic.read(1, window=window, masked=True).count() for _, window in mosaic.block_windows(1))
+
+
+def _ground_remarks(plans: Sequence[MosaicPlan]) -> list[str]:
+    """Bands of one timestamp cover the same ground: their edges differ by less than two of the coarsest pixels."""
+    if not plans:
+        return []
+    reference = plans[0]
+    remarks = []
+    for plan in plans[1:]:
+        pixel = max(abs(plan.grid.resolution.x), abs(reference.grid.resolution.x))
+        gap = np.abs(np.subtract(plan.grid.boundingbox.bbox, reference.grid.boundingbox.bbox)).max()
+        if plan.grid.crs != reference.grid.crs or gap >= 2 * pixel:
+            remarks.append(f"{plan.band} and {reference.band} do not cover the same ground")
+    return remarks
+
+
+def _result(name: str, faults: Sequence[str], remarks: Sequence[str]) -> dg.AssetCheckResult:
+    """Faults fail the check; remarks alone are a warning."""
+    messages = [*faults, *remarks]
+    lines = [*messages[:_MOST_LINES], *([f"and {len(messages) - _MOST_LINES} more"] if messages[_MOST_LINES:] else [])]
+    metadata: Mapping[str, str] = {"details": "\n".join(lines)} if messages else {}
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=not messages,
+        severity=dg.AssetCheckSeverity.ERROR if faults else dg.AssetCheckSeverity.WARN,
+        description=messages[0] if messages else None,
+        metadata=metadata,
+    )

@@ -1,0 +1,332 @@
+"""What runs by itself: sensors for the list, for tiles that arrive late, and for the report; jobs; a schedule."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from thess_agg_dagster.audit.attempt import RecordedAttempt, failed_since, first_sight, inputs_observed, latest_attempts
+from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
+from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, VERIFICATION, timestamps
+from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
+from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up
+from thess_agg_dagster.runs.instance import fail_abandoned_runs
+from thess_agg_dagster.storage.paths import is_remote, stamp_of
+from thess_agg_dagster.timestamp.plan import changed_inputs, identify_inputs, is_due, tile_names
+
+
+def _interval() -> int:
+    """Seconds between two looks of a sensor: ``THESS_SENSOR_SECONDS``, or 30."""
+    given = os.environ.get("THESS_SENSOR_SECONDS", "").strip() or "30"
+    if not given.isdigit() or int(given) < 1:
+        raise ValueError(f"THESS_SENSOR_SECONDS={given!r} is not a number of seconds, 1 or more")
+    return int(given)
+
+
+_SECONDS = _interval()
+# A file that changed less than this ago may still be in the making.
+_SETTLE_SECONDS = 5
+# More runs than this are asked for over several ticks, each short enough for Dagster to answer for.
+_MOST_RUNS = 500
+# So are more attempts looked up: Dagster takes about a millisecond to read one, and gives up on a tick after 60 s.
+_MOST_ATTEMPTS = 5_000
+# Databases hand out ids before others see the event: one this much older than the newest may have come since.
+_LOOK_BACK = 1_000
+
+#: Statuses of a run that has still something to do.
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+Tick = dg.SensorResult | dg.SkipReason
+
+
+@dg.sensor(
+    target=[TIME_SERIE, AGGREGATED],
+    minimum_interval_seconds=_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="A new or changed `time_serie.csv`: registers its timestamps and launches those that are new or whose "
+    "tile list changed.",
+)
+def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> Tick:
+    path = io_manager.lake.time_serie
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    stamp = _stamp(path)
+    if stamp is None:
+        return dg.SkipReason(f"{path}: no such file yet")
+    if stamp == cursor.get("stamp") and not cursor.get("after"):
+        return dg.SkipReason(f"{path} has not changed")
+    if _is_fresh(path):
+        return dg.SkipReason(f"{path} changed less than {_SETTLE_SECONDS} s ago; it may still be written, so it waits")
+    try:
+        series = read_time_serie(path)
+    except TimeSerieError as error:
+        return dg.SkipReason(str(error))
+    if _stamp(path) != stamp:
+        return dg.SkipReason(f"{path} changed while it was read; it is looked at again")
+    # Sorted, so that a list too long for one tick goes on where the last one stopped.
+    after = cursor.get("after") or "" if stamp == cursor.get("stamp") else ""
+    ahead = sorted(key for key in series.acquisitions if key > after)
+    looked_at = ahead[:_MOST_ATTEMPTS]
+    latest = latest_attempts(context.instance, among=looked_at)
+    wanted = {
+        key: series.acquisitions[key]
+        for key in looked_at
+        if key not in latest or tuple(latest[key].attempt.scene_ids) != series.acquisitions[key].scene_ids
+    }
+    now = list(wanted)[:_MOST_RUNS]
+    last = now[-1] if len(wanted) > len(now) else looked_at[-1] if len(ahead) > len(looked_at) else None
+    registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
+    new = [key for key in series.acquisitions if key not in registered]
+    requests = [_request(key, latest.get(key), "\n".join(wanted[key].scene_ids)) for key in now]
+    if not after:  # the asset tells which rows were refused, and shows the list
+        requests.insert(0, dg.RunRequest(run_key=f"list {_digest(json.dumps(stamp))}", asset_selection=[TIME_SERIE]))
+    return dg.SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
+        asset_events=[first_sight(key) for key in now if key not in latest],
+        cursor=json.dumps({"stamp": stamp, "after": last}),
+    )
+
+
+@dg.sensor(
+    target=[AGGREGATED],
+    minimum_interval_seconds=_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tiles that arrive late: launches a timestamp that failed for missing or broken tiles again, once, when "
+    "all of its tiles are there and something about them changed.",
+)
+def late_tiles_sensor(
+    context: dg.SensorEvaluationContext,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+    params: TimestampsAggregationParams,
+) -> Tick:
+    newest = _newest(context.instance.fetch_observations(AGGREGATED, limit=1).records)
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    waiting: dict[str, str] = cursor.get("waiting", {})  # and what was there of its tiles when it failed
+    if newest != cursor.get("newest"):
+        again = failed_since(context.instance, max(0, cursor.get("newest", 0) - _LOOK_BACK))
+        looked_at = sorted(again, key=again.__getitem__)[:_MOST_ATTEMPTS]
+        if len(looked_at) < len(again):
+            newest = again[looked_at[-1]]  # the next tick goes on from here
+        failed = _failed_for_tiles(context.instance, looked_at)
+        for key in looked_at:
+            waiting.pop(key, None)
+        waiting |= {key: found.attempt.inputs for key, found in failed.items()}
+    try:
+        acquisitions = read_time_serie(io_manager.lake.time_serie).acquisitions if waiting else {}
+        params.pixel_identity()  # reads the aoi
+    except (TimeSerieError, AreaError) as error:
+        return dg.SkipReason(str(error))
+    arrived: dict[str, str] = {}
+    for key in waiting:
+        if len(arrived) == _MOST_RUNS:
+            break
+        if key in acquisitions and _are_there(acquisitions[key], io_manager, params):
+            inputs = identify_inputs(acquisitions[key], io_manager.lake, params)
+            if inputs != waiting[key]:
+                arrived[key] = inputs
+    requests: list[dg.RunRequest] = []
+    if arrived:
+        failed = _failed_for_tiles(context.instance, arrived)
+        for key, inputs in arrived.items():
+            # Someone else may have run it meanwhile; and a changed tile list is for `time_serie_sensor`.
+            if key in failed and tuple(failed[key].attempt.scene_ids) == acquisitions[key].scene_ids:
+                requests.append(_request(key, failed[key], inputs))
+            del waiting[key]
+    context.update_cursor(json.dumps({"newest": newest, "waiting": waiting}))
+    if requests:
+        return dg.SensorResult(run_requests=requests)
+    return dg.SkipReason(f"{len(waiting)} timestamps wait for tiles" if waiting else "No timestamp waits for tiles")
+
+
+@dg.sensor(
+    target=[AGGREGATED],
+    minimum_interval_seconds=10 * _SECONDS,  # it looks at every tile of thousands of timestamps
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Launches nothing: marks published timestamps as stale whose tiles, tile list or parameters have changed.",
+)
+def changed_inputs_sensor(
+    context: dg.SensorEvaluationContext,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+    params: TimestampsAggregationParams,
+) -> Tick:
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    told: dict[str, str] = cursor.get("told", {})
+    # So many at a tick, and round again.
+    registered = sorted(context.instance.get_dynamic_partitions(str(timestamps.name)))
+    ahead = [key for key in registered if key > cursor.get("after", "")]
+    looked_at = ahead[:_MOST_ATTEMPTS]
+    try:
+        changed = changed_inputs(context.instance, io_manager.lake, params, looked_at)
+    except (TimeSerieError, AreaError) as error:
+        return dg.SkipReason(str(error))
+    events = [inputs_observed(key, inputs) for key, inputs in changed.items() if told.get(key) != inputs]
+    done = set(looked_at)
+    stale = {key: inputs for key, inputs in told.items() if key not in done} | changed
+    after = looked_at[-1] if len(ahead) > len(looked_at) else ""
+    context.update_cursor(json.dumps({"told": stale, "after": after}))
+    if events:
+        return dg.SensorResult(asset_events=events)
+    return dg.SkipReason(f"{len(stale)} published timestamps are stale")
+
+
+@dg.sensor(
+    target=[REPORT],
+    minimum_interval_seconds=_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Keeps the audit tables fresh: writes them when timestamps succeeded or failed since, and nothing is at "
+    "work any more.",
+)
+def report_sensor(context: dg.SensorEvaluationContext) -> Tick:
+    instance = context.instance
+    fail_abandoned_runs(instance)
+    written = _up_to(instance.fetch_materializations(REPORT, limit=1).records)
+    told = newest_event(instance)
+    # A run that was killed or stopped leaves no event of its asset. (A report that failed is no news for the next one.)
+    ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
+    failures = instance.get_run_records(ended, limit=20, order_by="update_timestamp")
+    others = [run for record in failures if _is_ours(run := record.dagster_run) and run.asset_selection != {REPORT}]
+    failure = others[0].run_id if others else "none"
+    if told <= written and context.cursor in (None, failure):
+        context.update_cursor(failure)
+        return dg.SkipReason("Nothing new to tell")
+    busy = sum(map(_is_ours, instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))))
+    if busy:
+        return dg.SkipReason(f"{busy} runs are not finished; the tables wait for them")
+    request = dg.RunRequest(run_key=f"{told} {failure}", asset_selection=[REPORT])
+    return dg.SensorResult(run_requests=[request], cursor=failure)
+
+
+@dg.op(description="Aggregates what `python -m thess_agg_dagster` would: everything missing, failed or changed.")
+def aggregate_due(
+    context: dg.OpExecutionContext,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+    params: TimestampsAggregationParams,
+) -> None:
+    instance, lake = context.instance, io_manager.lake
+    resources = resources_config(io_manager, params)
+    tidy_up(instance, lake)
+    run_asset(instance, resources, TIME_SERIE)
+    series = read_time_serie(lake.time_serie)
+    latest = latest_attempts(instance)
+    stamps = lake.stamps()
+    due = [key for key, row in series.acquisitions.items() if is_due(row, latest.get(key), lake, params, stamps)]
+    context.log.info(f"{len(due)} of {len(series.acquisitions)} timestamps are missing, failed or changed")
+    failed = 0
+    for number, (key, error) in enumerate(run_timestamps(instance, due, io_manager, params) if due else (), 1):
+        failed += error is not None
+        context.log.info(f"{number} of {len(due)}: {key} {'is done' if error is None else f'failed: {error}'}")
+    run_asset(instance, resources, REPORT)
+    if failed:
+        raise dg.Failure(f"{failed} of {len(due)} timestamps failed; the table {lake.audit_table('status')} says why")
+
+
+@dg.job(
+    description="Everything missing, failed or changed, in worker processes, then the report; the same as "
+    "`python -m thess_agg_dagster`.",
+    executor_def=dg.in_process_executor,
+)
+def missing_or_failed() -> None:
+    aggregate_due()
+
+
+report_only = dg.define_asset_job(
+    "report_only", selection=dg.AssetSelection.assets(REPORT), description="Writes the audit tables."
+)
+
+verify_published = dg.define_asset_job(
+    "verify_published",
+    selection=dg.AssetSelection.assets(VERIFICATION),
+    description="Compares every published mosaic with what was recorded when it was made.",
+)
+
+verify_published_schedule = dg.ScheduleDefinition(
+    name="verify_published_schedule",
+    job=verify_published,
+    cron_schedule="30 3 * * *",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Re-checks the published mosaics every night; off until it is switched on.",
+)
+
+
+automation = dg.Definitions(
+    jobs=[missing_or_failed, report_only, verify_published],
+    sensors=[time_serie_sensor, late_tiles_sensor, changed_inputs_sensor, report_sensor],
+    schedules=[verify_published_schedule],
+)
+
+
+def _request(key: str, last: RecordedAttempt | None, what: str) -> dg.RunRequest:
+    """A run of one timestamp. Dagster launches a run key once, so the same cause after the same attempt is one run."""
+    run_key = f"{key} after {last.storage_id if last else 0} {_digest(what)}"
+    return dg.RunRequest(run_key=run_key, partition_key=key, asset_selection=[AGGREGATED])
+
+
+def _is_ours(run: dg.DagsterRun) -> bool:
+    """Whether a run may concern this lake. (Which assets a job without a selection makes, it does not say.)"""
+    return run.asset_selection is None or bool(run.asset_selection & MADE)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> list[Any] | None:
+    """What changes whenever a file is written or replaced, its modification time kept or not."""
+    if is_remote(path):
+        stamp = stamp_of(path)
+        return None if stamp is None else [stamp, path.stat().st_mtime_ns]
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _is_fresh(path: Path) -> bool:
+    if is_remote(path):
+        return False  # what appears in a bucket is whole
+    return 0 <= time.time() - path.stat().st_ctime < _SETTLE_SECONDS
+
+
+def _failed_for_tiles(instance: dg.DagsterInstance, among: Collection[str]) -> dict[str, RecordedAttempt]:
+    """Timestamps ``among`` these whose latest attempt failed for what other tiles could mend."""
+    causes = ("failed_missing_inputs", "failed_invalid_inputs")
+    latest = latest_attempts(instance, among=among)
+    return {key: found for key, found in latest.items() if found.attempt.status in causes}
+
+
+def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> bool:
+    """Whether every tile that is needed exists and none is still being written."""
+    stamps = io_manager.lake.stamps(acquisition.scene_ids)
+    tiles = [io_manager.lake.tile(*tile) for tile in tile_names(acquisition, params, required=True)]
+    try:
+        return all(stamps(tile) and not _is_fresh(tile) for tile in tiles)
+    except OSError:
+        return False
+
+
+def _up_to(reports: Iterable[dg.EventLogRecord]) -> int:
+    """The newest event that the latest report knew of."""
+    for record in reports:
+        if record.asset_materialization:
+            value = record.asset_materialization.metadata.get(EVENTS_UP_TO)
+            return int(str(value.value)) if value else record.storage_id
+    return 0
+
+
+def _newest(records: Iterable[dg.EventLogRecord]) -> int:
+    return max((record.storage_id for record in records), default=0)

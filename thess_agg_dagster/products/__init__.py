@@ -1,0 +1,1 @@
+"""What stands beside the mosaics: STAC items, provenance, pictures, the series as one array."""

@@ -1,0 +1,89 @@
+"""A series of mosaics as one array, for what comes after: indices, composites, anomalies."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+
+from thess_agg_dagster.lake.layout import MANIFEST, DataLake
+from thess_agg_dagster.lake.time_serie import instant_of
+from thess_agg_dagster.mosaic.tiles import gdal_name
+from thess_agg_dagster.storage.paths import lake_path, stamps_below
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+# Blocks of the mosaics that are read at once: four of them a side.
+_CHUNK = 2048
+
+
+def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk: int = _CHUNK) -> xr.DataArray:
+    """All published mosaics of a band, lazily, as one array over time.
+
+    Parameters
+    ----------
+    data_lake
+        Root of the lake: a folder, or ``s3://bucket/prefix``.
+    band
+        For example ``B04``.
+    masked
+        Whether empty pixels become NaN, which makes integers floats (as ``rioxarray`` does); otherwise they keep the
+        mosaics' nodata, and the array their dtype.
+    chunk
+        Pixels a side of what dask reads at once.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dimensions ``(time, y, x)``: times in UTC, in order; ``y`` and ``x`` the pixels' centres in units of the CRS, which
+        ``.rio.crs`` and ``.odc`` tell. Nothing is read before it is computed.
+
+    Raises
+    ------
+    FileNotFoundError
+        No mosaic of that band is published.
+    ValueError
+        The mosaics do not share one grid (and dtype; unmasked: and nodata), or two are of one instant; it names those.
+        Nothing is resampled here.
+    """
+    import rioxarray
+    import xarray as xr
+
+    lake = DataLake(lake_path(data_lake))
+    found: dict[datetime, Path] = {}
+    stamps = stamps_below([lake.aggregated])
+    for path in sorted(lake.aggregated.glob(f"[!.]*/{band}.tif")):
+        if not stamps(path.with_name(MANIFEST)):
+            continue  # being replaced, in a bucket
+        try:
+            instant = instant_of(lake.timestamp_of(path.parent)).replace(tzinfo=None)  # as numpy wants it
+        except (ValueError, OverflowError):
+            continue  # a folder of another origin
+        if instant in found:
+            raise ValueError(f"{found[instant].parent} and {path.parent} are of one instant; remove one of them")
+        found[instant] = path
+    if not found:
+        raise FileNotFoundError(f"{lake.aggregated}: no mosaics of {band}; aggregate some first")
+    grids: dict[tuple[object, ...], list[str]] = {}
+    for _, path in sorted(found.items()):
+        with rasterio.open(gdal_name(path)) as mosaic:
+            key = (mosaic.crs, mosaic.transform, mosaic.shape, mosaic.dtypes, None if masked else str(mosaic.nodata))
+            grids.setdefault(key, []).append(lake.timestamp_of(path.parent))
+    if len(grids) > 1:
+        most = max(grids.values(), key=len)
+        others = [timestamp for keys in grids.values() if keys is not most for timestamp in keys]
+        raise ValueError(
+            f"{band} has {len(grids)} different grids (or dtypes), so its mosaics do not stack; aggregate them with grid=fixed. "
+            f"Not on the grid of {most[0]}: {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}"
+        )
+    layers = []
+    for instant in sorted(found):
+        layer = rioxarray.open_rasterio(gdal_name(found[instant]), chunks={"x": chunk, "y": chunk}, masked=masked)
+        assert isinstance(layer, xr.DataArray)
+        layers.append(layer.squeeze("band", drop=True))
+    times = xr.DataArray(np.array(sorted(found), "datetime64[ns]"), dims="time", name="time")
+    return xr.concat(layers, times, combine_attrs="drop_conflicts", join="exact").rename(band)

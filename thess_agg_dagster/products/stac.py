@@ -1,0 +1,200 @@
+"""A static STAC catalog of the mosaics: an item beside each timestamp's mosaics, and one collection of all of them.
+
+Fields as in STAC 1.1 and its extensions projection 2.0, raster 1.1, file 2.1, processing 1.1, eo 1.1 and classification
+2.0. Links are relative, so that a lake can be moved or served as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import shapely
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+
+from thess_agg_dagster.audit.attempt import BandRecord
+from thess_agg_dagster.lake.catalogue import read_item
+from thess_agg_dagster.lake.checksums import checksum_of
+from thess_agg_dagster.lake.layout import COLLECTION, ITEM, QUICKLOOK
+from thess_agg_dagster.lake.time_serie import instant_of
+from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.radiometry import is_reflectance
+from thess_agg_dagster.mosaic.scl import CLASSES
+from thess_agg_dagster.products.provenance import SOFTWARE
+from thess_agg_dagster.timestamp.plan import TimestampPlan
+
+if TYPE_CHECKING:
+    import pystac
+
+_ID = "sentinel-2-l2a-mosaics"
+
+_EXTENSIONS = {
+    prefix: f"https://stac-extensions.github.io/{extension}/schema.json"
+    for prefix, extension in {
+        "proj": "projection/v2.0.0",
+        "raster": "raster/v1.1.0",
+        "file": "file/v2.1.0",
+        "processing": "processing/v1.1.0",
+        "eo": "eo/v1.1.0",
+        "classification": "classification/v2.0.0",
+    }.items()
+}
+# Reflectance is digital number / 10 000 (Sentinel-2 Products Specification Document).
+_SCALE = 0.0001
+
+
+def timestamp_item(plan: TimestampPlan, records: Sequence[BandRecord], folder: Path, name: str) -> str:
+    """The STAC item of a timestamp as JSON, from its plan and its finished files in ``folder``; ``name`` is its id."""
+    import pystac  # here, because only few write a catalog
+
+    first = next(iter(plan.mosaics.values())).grid
+    outline = first.extent.to_crs(
+        CRS("EPSG:4326"), resolution=max(first.boundingbox.span_x, first.boundingbox.span_y) / 16
+    )
+    clouds = next((record.cloud_share for record in records if record.cloud_share is not None), None)
+    item = pystac.Item(
+        id=name,
+        geometry=shapely.geometry.mapping(shapely.set_precision(outline.geom, 1e-7)),
+        bbox=[round(edge, 7) for edge in outline.boundingbox.bbox],
+        datetime=instant_of(plan.timestamp),
+        properties={
+            "proj:code": _code(first),
+            "processing:software": SOFTWARE,
+            "processing:lineage": _lineage(plan),
+            "processing:level": "L3",
+        }
+        | ({} if _code(first) else {"proj:wkt2": rasterio_crs(first).to_wkt(version="WKT2_2019")})
+        | ({} if clouds is None else {"eo:cloud_cover": round(100 * clouds, 2)}),
+        assets={band: _asset(mosaic, plan, folder / f"{band}.tif") for band, mosaic in plan.mosaics.items()},
+    )
+    if (quicklook := folder / QUICKLOOK).exists():
+        item.add_asset(
+            "thumbnail",
+            pystac.Asset(
+                f"./{QUICKLOOK}",
+                "Quicklook",
+                media_type="image/jpeg",
+                roles=["thumbnail"],
+                extra_fields=_file(quicklook),
+            ),
+        )
+    item.stac_extensions = _used(item.to_dict(include_self_link=False, transform_hrefs=False))
+    item.collection_id = _ID
+    for relation in ("root", "parent", "collection"):
+        item.add_link(pystac.Link(relation, f"../{COLLECTION}", "application/json"))
+    return _json(item)
+
+
+def series_collection(items: Iterable[Path]) -> str | None:
+    """The STAC collection of all items as JSON, from their files beside which it stands; ``None`` without any."""
+    found = [(path.parent.name, item) for path in items if "bbox" in (item := read_item(path))]
+    if not found:
+        return None
+    import pystac
+
+    west, south, east, north = zip(*(item["bbox"] for _, item in found), strict=True)
+    times = sorted(datetime.fromisoformat(item["properties"]["datetime"]) for _, item in found)
+    collection = pystac.Collection(
+        id=_ID,
+        title="Sentinel-2 mosaics",
+        description="One mosaic per acquisition timestamp and band, merged from Sentinel-2 Level-2A tiles.",
+        license="other",
+        extent=pystac.Extent(
+            pystac.SpatialExtent([[min(west), min(south), max(east), max(north)]]),
+            pystac.TemporalExtent([[times[0], times[-1]]]),
+        ),
+        summaries=pystac.Summaries(
+            {"proj:code": sorted({code for _, item in found if (code := item["properties"]["proj:code"])})}
+        ),
+        stac_extensions=[_EXTENSIONS["proj"]],
+        catalog_type=pystac.CatalogType.SELF_CONTAINED,
+    )
+    collection.clear_links()
+    collection.add_link(pystac.Link("root", f"./{COLLECTION}", "application/json"))
+    for name, _ in sorted(found, key=lambda each: each[1]["properties"]["datetime"]):
+        collection.add_link(pystac.Link("item", f"./{name}/{ITEM}", "application/geo+json"))
+    return _json(collection)
+
+
+def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
+    import pystac
+
+    nodata = "nan" if math.isnan(mosaic.nodata) else mosaic.nodata
+    raster: dict[str, Any] = {"data_type": mosaic.dtype, "nodata": nodata, "sampling": "area"}
+    fields: dict[str, Any] = {
+        "bands": [{"name": mosaic.band}],
+        "data_type": mosaic.dtype,
+        "nodata": nodata,
+        "raster:bands": [raster | _scaling(mosaic, plan)],
+    }
+    if mosaic.grid.crs is not None and mosaic.grid.crs.units[0] == "metre":  # both are in metres
+        fields["gsd"] = raster["spatial_resolution"] = mosaic.grid.resolution.x
+    if mosaic.band == "SCL":
+        fields["classification:classes"] = [
+            {"value": value, "name": name.replace(",", "").replace(" ", "_"), "color_hint": colour[1:].upper()}
+            for value, (name, colour) in CLASSES.items()
+        ]
+    cog = "; profile=cloud-optimized" if mosaic.options.cog else ""
+    return pystac.Asset(
+        f"./{path.name}",
+        mosaic.band,
+        media_type=f"image/tiff; application=geotiff{cog}",
+        roles=["data"],
+        extra_fields=fields | _projection(mosaic.grid) | _file(path),
+    )
+
+
+def _projection(grid: GeoBox) -> dict[str, Any]:
+    rows, cols = grid.shape
+    return {
+        "proj:shape": [int(rows), int(cols)],
+        "proj:transform": list(grid.affine)[:6],
+        "proj:bbox": list(grid.boundingbox.bbox),
+    }
+
+
+def _code(grid: GeoBox) -> str | None:
+    """``EPSG:32634``, ``ESRI:54009``; ``None`` for a CRS without a code."""
+    authority = rasterio_crs(grid).to_authority()
+    return ":".join(authority) if authority else None
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """Size, and SHA-256 as a multihash."""
+    return {"file:size": path.stat().st_size, "file:checksum": f"1220{checksum_of(path, 'sha256').digest}"}
+
+
+def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
+    """From digital numbers to reflectance, where the numbers are still Sentinel-2's and all carry the same offset."""
+    numbers = mosaic.dtype.startswith(("int", "uint")) and mosaic.options.merge_method not in ("sum", "count")
+    offsets = {0} if mosaic.options.harmonize else {scene.offset for scene in plan.scenes}
+    offset = offsets.pop() if len(offsets) == 1 else None
+    if not is_reflectance(mosaic.band) or not numbers or offset is None:
+        return {}
+    return {"scale": _SCALE, "offset": 0.0 - offset * _SCALE}
+
+
+def _lineage(plan: TimestampPlan) -> str:
+    options = next(iter(plan.mosaics.values())).options
+    done = [f"merged ({options.merge_method}) in this order: {', '.join(plan.scene_ids)}"]
+    if options.mask:
+        done.append(f"SCL classes {', '.join(map(str, options.mask))} emptied before")
+    if options.harmonize:
+        done.append("radiometric offset of processing baseline 04.00 removed")
+    return "; ".join(done)
+
+
+def _used(item: Mapping[str, Any]) -> list[str]:
+    """The extensions whose fields stand in an item."""
+    names = {*item["properties"], *(name for asset in item["assets"].values() for name in asset)}
+    return sorted({_EXTENSIONS[prefix] for name in names if (prefix := name.split(":")[0]) in _EXTENSIONS})
+
+
+def _json(thing: pystac.STACObject) -> str:
+    return json.dumps(thing.to_dict(include_self_link=False, transform_hrefs=False), indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""What starts runs, and where: the command, its worker processes, the queue, a fleet."""

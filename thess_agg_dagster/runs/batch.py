@@ -1,0 +1,129 @@
+"""Dagster runs by the dozen: one per timestamp, in worker processes, without a daemon."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+import dagster as dg
+from pebble import ProcessExpired, ProcessPool
+
+from thess_agg_dagster.defs.assets import pipeline
+from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.publish import remove_abandoned
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.runs.instance import fail_abandoned_runs, process_tags
+
+Resources = dict[str, Any]
+
+# Unless told otherwise: more workers than this gain little and cost memory each.
+_MOST_WORKERS = 4
+
+
+def run_asset(
+    instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
+) -> dg.ExecuteInProcessResult:
+    """One Dagster run of one asset in this process. Raises what the asset raised, ``KeyboardInterrupt`` for Ctrl-C."""
+    job = pipeline.resolve_implicit_global_asset_job_def()
+    try:
+        return job.execute_in_process(
+            instance=instance,
+            asset_selection=[key],
+            partition_key=partition,
+            tags=process_tags(),
+            # The event log has every line; the terminal is for progress.
+            run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    except dg.DagsterExecutionInterruptedError as error:
+        raise KeyboardInterrupt from error
+    except dg.Failure as failure:
+        if isinstance(failure.__cause__, dg.DagsterExecutionInterruptedError):
+            raise KeyboardInterrupt from failure
+        raise
+
+
+def resources_config(io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> Resources:
+    """Run config that gives a run this lake and these parameters."""
+    io_config = {"data_lake": str(io_manager.lake.root)}
+    if io_manager.lake.tables:
+        io_config["tables"] = str(io_manager.lake.tables)
+    return {"params": {"config": params.run_config()}, "io_manager": {"config": io_config}}
+
+
+def tidy_up(instance: dg.DagsterInstance, lake: DataLake) -> None:
+    """What killed processes left: runs that seem to go on, and half-made mosaics."""
+    fail_abandoned_runs(instance)
+    remove_abandoned(lake.staging)
+
+
+def run_timestamps(
+    instance: dg.DagsterInstance,
+    timestamps: Sequence[str],
+    io_manager: DataLakeIOManager,
+    params: TimestampsAggregationParams,
+) -> Iterator[tuple[str, str | None]]:
+    """Aggregate timestamps in worker processes; yields each as it ends, with what went wrong, if anything.
+
+    A worker that dies takes its own timestamp with it, no other. Unless ``params`` say otherwise, workers times threads
+    is the number of cores.
+    """
+    cores = os.cpu_count() or 1
+    workers = max(1, min(params.max_workers or min(cores, _MOST_WORKERS), len(timestamps)))
+    resources = resources_config(io_manager, params)
+    resources["params"]["config"]["threads"] = params.threads or max(1, cores // workers)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    initial = [dict(os.environ), instance.get_ref()]
+    with ProcessPool(workers, initializer=_start_worker, initargs=initial, context=context) as pool:
+        futures: dict[Future[str | None], str] = {
+            pool.schedule(_run_timestamp, args=[key, resources]): key for key in timestamps
+        }
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield futures[future], _fault(future)
+        except BaseException:
+            pool.stop()
+            raise
+
+
+# The instance of a worker process, open for as long as it lives: opening one takes as long as ten events.
+_worker_instance: dg.DagsterInstance
+
+
+def _start_worker(environment: dict[str, str], instance_ref: Any) -> None:
+    global _worker_instance
+    os.environ.clear()  # the server that forked this process may be older than what the command settled
+    os.environ.update(environment)
+    # A run that Dagster launched may have an instance without a DAGSTER_HOME. There is no public way to hand one on.
+    _worker_instance = dg.DagsterInstance.from_ref(instance_ref)
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def _run_timestamp(timestamp: str, resources: Resources) -> str | None:
+    try:
+        run_asset(_worker_instance, resources, AGGREGATED, timestamp)
+    except dg.Failure as failure:
+        return failure.description
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _fault(future: Future[str | None]) -> str | None:
+    try:
+        return future.result()
+    except ProcessExpired as error:
+        return f"its worker process died ({error}); out of memory? use fewer workers"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"

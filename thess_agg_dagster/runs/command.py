@@ -1,0 +1,287 @@
+"""The command ``python -m thess_agg_dagster``: all timestamps of a lake, no daemon, a progress bar.
+
+Real Dagster runs in worker processes, so that the UI shows them like any others.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import click
+import dagster as dg
+import pandas as pd
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from thess_agg_dagster.audit.attempt import latest_attempts
+from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
+from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
+from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
+from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
+from thess_agg_dagster.params import ENVIRONMENT_PREFIX, FORMATS, GRIDS, MISSING_SCL, TimestampsAggregationParams
+from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up
+from thess_agg_dagster.runs.instance import open_instance
+from thess_agg_dagster.storage.paths import lake_path, read_bytes
+from thess_agg_dagster.timestamp.plan import is_due, tile_names
+from thess_agg_dagster.timestamp.refetch import download_policy, refetch
+
+ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
+
+
+@click.command(name="python -m thess_agg_dagster", context_settings={"show_default": True})
+@click.option(
+    "--data-lake", metavar="FOLDER|s3://BUCKET/PREFIX", help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]"
+)
+@click.option("--timestamps", multiple=True, metavar="KEY[,KEY]", help="Only these acq_datetime; may be repeated.")
+@click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
+@click.option("--verify", is_flag=True, help="Aggregate nothing: compare what is published with what was recorded.")
+@click.option("--bands", metavar="B04,B08,SCL", help="Bands to mosaic.")
+@click.option("--merge-method", type=click.Choice(METHODS), help="Which pixel wins where tiles overlap.")
+@click.option("--resampling", type=click.Choice(RESAMPLINGS), help="For tiles in another CRS or pixel size.")
+@click.option("--nodata", type=float, help="Value of empty pixels; nan: no override.")
+@click.option("--dtype", type=click.Choice(SUPPORTED_DTYPES), help="Dtype of the mosaics; default: the tiles'.")
+@click.option("--compress", type=click.Choice(list(COMPRESSIONS)), help="Compression of the mosaics.")
+@click.option("--target-crs", metavar="first|majority|CRS", help="CRS of the mosaics.  [default: first]")
+@click.option("--grid", type=click.Choice(GRIDS), help="The tiles' own, or one for all timestamps.  [default: tiles]")
+@click.option("--bounds", metavar="LEFT,BOTTOM,RIGHT,TOP", help="With --grid fixed: in units of --target-crs.")
+@click.option("--aoi", metavar="FILE|WKT", help="Clip to the bounds of a polygon: GeoJSON, GeoPackage or WKT.")
+@click.option("--aoi-mask/--no-aoi-mask", default=None, help="Empty what lies outside the polygon itself.")
+@click.option("--resolution", type=float, help="Pixel size of all bands, in units of the CRS; default: the tiles'.")
+@click.option("--reduction", type=click.Choice(RESAMPLINGS), help="To coarser pixels.  [default: average; SCL: mode]")
+@click.option(
+    "--overviews/--no-overviews", default=None, help="Reduce from overviews or JPEG 2000 levels: faster, not exact."
+)
+@click.option("--match-band", metavar="BAND", help="Write all bands on the grid of this one.")
+@click.option("--mask-scl-classes", metavar="3,8,9,10", help="SCL classes that empty a pixel before merging.")
+@click.option(
+    "--missing-scl", type=click.Choice(MISSING_SCL), help="A scene without SCL to mask with.  [default: fail]"
+)
+@click.option(
+    "--harmonize/--no-harmonize", default=None, help="Remove the offset of processing baseline 04.00 and later."
+)
+@click.option("--format", type=click.Choice(FORMATS), help="Format of the mosaics.  [default: geotiff]")
+@click.option("--stac/--no-stac", default=None, help="Write a STAC item per timestamp and a collection.")
+@click.option("--download-from", metavar="HOST|s3://BUCKET|file:///FOLDER,...", help="Fetch broken tiles from there.")
+@click.option("--download-token-url", metavar="URL", help="OAuth2 token endpoint of these hosts.")
+@click.option("--download-client-id", metavar="ID", help="OAuth2 client id.  [default: cdse-public]")
+@click.option("--download-connections", type=int, help="Downloads at a time.  [default: 4]")
+@click.option("--max-workers", type=int, help="Timestamps at a time (processes).  [default: one per core, at most 4]")
+@click.option("--threads", type=int, help="Threads in each worker.  [default: cores / workers]")
+@click.option(
+    "--debug/--no-debug", default=None, help="One after the other; stop at the first error with its full traceback."
+)
+def main(data_lake: str | None, timestamps: Sequence[str], force: bool, verify: bool, **given: Any) -> None:
+    """Aggregate Sentinel-2 tiles into one mosaic per acquisition timestamp and band.
+
+    Every option but --data-lake, --timestamps, --force and --verify also comes from the environment as THESS_<OPTION>.
+    Exit status: 0 all good, 1 some timestamp failed (or changed, with --verify), 2 bad usage or unusable time_serie.csv.
+    """
+    console = Console(stderr=True)
+    try:
+        params = TimestampsAggregationParams(**{name: value for name, value in given.items() if value is not None})
+        params.pixel_identity()  # reads the aoi
+    except ValidationError as error:
+        raise click.UsageError(_plain(error)) from error
+    except AreaError as error:
+        raise click.UsageError(str(error)) from error
+    for name in TimestampsAggregationParams.model_fields:  # settled here; workers get them as run config
+        os.environ.pop(ENVIRONMENT_PREFIX + name.upper(), None)
+    if data_lake:
+        os.environ["DATA_LAKE"] = str(lake_path(data_lake))  # workers load the definitions anew
+    io_manager = DataLakeIOManager.from_environment()
+    _stop_on_sigterm()
+    with open_instance(io_manager.lake.root) as instance:  # made here, before any worker opens it
+        session = _Session(instance, io_manager, params, console)
+        try:
+            sys.exit(session.verify() if verify else session.aggregate(timestamps, force))
+        except TimeSerieError as error:
+            console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
+            sys.exit(UNUSABLE)
+        except dg.Failure as failure:
+            if params.debug:
+                raise
+            console.print(f"[red]{escape(str(failure.description))}[/]", highlight=False, soft_wrap=True)
+            sys.exit(SOME_FAILED)
+        except KeyboardInterrupt:
+            tidy_up(instance, io_manager.lake)
+            run_asset(instance, session.resources, REPORT)
+            console.print("Stopped. What was finished stays; run the same command to go on.")
+            sys.exit(STOPPED)
+
+
+class _Session:
+    """One call of the command."""
+
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        io_manager: DataLakeIOManager,
+        params: TimestampsAggregationParams,
+        console: Console,
+    ) -> None:
+        self.instance = instance
+        self.io_manager = io_manager
+        self.lake = io_manager.lake
+        self.resources = resources_config(io_manager, params)
+        self.params = params
+        self.console = console
+
+    def aggregate(self, wanted: Sequence[str], force: bool) -> int:
+        series = read_time_serie(self.lake.time_serie)
+        keys = _selected(series, wanted)
+        tidy_up(self.instance, self.lake)
+        run_asset(self.instance, self.resources, TIME_SERIE)
+        for row in series.refused:
+            self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
+        latest = {} if force else latest_attempts(self.instance)
+        stamps = self.lake.stamps()
+        todo = [
+            key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, stamps)
+        ]
+        if todo:
+            _stop_on_sigterm()
+            self._refetch([series.acquisitions[key] for key in todo])
+            self._run_all(todo)
+            tidy_up(self.instance, self.lake)
+        run_asset(self.instance, self.resources, REPORT)
+        status = self._table("status").set_index("timestamp")
+        self._summarize(keys, len(keys) - len(todo), status)
+        good = all(status.loc[key, "status"] == "success" for key in keys)
+        return ALL_GOOD if good and not series.refused else SOME_FAILED
+
+    def verify(self) -> int:
+        """Look every published mosaic up again, and tell which ones are not what they were."""
+        run = run_asset(self.instance, self.resources, VERIFICATION)
+        (found,) = run.get_asset_check_evaluations()
+        details = found.metadata.get("details")
+        for line in str(details.value).splitlines() if details else ():
+            self.console.print(f"[red]changed[/] {escape(line)}", highlight=False, soft_wrap=True)
+        (seen,) = run.asset_materializations_for_node(VERIFICATION.to_python_identifier())
+        self.console.print(f"{seen.metadata['mosaics'].value} mosaics looked at", highlight=False)
+        return ALL_GOOD if found.passed else SOME_FAILED
+
+    def _refetch(self, acquisitions: Sequence[Acquisition]) -> None:
+        """Fetch what is missing or broken before the runs start, all connections busy."""
+        policy = download_policy(self.params)
+        if policy is None:
+            return
+        tiles = [tile for each in acquisitions for tile in tile_names(each, self.params)]
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[size]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("Looking at tiles", total=len(tiles), size="")
+            total = 0
+            counting = threading.Lock()
+
+            def more(count: int) -> None:
+                nonlocal total
+                with counting:
+                    total += count
+                    progress.update(task, description="Fetching tiles", size=f"{total / 1e6:.1f} MB")
+
+            outcomes = refetch(tiles, self.lake, Downloader(policy), progress=more, done=lambda: progress.advance(task))
+        for path, outcome in outcomes.items():
+            name = f"{path.parent.name}/{path.name}"
+            what = "[red]not fetched[/]" if isinstance(outcome, str) else "[green]fetched[/]"
+            self.console.print(f"{what} {name}: {escape(str(outcome))}", highlight=False, soft_wrap=True)
+
+    def _run_all(self, keys: Sequence[str]) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("Aggregating", total=len(keys))
+            for key, error in self._runs(keys):
+                if error:
+                    line = f"[red]failed[/] {key}  {escape(error)}"
+                    progress.console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
+                progress.advance(task)
+
+    def _runs(self, keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        """Run the timestamps; yields each as it ends, with what went wrong, if anything."""
+        if not self.params.debug:
+            yield from run_timestamps(self.instance, keys, self.io_manager, self.params)
+            return
+        for key in keys:
+            run_asset(self.instance, self.resources, AGGREGATED, key)  # raises, with the whole traceback
+            yield key, None
+
+    def _table(self, name: str) -> pd.DataFrame:
+        data = io.BytesIO(read_bytes(self.lake.audit_table(name)))
+        return pd.read_csv(data, dtype=str, keep_default_na=False)
+
+    def _summarize(self, keys: Sequence[str], skipped: int, status: pd.DataFrame) -> None:
+        bands = self._table("band_report")
+        table = Table(title=None, box=None, pad_edge=False)
+        for name in ("timestamp", "status", "size", "CRS", "valid", "seconds"):
+            table.add_column(name, justify="right" if name in ("size", "valid", "seconds") else "left", no_wrap=True)
+        # Once over the table: a search of it for every timestamp took a minute where there are ten thousand.
+        made_of: dict[str, list[dict[Hashable, Any]]] = {}
+        for band in bands[bands["status"] == "success"].to_dict("records"):
+            made_of.setdefault(band["timestamp"], []).append(band)
+        for key in keys:
+            made = made_of.get(key, [])
+            first = made[0] if made else None
+            state = str(status.loc[key, "status"])
+            table.add_row(
+                key,
+                f"[{'green' if state == 'success' else 'red'}]{state}[/]",
+                f"{int(first['width'])} x {int(first['height'])}" if first else "",
+                str(first["crs"]) if first else "",
+                f"{float(first['valid_share']):.1%}" if first else "",
+                f"{sum(float(band['seconds']) for band in made):.1f}" if first else "",
+            )
+        out = Console()
+        out.width = max(out.width, 120)  # a narrow terminal wraps; a timestamp cut short helps nobody
+        out.print(table)
+        for key in keys:
+            if status.loc[key, "status"] != "success":
+                out.print(
+                    f"\n[red]{key}[/]  {escape(str(status.loc[key, 'message']))}", highlight=False, soft_wrap=True
+                )
+        out.print(
+            f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
+            f"\nMosaics  {self.lake.aggregated}\nTables   {self.lake.tables_folder}/timestamps_aggregation_*.csv"
+            f"\nUI       DATA_LAKE={self.lake.root} DAGSTER_HOME={os.environ['DAGSTER_HOME']} dagster dev",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _stop_on_sigterm() -> None:
+    """SIGTERM as Ctrl-C. A run in this process leaves it as SIGINT is, which is ignored in the background of a script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _plain(error: ValidationError) -> str:
+    """A validation error as a user reads it: what is wrong and what is allowed."""
+    return "; ".join(
+        ": ".join([*map(str, fault["loc"]), str(fault["msg"]).removeprefix("Value error, ")])
+        for fault in error.errors()
+    )
+
+
+def _selected(series: TimeSerie, wanted: Sequence[str]) -> list[str]:
+    if not wanted:
+        return list(series.acquisitions)
+    keys = [key.strip() for text in wanted for key in text.split(",") if key.strip()]
+    unknown = [key for key in keys if key not in series.acquisitions]
+    if unknown:
+        known = ", ".join(list(series.acquisitions)[:20])
+        raise click.UsageError(f"--timestamps: not in {series.path}: {', '.join(unknown)} (it has: {known})")
+    return list(dict.fromkeys(keys))

@@ -1,0 +1,103 @@
+"""The Dagster instance of a lake: where its runs and events are kept when ``DAGSTER_HOME`` is unset.
+
+``python -m thess_agg_dagster.runs.instance LAKE`` makes it and prints its folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import dagster as dg
+import psutil
+
+from thess_agg_dagster.keys import timestamps
+from thess_agg_dagster.lake.publish import staged_file
+from thess_agg_dagster.storage.paths import is_remote, lake_path
+
+
+def dagster_home(lake_root: Path) -> Path:
+    """``DAGSTER_HOME``, or the folder ``.dagster`` of the lake, with our settings in it.
+
+    A lake in a bucket has it at home: ``~/.thess-agg-dagster/<bucket>/<prefix>``.
+    """
+    name = str(lake_root).replace("://", "/")
+    own = Path.home() / ".thess-agg-dagster" / name if is_remote(lake_root) else lake_root / ".dagster"
+    home = Path(os.environ.get("DAGSTER_HOME") or own).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        with as_file(files("thess_agg_dagster") / "dagster.yaml") as packaged, staged_file(settings) as copy:
+            shutil.copyfile(packaged, copy)
+    return home
+
+
+@contextmanager
+def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
+    """The instance of a lake; ``DAGSTER_HOME`` is set for this process and its children.
+
+    Several processes on a fresh instance can break its database, so one opens it at a time.
+    """
+    home = dagster_home(lake_root)
+    os.environ["DAGSTER_HOME"] = str(home)
+    with (home / ".opening").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instance = dg.DagsterInstance.get()
+        instance.get_dynamic_partitions(str(timestamps.name))  # storages make their databases at first use
+        instance.get_runs_count()
+    with instance:
+        yield instance
+
+
+def process_tags() -> dict[str, str]:
+    """Tags of a run that is executed in this process, by which :func:`fail_abandoned_runs` knows it."""
+    return {_PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
+
+
+def claim_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Tag a run that Dagster launched, in the process that executes it. (One that was retried has its parent's tag.)"""
+    if run.tags.get(_PROCESS_TAG) != process_tags()[_PROCESS_TAG]:
+        instance.add_run_tags(run.run_id, process_tags())
+
+
+def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
+    """Mark the runs as failed whose process, on this machine, was killed: nobody else would ever end them.
+
+    ``DagsterInstance.report_run_failed`` is what Dagster's own run monitoring calls; there is no public way.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
+        tag = run.tags.get(_PROCESS_TAG)
+        if tag and not _is_alive(tag) and tag != _tag_of_parent(instance, run):
+            instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
+
+
+def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
+    """What a run that was re-executed inherited, and carries until it is claimed."""
+    parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return parent.tags.get(_PROCESS_TAG) if parent else None
+
+
+_PROCESS_TAG = "thess_agg_dagster/process"
+
+
+def _is_alive(tag: str) -> bool:
+    host, pid, created = tag.rsplit(":", 2)
+    if host != socket.gethostname():
+        return True  # not ours to judge
+    try:
+        # The time a process began is counted from the clock's idea of when the machine did, which may be corrected.
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 5
+    except psutil.NoSuchProcess:
+        return False
+
+
+if __name__ == "__main__":
+    with open_instance(lake_path(sys.argv[1])) as made:
+        print(made.root_directory)

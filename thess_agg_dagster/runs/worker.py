@@ -1,0 +1,81 @@
+"""The Celery app of a fleet's workers: ``celery -A thess_agg_dagster.runs.worker worker --concurrency 2``.
+
+Broker and settings are those of the Dagster instance's run launcher (``DAGSTER_HOME``). The definitions are imported
+before the worker forks, so a run starts at once. A worker takes the runs of the lake that ``THESS_LAKE`` names.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.process
+from functools import cache
+from typing import Any
+
+import dagster as dg
+from celery.signals import worker_process_init
+
+# What Dagster's own Celery task calls; there is no public way to execute a run that was launched.
+from dagster._cli.api import _execute_run_command_body
+from dagster_celery.config import TASK_EXECUTE_JOB_NAME
+from kombu.entity import Queue
+
+import thess_agg_dagster.definitions  # noqa: F401
+from thess_agg_dagster.keys import LAKE
+from thess_agg_dagster.runs.fleet import ONLY_LAKE, FleetLauncher
+
+# Read by Dagster's run retries, which leave a run alone whose step failed, unless it has this tag.
+_RETRY = "dagster/retry_on_asset_or_op_failure"
+
+# What a step fails of without being at fault: the database went away (as psycopg2, SQLAlchemy and dagster-postgres say
+# it), or the worker is shut down. (A run that was stopped in the UI is canceled, which is never retried.)
+_FAULTS_OF_OTHERS = {
+    "OperationalError", "InterfaceError", "DatabaseError", "DagsterPostgresException", "DagsterExecutionInterruptedError",
+}  # fmt: skip
+
+_MAIN_PROCESS = multiprocessing.current_process()
+
+
+def _launcher_of_the_instance() -> FleetLauncher:
+    with dg.DagsterInstance.get() as instance:
+        launcher = instance.run_launcher
+    if not isinstance(launcher, FleetLauncher):
+        raise SystemExit("DAGSTER_HOME has no dagster.yaml of a fleet; see deploy/fleet/dagster.yaml")
+    return launcher
+
+
+_launcher = _launcher_of_the_instance()
+app = _launcher.celery
+app.conf.task_queues = [Queue(LAKE or ONLY_LAKE)]
+
+
+@app.task(name=TASK_EXECUTE_JOB_NAME, bind=True)  # type: ignore[untyped-decorator]
+def execute_run(task: Any, execute_job_args_packed: object) -> None:
+    """Execute a run in this process."""
+    instance, run_id = _instance(), str(task.request.id)
+
+    def look(seen: dg.DagsterEvent) -> None:
+        if seen.is_step_failure and _is_of_others(seen.step_failure_data.error):
+            instance.add_run_tags(run_id, {_RETRY: "true"})
+
+    with _launcher.tell_that_it_goes_on(run_id):
+        _execute_run_command_body(run_id, instance, look, set_exit_code_on_failure=True)
+
+
+@cache
+def _instance() -> dg.DagsterInstance:
+    """The instance of a child process, open for as long as it lives."""
+    return dg.DagsterInstance.get()
+
+
+def _is_of_others(error: Any) -> bool:
+    while error is not None:
+        if error.cls_name in _FAULTS_OF_OTHERS:
+            return True
+        error = error.cause or error.context
+    return False
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def _may_start_processes(**_: object) -> None:
+    """The job `missing_or_failed` does, but children of Celery may not, unless Python takes them for its main process."""
+    _MAIN_PROCESS.name = multiprocessing.current_process().name  # for the log
+    multiprocessing.process._current_process = _MAIN_PROCESS  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Local or remote: the one floor that knows where a file lies."""

@@ -1,0 +1,1 @@
+"""One timestamp: what it will be made of, and whether it is due."""

@@ -1,0 +1,307 @@
+"""What one timestamp will become: a planned mosaic per band, or everything that stands in the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import dagster as dg
+
+from thess_agg_dagster import __version__
+from thess_agg_dagster.audit.attempt import (
+    Attempt,
+    BandRecord,
+    BandStatus,
+    RecordedAttempt,
+    TimestampStatus,
+    latest_successes,
+    status_of,
+)
+from thess_agg_dagster.lake.catalogue import read_item
+from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
+from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
+from thess_agg_dagster.mosaic.radiometry import radiometry_of
+from thess_agg_dagster.mosaic.tiles import Problem, crs_name
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.storage.paths import REQUESTS, is_remote
+from thess_agg_dagster.timestamp.refetch import Refetched, refetched
+
+#: The band whose classes mask the others.
+MASK_BAND = "SCL"
+
+#: How a file stands now, as ``DataLake.stamps`` tells.
+Stamps = Callable[[Path], str | None]
+
+_STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
+
+
+class Scene(NamedTuple):
+    """A scene, its processing baseline, and the offset that its reflectance bands carry; ``None`` where not known."""
+
+    scene_id: str
+    baseline: str | None
+    offset: int | None
+
+
+@dataclass(frozen=True)
+class TimestampPlan:
+    """One timestamp, decided. Every band stands in exactly one of ``mosaics`` and ``problems``."""
+
+    timestamp: str
+    scene_ids: Sequence[str]
+    mosaics: Mapping[str, MosaicPlan]
+    problems: Mapping[str, Sequence[Problem]]
+    inputs: str
+    scenes: Sequence[Scene] = ()
+    stac: bool = False
+    parameters: str = "{}"
+    refetched: Mapping[Path, Refetched] = field(default_factory=dict)
+    refetchable: bool = False
+
+    def summary(self) -> str:
+        """What is about to be made, in one line."""
+        bands = ", ".join(f"{m.band} ({m.grid.width} x {m.grid.height})" for m in self.mosaics.values())
+        return f"Merging {len(self.scene_ids)} tiles into {bands}"
+
+    def input_files(self) -> list[Path]:
+        """Every file that the mosaics read, once."""
+        return list(dict.fromkeys(path for plan in self.mosaics.values() for path in plan.files()))
+
+    def band_record(self, plan: MosaicPlan, status: BandStatus, message: str) -> BandRecord:
+        """A row of the band report for a band that got as far as a plan."""
+        rows, cols = plan.grid.shape
+        return BandRecord(
+            band=plan.band,
+            status=status,
+            message=message,
+            input_files=[str(tile.path) for tile in plan.tiles],
+            crs=crs_name(rasterio_crs(plan.grid)),
+            dtype=plan.dtype,
+            nodata="nan" if plan.nodata != plan.nodata else plan.nodata,
+            width=int(cols),
+            height=int(rows),
+            tiles=len(plan.tiles),
+            reprojected_tiles=[tile.path.parent.name for tile in plan.reprojected],
+            grid="fixed" if plan.options.target.fixed else "tiles",
+            resolution=plan.grid.resolution.x,
+            bounds=list(plan.grid.boundingbox.bbox),
+            baselines=list(dict.fromkeys(scene.baseline for scene in self.scenes if scene.baseline)),
+            harmonized=any(layer.offset for layer in plan.layers),
+            refetched=[
+                f"{path.parent.name}/{path.stem} {found}"
+                for path in dict.fromkeys(plan.files())
+                if (found := self.refetched.get(path))
+            ],
+        )
+
+    def unplanned_attempt(self) -> Attempt:
+        """The attempt that ends here: no tiles listed, or no plan for some band."""
+        if not self.scene_ids:
+            message = "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
+            return self._attempt("failed_no_tiles", message)
+        broken = ", ".join(self.problems)
+        records = [
+            self.band_record(plan, "skipped", f"not merged, because of {broken}") for plan in self.mosaics.values()
+        ]
+        for band, problems in self.problems.items():
+            records.append(
+                BandRecord(
+                    band=band,
+                    status=next((p.kind for p in problems if p.kind == "missing_input"), problems[0].kind),
+                    message="; ".join(map(str, problems)),
+                    input_files=[str(p.path) for p in problems if p.path and p.kind != "missing_input"],
+                    missing_files=[str(p.path) for p in problems if p.path and p.kind == "missing_input"],
+                )
+            )
+        return self._attempt(status_of(records), self._problem_message(), records)
+
+    def successful_attempt(self, records: Sequence[BandRecord], folder: Path) -> Attempt:
+        """The attempt whose mosaics stand in ``folder``."""
+        message = "; ".join(f"{record.band}: {record.message}" for record in records if record.message)
+        return self._attempt("success", message, records, str(folder))
+
+    def _attempt(
+        self, status: TimestampStatus, message: str, bands: Sequence[BandRecord] = (), folder: str = ""
+    ) -> Attempt:
+        return Attempt(self.timestamp, status, message, bands, folder, self.inputs, self.scene_ids)
+
+    def _problem_message(self) -> str:
+        """All problems in one line: bands that share a scene and a reason are named together."""
+        bands: dict[tuple[str, str], list[str]] = {}
+        for band, problems in self.problems.items():
+            for problem in problems:
+                where = problem.path.parent.name if problem.path else ""
+                bands.setdefault((where, problem.reason), []).append(band)
+        return "; ".join(
+            f"{', '.join(names)} of {where}: {reason}" if where else f"{', '.join(names)}: {reason}"
+            for (where, reason), names in bands.items()
+        )
+
+    def failed_attempt(self, records: Sequence[BandRecord]) -> Attempt:
+        """An attempt that had a plan and published nothing: made bands are withheld, the message names the faults."""
+        failed = [record for record in records if record.status not in ("success", "skipped")]
+        names = ", ".join(record.band for record in failed)
+        withheld = [
+            record
+            if record.status != "success"
+            else BandRecord(
+                record.band, "skipped", f"made, but not published, because of {names}", input_files=record.input_files
+            )
+            for record in records
+        ]
+        message = "; ".join(f"{record.band}: {record.message}" for record in failed)
+        return self._attempt(status_of(failed), message, withheld)
+
+
+def plan_timestamp(
+    acquisition: Acquisition,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    fetched: Mapping[Path, Refetched | str] = MappingProxyType({}),
+) -> TimestampPlan:
+    """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found.
+
+    ``fetched`` is what became of the tiles that had to be fetched again.
+    """
+    # First of all: what changes from here on must look like a change to whoever compares later.
+    inputs = identify_inputs(acquisition, lake, params)
+    scenes = _scenes(acquisition, lake)
+    mismatches = _mismatches(tile_names(acquisition, params), lake, params.threads)
+    sources: dict[str, list[Source]] = {}
+    problems: dict[str, list[Problem]] = {}
+    for band in params.bands if scenes else ():
+        found = [
+            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, MASK_BAND), scene.offset)
+            for scene in scenes
+        ]
+        names = [band, MASK_BAND] if params.mask_scl_classes and band != MASK_BAND else [band]
+        tiles = [lake.tile(scene.scene_id, name) for scene in scenes for name in names]
+        strays = [Problem("unreadable_input", _STRAY, path) for path in tiles if lake.leads_outside(path)]
+        if strays:
+            problems[band] = strays
+        else:
+            sources[band] = found
+            problems[band] = [mismatches[path] for path in tiles if path in mismatches]
+    mosaics, faults = plan_mosaics(sources, params.mosaic_options())
+    for band, others in faults.items():
+        problems[band] += others
+    return TimestampPlan(
+        acquisition.timestamp,
+        acquisition.scene_ids,
+        {band: mosaic for band, mosaic in mosaics.items() if not problems[band]},
+        {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
+        inputs,
+        scenes,
+        params.stac,
+        params.pixel_identity(),
+        {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
+        bool(params.download_from),
+    )
+
+
+def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> Problem:
+    """A problem with why its tile could not be fetched again, where that was tried."""
+    outcome = fetched.get(problem.path) if problem.path else None
+    if not isinstance(outcome, str):
+        return problem
+    return Problem(problem.kind, f"{problem.reason} (fetching it again failed: {outcome})", problem.path)
+
+
+def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int | None) -> dict[Path, Problem]:
+    """Of tiles, by scene and band, those that are not what somebody published them to be."""
+
+    def look(tile: tuple[str, str]) -> Problem | None:
+        path = lake.tile(*tile)
+        expected = expected_checksum(lake, *tile)
+        # A missing tile is found by who opens it; a stray is not opened at all.
+        if expected is None or lake.leads_outside(path):
+            return None
+        try:
+            found = checksum_of(path, expected[0].algorithm)
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            return None
+        if found == expected[0]:
+            return None
+        reason = f"has {found}, published is {expected[0]} (in {expected[1]}); download the tile again"
+        return Problem("checksum_mismatch", reason, path)
+
+    with ThreadPoolExecutor(REQUESTS if is_remote(lake.root) else threads) as pool:
+        return {problem.path: problem for problem in pool.map(look, tiles) if problem and problem.path}
+
+
+def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
+    return [
+        Scene(scene_id, *radiometry_of(scene_id, read_item(lake.scene_item(scene_id))))
+        for scene_id in acquisition.scene_ids
+    ]
+
+
+def tile_names(
+    acquisition: Acquisition, params: TimestampsAggregationParams, required: bool = False
+) -> list[tuple[str, str]]:
+    """Scene id and band of the tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
+    bands = list(params.bands)
+    if params.mask_scl_classes and not (required and params.missing_scl == "unmasked"):
+        bands.append(MASK_BAND)
+    return [(scene, band) for scene in acquisition.scene_ids for band in dict.fromkeys(bands)]
+
+
+def identify_inputs(
+    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, stamps: Stamps | None = None
+) -> str:
+    """A short text that changes with the parameters, the tile list, and any tile's size or modification time (or ETag).
+
+    ``stamps`` is how the lake stands, where that is known already.
+    """
+    stamps = stamps or lake.stamps(acquisition.scene_ids)
+    digest = hashlib.sha256(f"{__version__}\n{params.pixel_identity()}\n".encode())
+    paths = [lake.tile(*tile) for tile in tile_names(acquisition, params)]
+    paths += [lake.scene_item(scene_id) for scene_id in acquisition.scene_ids]
+    for path in paths:
+        digest.update(f"{path.parent.name}/{path.name} {stamps(path) or 'missing'}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def changed_inputs(
+    instance: dg.DagsterInstance,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    among: Collection[str] | None = None,
+) -> dict[str, str]:
+    """What identifies the inputs now, of published timestamps that were made of other ones (or with other parameters);
+    ``among`` some, or all.
+
+    Raises ``TimeSerieError`` and ``AreaError``.
+    """
+    acquisitions = read_time_serie(lake.time_serie).acquisitions
+    stamps = lake.stamps()
+    now = {
+        key: (found.attempt.inputs, identify_inputs(acquisitions[key], lake, params, stamps))
+        for key, found in latest_successes(instance, among).items()
+        if key in acquisitions
+    }
+    return {key: inputs for key, (recorded, inputs) in now.items() if inputs != recorded}
+
+
+def is_due(
+    acquisition: Acquisition,
+    last: RecordedAttempt | None,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    stamps: Stamps,
+) -> bool:
+    """Whether there is no success yet, or one of other inputs or parameters, or its mosaics are gone."""
+    if last is None or last.attempt.status != "success":
+        return True
+    if last.attempt.inputs != identify_inputs(acquisition, lake, params, stamps):
+        return True
+    key = acquisition.timestamp
+    return not all(map(stamps, [lake.manifest(key), *(lake.mosaic(key, band) for band in params.bands)]))

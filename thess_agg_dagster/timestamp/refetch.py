@@ -1,0 +1,242 @@
+"""Tiles that are missing, unreadable or not what was published: fetched again from where the catalogue says they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
+from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
+from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, Progress, shown
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.publish import keep_aside, staged_file
+from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
+from thess_agg_dagster.mosaic.grid import whole
+from thess_agg_dagster.mosaic.scl import CLASSES
+from thess_agg_dagster.mosaic.tiles import SystemFaultError, Tile, TileError, gdal_env, inspect_tile
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.storage.paths import read_if_there
+
+# A server that sends something else is asked so often.
+_TRIES = 5
+
+# Band names as they stand in the addresses of Sentinel-2 files.
+_BANDS = re.compile(r"(?<![A-Z0-9])(B0[1-9]|B1[0-2]|B8A|SCL|AOT|WVP|TCI)(?![A-Z0-9])")
+
+
+@dataclass(frozen=True)
+class Refetched:
+    """What was done about a tile; kept beside it. ``why`` it was fetched, from where, when, and what came."""
+
+    why: str
+    source: str
+    at: str
+    bytes: int
+    checksum: str
+
+    def __str__(self) -> str:
+        return f"{self.why}; from {self.source} at {self.at}"
+
+
+def download_policy(
+    params: TimestampsAggregationParams, environment: Mapping[str, str] = os.environ
+) -> DownloadPolicy | None:
+    """Where tiles may be fetched from; ``None``: nowhere. User and password come from the environment alone."""
+    if not params.download_from:
+        return None
+    return DownloadPolicy(
+        allowed=tuple(params.download_from),
+        token_url=params.download_token_url,
+        client_id=params.download_client_id,
+        user=environment.get("THESS_DOWNLOAD_USER"),
+        password=environment.get("THESS_DOWNLOAD_PASSWORD"),
+        connections=params.download_connections,
+    )
+
+
+def refetch(
+    tiles: Sequence[tuple[str, str]],
+    lake: DataLake,
+    downloader: Downloader,
+    *,
+    deep: bool = False,
+    progress: Progress = lambda _: None,
+    done: Callable[[], None] = lambda: None,
+) -> dict[Path, Refetched | str]:
+    """Fetch the tiles (scene id, band) that are broken; ``deep`` decodes those that seem whole to find out.
+
+    What became of each broken tile, by path: a record, or why it could not be had. A broken file is kept aside as
+    ``<band>.tif.broken-<time>``; what replaces it was verified and appears at once.
+    """
+
+    def look(tile: tuple[str, str]) -> tuple[Path, Refetched | str] | None:
+        path = lake.tile(*tile)
+        try:
+            why = _fault(lake, *tile, deep)
+            return None if why is None else (path, _fetched(lake, *tile, why, downloader, progress))
+        except DownloadError as error:
+            return path, str(error)
+        except (SystemFaultError, OSError) as error:
+            return path, f"it cannot be replaced ({error})"
+        finally:
+            done()
+
+    with ThreadPoolExecutor(downloader.policy.connections) as pool:
+        return dict(found for found in pool.map(look, dict.fromkeys(tiles)) if found)
+
+
+def refetched(path: Path) -> Refetched | None:
+    """What was done about a tile earlier, as long as it is the file that came then."""
+    try:
+        record = Refetched(**json.loads(read_if_there(_record(path)) or b"null"))
+        return record if record.bytes == path.stat().st_size else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _fault(lake: DataLake, scene_id: str, band: str, deep: bool) -> str | None:
+    """Why a tile has to be fetched; ``None``: it need not."""
+    path = lake.tile(scene_id, band)
+    if lake.leads_outside(path):
+        return None  # somebody else's file
+    if not path.exists():
+        return "was missing"
+    try:
+        tile = inspect_tile(path)
+        if deep:
+            for _ in _decoded(tile):
+                pass
+    except TileError as error:
+        return error.problem.reason.split(";")[0]
+    expected = expected_checksum(lake, scene_id, band)
+    if expected is not None and checksum_of(path, expected[0].algorithm) != expected[0]:
+        return f"was not the published one ({expected[0]})"
+    return None
+
+
+def _fetched(
+    lake: DataLake, scene_id: str, band: str, why: str, downloader: Downloader, progress: Progress
+) -> Refetched:
+    path = lake.tile(scene_id, band)
+    sources = [href for href in _hrefs(lake, scene_id, band) if downloader.policy.allows(href)]
+    if not sources:
+        raise DownloadError(
+            f"nothing tells an allowed address of it: {lake.assets_manifest} (href_{band.lower()}), "
+            f"{lake.scene_item(scene_id)}"
+        )
+    with staged_file(path) as part:
+        href = _first_good(sources, part, lake, (scene_id, band), downloader, progress)
+        now = datetime.now(UTC)
+        record = Refetched(
+            why, shown(href), now.isoformat(timespec="seconds"), part.stat().st_size, str(checksum_of(part))
+        )
+        keep_aside(path, f"{path.name}.broken-{now:%Y%m%dT%H%M%S%f}")
+    with staged_file(_record(path)) as file:
+        file.write_text(json.dumps(asdict(record)) + "\n")
+    return record
+
+
+def _first_good(
+    sources: Sequence[str],
+    part: Path,
+    lake: DataLake,
+    tile: tuple[str, str],
+    downloader: Downloader,
+    progress: Progress,
+) -> str:
+    """Fetch a tile from the first source that has it, and verify it. Raises what the last one failed for."""
+    failure = DownloadError("there is no source")
+    for href in sources:
+        for _ in range(_TRIES):
+            try:
+                downloader.fetch(href, part, progress)
+                _verify(part, lake, *tile, href)
+                return href
+            except _OtherError as error:  # a page for everyone who comes too often, another's file: once more
+                failure = error
+            except DownloadError as error:
+                failure = error
+                break
+    raise failure
+
+
+class _OtherError(DownloadError):
+    """What came is not the tile."""
+
+
+def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> None:
+    """Raise :class:`_OtherError` unless a file is the tile that was asked for, whole."""
+
+    def refuse(why: str) -> DownloadError:
+        return _OtherError(f"{shown(href)}: what came {why}")
+
+    named = _BANDS.findall(urlsplit(href).path.rpartition("/")[2].upper())
+    if named and band not in named and _BANDS.fullmatch(band):
+        raise refuse(f"is {named[-1]} by its name, not {band}")
+    size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")
+    if isinstance(size, int) and part.stat().st_size != size:
+        raise refuse(f"has {part.stat().st_size} bytes, published are {size}")
+    expected = expected_checksum(lake, scene_id, band)
+    if expected is not None and (found := checksum_of(part, expected[0].algorithm)) != expected[0]:
+        raise refuse(f"has {found}, published is {expected[0]} (in {expected[1]})")
+    try:
+        tile = inspect_tile(part)
+        for pixels in _decoded(tile):
+            if band == "SCL" and not np.isin(pixels, list(CLASSES)).all():
+                raise refuse("holds other values than the classes of SCL")
+    except TileError as error:
+        start = part.read_bytes()[:200].lstrip().lower()
+        page = " (it is a web page)" if start.startswith((b"<!doctype", b"<html")) else ""
+        raise refuse(f"{error.problem.reason.split(';')[0]}{page}") from error
+    zone = re.search(r"_T(\d\d)([C-X])[A-Z]{2}_", scene_id)
+    if zone and tile.crs.to_epsg() != (expected_epsg := (32600 if zone[2] >= "N" else 32700) + int(zone[1])):
+        raise refuse(f"is in EPSG:{tile.crs.to_epsg()}, the scene's is EPSG:{expected_epsg}")
+    for other in _others(lake, scene_id, band):
+        bounds = np.subtract(tile.geobox.boundingbox.bbox, other.geobox.boundingbox.bbox)
+        if tile.geobox.crs == other.geobox.crs and np.abs(bounds).max() > abs(other.geobox.resolution.x):
+            raise refuse(f"does not lie where {other.path.name} of the scene does")
+
+
+def _others(lake: DataLake, scene_id: str, band: str) -> Iterable[Tile]:
+    """The other tiles of a scene that can be read."""
+    for path in sorted(lake.tile(scene_id, band).parent.glob("*.tif")):
+        if path.name != f"{band}.tif":
+            try:
+                yield inspect_tile(path)
+            except (TileError, SystemFaultError):
+                continue
+
+
+def _decoded(tile: Tile) -> Iterator[Pixels]:
+    """All pixels of a tile, chunk by chunk. Raises :class:`TileError`."""
+    reader = TileReader(tile)
+    try:
+        with gdal_env():
+            for chunk in reader.chunks(whole(tile.geobox)):
+                yield reader.decode(chunk)
+    finally:
+        reader.close()
+
+
+def _hrefs(lake: DataLake, scene_id: str, band: str) -> list[str]:
+    """Where a tile can be had, by the manifest of assets first, then by the scene's STAC item."""
+    found = [manifest_value(lake, "href", scene_id, band)]
+    asset = item_asset(read_item(lake.scene_item(scene_id)), band)
+    found.append(str(asset.get("href", "")))
+    alternates = asset.get("alternate")
+    if isinstance(alternates, dict):
+        found += [str(each.get("href", "")) for each in alternates.values() if isinstance(each, dict)]
+    return list(dict.fromkeys(href for href in found if urlsplit(href).scheme))
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.fetched.json")

@@ -1,0 +1,315 @@
+"""The whole path through Dagster on a real SQLite instance: every status, every check, every table row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+import rasterio
+
+from thess_agg_dagster.audit.attempt import RecordedAttempt
+from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
+from thess_agg_dagster.mosaic.tiles import gdal_name
+from thess_agg_dagster.runs.batch import run_asset
+from thess_agg_dagster.storage.paths import lake_path
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.rasters import ZONE_35, half_empty, noise, read
+
+
+def statuses(found: RecordedAttempt) -> dict[str, str]:
+    return {band.band: band.status for band in found.attempt.bands}
+
+
+pytestmark = in_folder_and_bucket
+
+
+@pytest.fixture
+def ready(small_lake: SmallLake) -> SmallLake:
+    """A lake with one good timestamp, registered."""
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
+    small_lake.read_list()
+    return small_lake
+
+
+def test_three_timestamps_from_tiles_to_tables(small_lake: SmallLake) -> None:
+    first = small_lake.add_timestamp(FIRST)
+    second = small_lake.add_timestamp(SECOND, jpeg2000=True)
+    gone = small_lake.lake.tile(second[1], "B08")
+    gone.unlink()
+    small_lake.list_rows((SECOND, second), (FIRST, first), (THIRD, []))
+    small_lake.read_list()
+    assert small_lake.instance.get_dynamic_partitions("timestamp") == [FIRST, SECOND, THIRD]
+
+    assert small_lake.aggregate(FIRST).attempt.status == "success"
+    assert small_lake.aggregate(SECOND).attempt.status == "failed_missing_inputs"
+    tables = small_lake.tables()
+
+    status = tables["status"]
+    assert list(status.columns[:3]) == ["timestamp", "status", "message"]
+    assert status[["timestamp", "status"]].to_numpy().tolist() == [
+        [FIRST, "success"],
+        [SECOND, "failed_missing_inputs"],
+        [THIRD, "not_run"],
+    ]
+    assert f"B08 of {second[1]}: no such file" in status["message"][1]
+
+    summary = tables["summary"].set_index("timestamp")
+    assert list(tables["summary"].columns[:6]) == [
+        "timestamp", "success", "failed_bands", "missing_files", "error_message", "output_folder",
+    ]  # fmt: skip
+    assert summary["success"].tolist() == ["True", "False", "False"]
+    assert summary.loc[SECOND, "failed_bands"] == "B08"
+    assert summary.loc[SECOND, "missing_files"] == str(gone)
+    assert summary.loc[FIRST, "output_folder"] == str(small_lake.lake.timestamp_folder(FIRST))
+    assert summary.loc[SECOND, "output_folder"] == ""
+
+    report = tables["band_report"].set_index(["timestamp", "band"])
+    assert list(tables["band_report"].columns[:6]) == [
+        "timestamp", "band", "status", "input_files", "output_path", "message",
+    ]  # fmt: skip
+    assert report["status"].to_dict() == {
+        (FIRST, "B04"): "success", (FIRST, "B08"): "success", (FIRST, "SCL"): "success",
+        (SECOND, "B04"): "skipped", (SECOND, "B08"): "missing_input", (SECOND, "SCL"): "skipped",
+        (THIRD, "B04"): "skipped", (THIRD, "B08"): "skipped", (THIRD, "SCL"): "skipped",
+    }  # fmt: skip
+    for band in BANDS:
+        row = report.loc[(FIRST, band)]
+        inputs = [small_lake.lake.tile(scene_id, band) for scene_id in first]
+        assert row["input_files"] == "|".join(map(str, inputs))
+        assert row["output_path"] == str(small_lake.lake.mosaic(FIRST, band))
+        assert row["reprojected_tiles"] == first[1]
+        with rasterio.open(gdal_name(lake_path(row["output_path"]))) as mosaic:
+            pixels = mosaic.read(1)
+            assert (row["width"], row["height"]) == (str(mosaic.width), str(mosaic.height))
+            assert (row["dtype"], float(row["nodata"])) == (mosaic.dtypes[0], mosaic.nodata)
+            assert row["crs"] == f"EPSG:{mosaic.crs.to_epsg()}" == ZONE_35
+            assert float(row["valid_share"]) == pytest.approx((pixels > 0).mean(), abs=1e-6)
+            assert int(row["bytes"]) == lake_path(row["output_path"]).stat().st_size
+            # The first tile's pixels, bit for bit, where its corner says they are.
+            tile = read(inputs[0])
+            window = mosaic.window(*rasterio.open(gdal_name(inputs[0])).bounds).round_offsets()
+            top, left = int(window.row_off), int(window.col_off)
+            np.testing.assert_array_equal(pixels[top : top + tile.shape[0], left : left + tile.shape[1]], tile)
+
+    # The missing tile arrives: the same tables tell the latest truth about all.
+    small_lake.add_tile(second[1], "B08")
+    assert small_lake.aggregate(SECOND).attempt.status == "success"
+    tables = small_lake.tables()
+    assert tables["status"]["status"].tolist() == ["success", "success", "not_run"]
+    assert tables["summary"]["missing_files"].tolist() == ["", "", ""]
+
+
+def test_all_problems_of_all_bands_are_found_in_one_attempt(small_lake: SmallLake) -> None:
+    ids = small_lake.add_timestamp(FIRST)
+    small_lake.lake.tile(ids[0], "B04").unlink()
+    small_lake.lake.tile(ids[1], "B08").write_text("<html>login</html>")
+    small_lake.lake.tile(ids[0], "B08").unlink()  # beside a damaged one, the missing one leads
+    small_lake.add_tile(ids[0], "SCL", crs=None)
+    small_lake.list_rows((FIRST, ids))
+    small_lake.read_list()
+    found = small_lake.aggregate(FIRST)
+    assert statuses(found) == {"B04": "missing_input", "B08": "missing_input", "SCL": "unknown_crs"}
+    assert found.attempt.status == "failed_missing_inputs"
+    checks = small_lake.checks()
+    assert not checks["inputs_complete"].passed
+    assert checks["inputs_complete"].severity is dg.AssetCheckSeverity.ERROR
+    assert not checks["crs_known"].passed
+    assert checks["dtype_safe"].passed
+    assert "mosaics_valid" not in checks
+    assert not small_lake.lake.timestamp_folder(FIRST).exists()
+    assert isinstance(small_lake.error, dg.Failure)
+    assert small_lake.error.description == found.attempt.message
+
+
+def test_no_tiles_listed(small_lake: SmallLake) -> None:
+    small_lake.list_rows((FIRST, []))
+    small_lake.read_list()
+    found = small_lake.aggregate(FIRST)
+    assert found.attempt.status == "failed_no_tiles"
+    tables = small_lake.tables()
+    assert tables["band_report"]["status"].tolist() == ["skipped"] * 3
+    assert not small_lake.checks()["inputs_complete"].passed
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "check"),
+    [
+        ({"crs": None}, "unknown_crs", "crs_known"),
+        ({"pixels": noise(1, (120, 120), dtype="int64")}, "dtype_conflict", "dtype_safe"),
+        ({"nodata": -9999, "pixels": half_empty((120, 120), "int16")}, None, None),
+        ({"pixels": np.stack([noise(1, (120, 120))] * 3)}, "unreadable_input", "inputs_complete"),
+    ],
+    ids=["no CRS", "64-bit", "other nodata", "three bands"],
+)
+def test_invalid_inputs(small_lake: SmallLake, options: dict[str, Any], status: str | None, check: str | None) -> None:
+    ids = small_lake.add_timestamp(FIRST)
+    small_lake.add_tile(ids[1], "B04", **options)
+    small_lake.list_rows((FIRST, ids))
+    small_lake.read_list()
+    found = small_lake.aggregate(FIRST)
+    if status is None:
+        assert found.attempt.status == "success"  # uint16 and int16 meet in int32
+        assert found.attempt.bands[0].dtype == "int32"
+        result = small_lake.checks()["dtype_safe"]
+        assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert "promoted" in str(result.description)
+        return
+    assert check is not None
+    assert found.attempt.status == "failed_invalid_inputs"
+    assert statuses(found) == {"B04": status, "B08": "skipped", "SCL": "skipped"}
+    result = small_lake.checks()[check]
+    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.ERROR)
+
+
+def test_pixels_cut_off_are_found_while_merging_and_the_old_mosaics_stay(ready: SmallLake) -> None:
+    assert ready.aggregate(FIRST).attempt.status == "success"
+    before = {band: ready.lake.mosaic(FIRST, band).read_bytes() for band in BANDS}
+    path = ready.lake.tile(scene(FIRST, "T34TFL"), "B08")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    found = ready.aggregate(FIRST)
+    assert statuses(found) == {"B04": "skipped", "B08": "unreadable_input", "SCL": "skipped"}
+    assert found.attempt.status == "failed_invalid_inputs"
+    assert str(path) in found.attempt.message
+    assert {band: ready.lake.mosaic(FIRST, band).read_bytes() for band in BANDS} == before
+    assert ready.left_behind() == []
+
+
+def test_a_lake_that_cannot_be_written(
+    ready: SmallLake, lake_kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lake_kind == "bucket":  # that may be read, not written
+        request.getfixturevalue("s3_server").faults.append(("POST", "data_raw/aggregated", 403, 100))
+    else:
+        ready.lake.aggregated.parent.mkdir(parents=True)
+        ready.lake.aggregated.write_text("a file where a folder should be")
+    found = ready.aggregate(FIRST)
+    assert found.attempt.status == "failed_merge"
+    assert set(statuses(found).values()) == {"write_failed"}
+    assert "cannot be published" in found.attempt.message
+
+
+def test_a_timestamp_that_left_the_list(ready: SmallLake) -> None:
+    ready.list_rows()
+    found = ready.aggregate(FIRST)
+    assert found.attempt.status == "exception"
+    assert "has no usable row" in found.attempt.message
+
+
+def test_a_list_that_vanished(ready: SmallLake) -> None:
+    ready.lake.time_serie.unlink()
+    found = ready.aggregate(FIRST)
+    assert found.attempt.status == "exception"
+    assert "time_serie.csv: no such file" in found.attempt.message
+
+
+def test_a_run_that_ends_before_it_can_report(ready: SmallLake) -> None:
+    """A resource that cannot be made stops the run before the asset begins: no attempt, but the tables tell."""
+    assert ready.aggregate(FIRST).attempt.status == "success"
+    with pytest.raises(dg.DagsterResourceFunctionError):
+        run_asset(ready.instance, ready.resources(merge_method="mean"), AGGREGATED, FIRST)
+    tables = ready.tables()
+    assert tables["status"]["status"].tolist() == ["exception"]
+    assert "the run ended before it could report" in tables["status"]["message"][0]
+
+
+def test_checks_of_a_good_timestamp(ready: SmallLake) -> None:
+    ready.aggregate(FIRST)
+    checks = ready.checks()
+    assert {name: result.passed for name, result in checks.items()} == {
+        "inputs_complete": True,
+        "crs_known": False,
+        "dtype_safe": True,
+        "mosaics_valid": True,
+    }
+    assert checks["crs_known"].severity is dg.AssetCheckSeverity.WARN
+    assert "1 of 2 tiles reprojected to EPSG:32635" in str(checks["crs_known"].description)
+    assert {result.partition for result in checks.values()} == {FIRST}
+
+
+def test_empty_mosaics_do_not_pass(ready: SmallLake) -> None:
+    for tile in ("T35TKF", "T34TFL"):
+        ready.add_tile(scene(FIRST, tile), "B04", east=tile == "T35TKF", pixels=np.zeros((120, 120), "uint16"))
+    assert ready.aggregate(FIRST).attempt.status == "success"
+    result = ready.checks()["mosaics_valid"]
+    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "holds no valid pixel" in str(result.description)
+
+
+def test_bands_on_different_ground_are_a_warning(ready: SmallLake) -> None:
+    ready.add_tile(scene(FIRST, "T34TFL"), "B08", corner=(690000, 4520000))
+    assert ready.aggregate(FIRST).attempt.status == "success"
+    result = ready.checks()["mosaics_valid"]
+    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "do not cover the same ground" in str(result.description)
+
+
+def test_checks_of_the_list(small_lake: SmallLake) -> None:
+    small_lake.list_rows((FIRST, ["a"]), ("nonsense", ["b"]))
+    small_lake.read_list()
+    checks = small_lake.checks(TIME_SERIE)
+    assert checks["schema"].passed
+    assert (checks["rows"].passed, checks["rows"].severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "line 3" in str(checks["rows"].description)
+
+
+def test_an_empty_list_gives_empty_tables_and_a_warning(small_lake: SmallLake) -> None:
+    small_lake.list_rows()
+    small_lake.read_list()
+    rows = small_lake.checks(TIME_SERIE)["rows"]
+    assert (rows.passed, rows.severity) == (False, dg.AssetCheckSeverity.WARN)
+    tables = small_lake.tables()
+    assert all(len(table) == 0 and len(table.columns) >= 6 for table in tables.values())
+
+
+def test_a_list_that_is_missing(small_lake: SmallLake) -> None:
+    with pytest.raises(dg.Failure, match="no such file"):
+        small_lake.read_list()
+    schema = small_lake.checks(TIME_SERIE)["schema"]
+    assert (schema.passed, schema.severity) == (False, dg.AssetCheckSeverity.ERROR)
+
+
+def test_the_report_check_reads_the_tables_back(ready: SmallLake) -> None:
+    ready.tables()
+    assert ready.checks(REPORT)["complete"].passed
+
+
+def test_parameters_reach_the_pixels(ready: SmallLake) -> None:
+    found = ready.aggregate(FIRST, bands=["B04"], merge_method="max", resampling="bilinear", dtype="float32")
+    assert statuses(found) == {"B04": "success"}
+    with rasterio.open(gdal_name(ready.lake.mosaic(FIRST, "B04"))) as mosaic:
+        assert mosaic.dtypes == ("float32",)
+        assert np.isnan(mosaic.nodata)
+        assert mosaic.tags()["merge_method"] == "max"
+        assert mosaic.tags()["resampling"] == "bilinear"
+        assert mosaic.tags()["scenes"].split("|") == [scene(FIRST, "T35TKF"), scene(FIRST, "T34TFL")]
+    tables = ready.tables()
+    assert tables["band_report"][["band", "dtype", "nodata"]].to_numpy().tolist() == [["B04", "float32", "nan"]]
+
+
+def test_a_downstream_asset_gets_the_mosaics_of_its_timestamp(ready: SmallLake) -> None:
+    ready.aggregate(FIRST)
+    received = []
+
+    @dg.asset(ins={"mosaics": dg.AssetIn(AGGREGATED)}, partitions_def=dg.DynamicPartitionsDefinition(name="timestamp"))
+    def ndvi(mosaics):  # type: ignore[no-untyped-def]
+        with mosaics.open("B04") as red:
+            received.append((mosaics.timestamp, sorted(mosaics.paths), red.read(1).mean()))
+
+    result = dg.materialize(
+        [ndvi, dg.AssetSpec(AGGREGATED, partitions_def=dg.DynamicPartitionsDefinition(name="timestamp"))],
+        selection=[ndvi],
+        partition_key=FIRST,
+        instance=ready.instance,
+        resources={"io_manager": DataLakeIOManager(data_lake=str(ready.root))},
+    )
+    assert received == [(FIRST, list(BANDS), read(ready.lake.mosaic(FIRST, "B04")).mean())]
+    assert result.success
+
+
+def test_a_mosaic_that_was_never_made_is_not_found(small_lake: SmallLake) -> None:
+    with pytest.raises(FileNotFoundError, match="materialize data_raw/aggregated"):
+        DataLakeIOManager(data_lake=str(small_lake.root)).mosaics(FIRST)

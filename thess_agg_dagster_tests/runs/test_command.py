@@ -1,0 +1,200 @@
+"""``python -m thess_agg_dagster`` and ``dagster asset materialize`` as a user runs them: as subprocesses."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.runs.command import main
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.rasters import noise
+
+ROOT = Path(__file__).parents[2]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what the product reads from it."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("THESS_", "DAGSTER_", "DATA_LAKE"))}
+
+
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = clean_environment()
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    """The command in this process, its workers in theirs: seconds less than a start of Python, for what it decides and
+    does; how a process starts and ends is for :func:`run`."""
+    return CliRunner().invoke(main, arguments, env=environment)
+
+
+def status_table(lake: DataLake) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(lake.audit_table("status").read_bytes()), dtype=str, keep_default_na=False)
+
+
+def statuses(lake: DataLake) -> dict[str, str]:
+    table = status_table(lake)
+    return dict(zip(table["timestamp"], table["status"], strict=True))
+
+
+def finished(lake: DataLake) -> dict[str, str]:
+    table = status_table(lake)
+    return dict(zip(table["timestamp"], table["finished_at"] + table["run_id"], strict=True))
+
+
+@in_folder_and_bucket
+def test_a_whole_lake_then_only_what_changed(small_lake: SmallLake, tmp_path: Path) -> None:
+    rows = [(key, small_lake.add_timestamp(key)) for key in (FIRST, SECOND, THIRD)]
+    missing = small_lake.lake.tile(rows[1][1][0], "SCL")
+    missing.unlink()
+    small_lake.list_rows(*rows)
+    command = ("--data-lake", str(small_lake.root))
+
+    first = invoke(*command)
+    assert first.exit_code == 1, first.output
+    assert "failed" in first.stderr
+    assert f"SCL of {rows[1][1][0]}: no such file" in first.stdout
+    assert statuses(small_lake.lake) == {FIRST: "success", SECOND: "failed_missing_inputs", THIRD: "success"}
+    before = finished(small_lake.lake)
+
+    # Its tile arrives, and another's changes: those two are made again, the third is left alone.
+    small_lake.add_tile(rows[1][1][0], "SCL", east=True)
+    small_lake.add_tile(rows[2][1][0], "B04", east=True, pixels=noise(77, (120, 120)))
+    second = invoke(*command)
+    assert second.exit_code == 0, second.output
+    assert "1 unchanged and skipped" in second.stdout
+    assert set(statuses(small_lake.lake).values()) == {"success"}
+    after = finished(small_lake.lake)
+    assert [key for key in after if after[key] != before[key]] == [SECOND, THIRD]
+
+    # Other parameters: all again. One timestamp by name, by force: only that.
+    assert "0 unchanged" in invoke(*command, "--bands", "B04").stdout
+    before = finished(small_lake.lake)
+    assert invoke(*command, "--bands", "B04", "--timestamps", FIRST, "--force").exit_code == 0
+    after = finished(small_lake.lake)
+    assert [key for key in after if after[key] != before[key]] == [FIRST]
+    # A mosaic that someone removed is made again.
+    small_lake.lake.mosaic(THIRD, "B04").unlink()
+    assert "2 unchanged" in invoke(*command, "--bands", "B04").stdout
+    assert small_lake.lake.mosaic(THIRD, "B04").exists()
+
+
+def test_environment_and_another_dagster_home(small_lake: SmallLake, tmp_path: Path) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
+    home = tmp_path / "another-home"
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    small_lake.lake.time_serie.rename(tables / "time_serie.csv")
+    result = run(
+        "thess_agg_dagster", DATA_LAKE=str(small_lake.root), DAGSTER_HOME=str(home), THESS_TABLES=str(tables),
+        THESS_BANDS="B04", THESS_COMPRESS="none",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert home.is_dir()
+    assert not (small_lake.root / ".dagster").exists()
+    assert {path.name for path in small_lake.lake.timestamp_folder(FIRST).iterdir()} == {
+        "B04.tif",
+        "manifest.json",
+        "quicklook.jpg",
+    }
+    assert statuses(DataLake(small_lake.root, tables)) == {FIRST: "success"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--merge-method", "mean"], "'mean' is not one of"),
+        (["--bands", "../B04"], "is not a plain name"),
+        (["--max-workers", "0"], "give 1 or more"),
+        (["--timestamps", "2031-01-01"], "not in"),
+    ],
+)
+def test_bad_usage_is_exit_2(small_lake: SmallLake, arguments: list[str], message: str) -> None:
+    small_lake.list_rows((FIRST, []))
+    result = invoke("--data-lake", str(small_lake.root), *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unusable_list_is_exit_2(small_lake: SmallLake) -> None:
+    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root))
+    assert result.returncode == 2
+    assert "time_serie.csv: no such file" in result.stderr.replace("\n", "")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_refused_row_is_told_and_is_exit_1(small_lake: SmallLake) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST, ["B04"])), ("nonsense", ["a"]))
+    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04")
+    assert result.returncode == 1
+    assert "line 3" in result.stderr
+    assert statuses(small_lake.lake) == {FIRST: "success"}
+
+
+def test_debug_stops_at_the_first_error_with_its_traceback(small_lake: SmallLake) -> None:
+    ids = small_lake.add_timestamp(FIRST)
+    path = small_lake.lake.tile(ids[0], "B04")
+    path.write_bytes(path.read_bytes()[:2000])
+    small_lake.list_rows((FIRST, ids), (SECOND, small_lake.add_timestamp(SECOND)))
+    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root), "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "blocks.py" in result.stderr
+    assert "TileError" in result.stderr
+    assert not small_lake.lake.timestamp_folder(SECOND).exists()
+
+
+def test_dagster_asset_materialize_from_the_project_root(small_lake: SmallLake, tmp_path: Path) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
+    home = tmp_path / "dagster-home"
+    home.mkdir()
+    environment: dict[str, Any] = {
+        "DATA_LAKE": str(small_lake.root), "DAGSTER_HOME": str(home), "DAGSTER_MODULE_NAME": "thess_agg_dagster.definitions",
+    }  # fmt: skip
+    for arguments in (
+        ["--select", "time_serie"],
+        ["--select", "data_raw/aggregated", "--partition", FIRST],
+        ["--select", "timestamps_aggregation"],
+    ):
+        result = run("dagster", "asset", "materialize", *arguments, **environment)
+        assert result.returncode == 0, result.stderr
+    assert statuses(small_lake.lake) == {FIRST: "success"}
+
+
+def test_definitions_validate() -> None:
+    result = run("dagster", "definitions", "validate")
+    assert result.returncode == 0, result.stderr
+
+
+def test_several_lakes_share_one_dagster(small_lake: SmallLake, tmp_path: Path) -> None:
+    """The same timestamps in two lakes: each keeps its own attempts, partitions and tables."""
+    ids = small_lake.add_timestamp(FIRST)
+    small_lake.list_rows((FIRST, ids))
+    other = SmallLake(tmp_path / "other", small_lake.instance)
+    other.list_rows((FIRST, [scene(FIRST, "T34TFL")]), (SECOND, other.add_timestamp(SECOND)))
+    home = str(tmp_path / "shared")
+    for lake, name in ((small_lake, "thrace"), (other, "crete")):
+        run("thess_agg_dagster", DATA_LAKE=str(lake.root), DAGSTER_HOME=home, THESS_LAKE=name)
+    assert statuses(small_lake.lake) == {FIRST: "success"}
+    assert statuses(other.lake) == {FIRST: "failed_missing_inputs", SECOND: "success"}
+    with dg.DagsterInstance.from_config(home) as instance:
+        keys = {key.to_user_string() for key in instance.all_asset_keys()}
+        assert {"thrace/data_raw/aggregated", "crete/data_raw/aggregated", "crete/timestamps_aggregation"} <= keys
+        assert "data_raw/aggregated" not in keys
+        assert instance.get_dynamic_partitions("thrace_timestamp") == [FIRST]
+    again = run("thess_agg_dagster", DATA_LAKE=str(small_lake.root), DAGSTER_HOME=home, THESS_LAKE="thrace")
+    assert "1 unchanged and skipped" in again.stdout
+    assert "THESS_LAKE='Thrace!' is not a name" in run("thess_agg_dagster", THESS_LAKE="Thrace!").stderr

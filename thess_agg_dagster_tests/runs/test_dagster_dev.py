@@ -1,0 +1,111 @@
+"""``dagster dev`` as a data engineer uses it: a real webserver and daemon, driven through GraphQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from thess_agg_dagster.defs.sensors import UNFINISHED
+from thess_agg_dagster.keys import AGGREGATED
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
+from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, invoke, run
+from thess_agg_dagster_tests.services import Client, free_port
+
+
+class Ui(Client):
+    """A running ``dagster dev`` on a lake."""
+
+    def __init__(self, root: Path) -> None:
+        home = run("thess_agg_dagster.runs.instance", str(root)).stdout.strip()
+        port = free_port()
+        environment = clean_environment() | {"DATA_LAKE": str(root), "DAGSTER_HOME": home, "THESS_SENSOR_SECONDS": "5"}
+        self.log = root / "dagster-dev.log"
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dagster", "dev", "-p", str(port)],
+                cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        self.instance = dg.DagsterInstance.from_config(home)
+        self.url = f"http://127.0.0.1:{port}"
+
+    def logs(self) -> str:
+        return self.log.read_text()[-3000:]
+
+    def check(self) -> None:
+        assert self.process.poll() is None, self.logs()
+
+    def backfill_runs(self, *found: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+        return [run for run in self.runs(*found) if "dagster/backfill" in run.tags]
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.instance.dispose()
+
+
+@contextmanager
+def dagster_dev(root: Path) -> Iterator[Ui]:
+    opened = Ui(root)
+    try:
+        opened.wait_until(opened.is_up)
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.fixture
+def ui(small_lake: SmallLake) -> Iterator[Ui]:
+    with dagster_dev(small_lake.root) as opened:
+        yield opened
+
+
+def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
+    keys = [f"2024-01-01 00:00:{second:02d}" for second in range(4)]
+    small_lake.list_rows(*((key, small_lake.add_timestamp(key)) for key in keys))  # a sensor may run them, too
+    command = ("--data-lake", str(small_lake.root), "--bands", "B04")
+    assert invoke(*command, "--timestamps", keys[0]).exit_code == 0
+
+    # A backfill from the UI, and the command over the same timestamps while it is at work.
+    backfill = ui.backfill(keys)
+    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.STARTED)))
+    beside = invoke(*command, "--force", "--bands", ",".join(BANDS))
+    assert beside.exit_code == 0, beside.output
+    ui.wait_until(lambda: len(ui.runs(dg.DagsterRunStatus.SUCCESS, tags={"dagster/backfill": backfill})) == len(keys))
+    ui.wait_until(lambda: not ui.runs(*UNFINISHED))  # sensors ran some of them, too
+    for key in keys:
+        assert sorted(path.stem for path in small_lake.lake.timestamp_folder(key).glob("*.tif")) == list(BANDS)
+    made = ui.instance.fetch_materializations(AGGREGATED, limit=100).records
+    successes = [run for run in ui.runs(dg.DagsterRunStatus.SUCCESS) if "dagster/partition" in run.tags]
+    assert len(made) == len(successes) >= 1 + 2 * len(keys)  # not one event lost
+    assert list(small_lake.lake.staging.iterdir()) == []
+    assert "locked" not in ui.log.read_text()
+
+
+def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
+    """A run that decodes for tens of seconds is told to stop in the UI: it does, at once, and leaves the truth."""
+    small_lake.list_rows((FIRST, small_lake.add_slow_timestamp(FIRST, (6000, 3000))))  # and a sensor launches it
+    ui.wait_until(lambda: small_lake.lake.staging.is_dir() and any(small_lake.lake.staging.iterdir()))
+    (started,) = ui.runs(dg.DagsterRunStatus.STARTED)
+    assert ui.terminate(started.run_id) == "TerminateRunSuccess"
+    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=15)
+    assert list(small_lake.lake.staging.iterdir()) == []
+    assert not small_lake.lake.timestamp_folder(FIRST).exists()
+
+    # The report follows by itself, and says so.
+    status = small_lake.lake.audit_table("status")
+    ui.wait_until(lambda: status.exists() and "exception" in status.read_text())
+    (row,) = small_lake.tables_on_disk()["status"].to_dict("records")
+    assert row["run_id"] == started.run_id
+    assert "stopped" in row["message"]

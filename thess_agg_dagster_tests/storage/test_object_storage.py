@@ -1,0 +1,229 @@
+"""A lake in a bucket: what is asked of the store, in which order things appear, and what happens when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.io import MemoryFile
+
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.publish import local_folder, staged_file
+from thess_agg_dagster.mosaic.blocks import TileReader
+from thess_agg_dagster.mosaic.grid import whole
+from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, gdal_env, gdal_name, inspect_tile
+from thess_agg_dagster.storage.paths import is_remote, lake_path, stamp_of, upload_together
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, scene
+from thess_agg_dagster_tests.rasters import noise, read, write_tile
+from thess_agg_dagster_tests.runs.test_command import invoke, statuses
+from thess_agg_dagster_tests.servers import S3Server, make_bucket
+
+
+@pytest.fixture
+def lake_kind() -> str:
+    return "bucket"
+
+
+@pytest.fixture
+def ready(small_lake: SmallLake, s3_server: S3Server) -> SmallLake:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)), (SECOND, small_lake.add_timestamp(SECOND)))
+    small_lake.read_list()
+    s3_server.requests.clear()
+    return small_lake
+
+
+def asked(server: S3Server, method: str, ending: str) -> int:
+    return sum(verb == method and path.endswith(ending) for verb, path in server.requests)
+
+
+def test_addresses() -> None:
+    assert lake_path("some/where") == Path.cwd() / "some/where"
+    assert not is_remote(lake_path("~/lake"))
+    path = lake_path("s3://bucket/some/where/") / "cache"
+    assert is_remote(path)
+    assert (str(path), gdal_name(path)) == ("s3://bucket/some/where/cache", "/vsis3/bucket/some/where/cache")
+    lake = DataLake.at("s3://bucket/lake", "s3://other/tables")
+    assert str(lake.mosaic(FIRST, "B04")).startswith("s3://bucket/lake/data_raw/aggregated/2023-02-02 09_21_09")
+    assert str(lake.time_serie) == "s3://other/tables/time_serie.csv"
+
+
+def test_the_pixels_are_those_of_a_local_lake(ready: SmallLake, tmp_path: Path) -> None:
+    local = SmallLake(tmp_path / "local", ready.instance)
+    local.list_rows((FIRST, local.add_timestamp(FIRST)))
+    options = {"mask_scl_classes": [8, 9], "resampling": "bilinear", "format": "cog", "stac": True}
+    assert local.aggregate(FIRST, **options).attempt.status == "success"
+    assert ready.aggregate(FIRST, **options).attempt.status == "success"
+    for band in BANDS:
+        np.testing.assert_array_equal(read(ready.lake.mosaic(FIRST, band)), read(local.lake.mosaic(FIRST, band)))
+    ready.tables()
+    links = json.loads(ready.lake.collection.read_text())["links"]
+    assert [link["href"] for link in links if link["rel"] == "item"] == [f"./{FIRST.replace(':', '_')}/item.json"]
+    item = json.loads(ready.lake.item(FIRST).read_text())
+    assert item["assets"]["B04"]["file:size"] == ready.lake.mosaic(FIRST, "B04").stat().st_size
+
+
+def test_only_what_an_area_needs_is_read(s3_server: S3Server, small_lake: SmallLake) -> None:
+    """One tile of 16 blocks, an area in one of them: bytes by ranges, not the file."""
+    name = scene(FIRST, "T34TFL")
+    pixels = noise(5, (2048, 2048))
+    for band in BANDS:
+        small_lake.add_tile(name, band, pixels=pixels.astype("uint8") % 12 if band == "SCL" else pixels, block=512)
+    small_lake.list_rows((FIRST, [name]))
+    size = small_lake.lake.tile(name, "B04").stat().st_size
+    left, top = 690000, 4500000
+    s3_server.sent = 0
+    corner = f"SRID=32634;POLYGON(({left} {top}, {left + 9000} {top}, {left + 9000} {top - 9000}, {left} {top - 9000}, {left} {top}))"
+    small_lake.read_list()
+    assert small_lake.aggregate(FIRST, aoi=corner, bands=["B04"]).attempt.status == "success"
+    np.testing.assert_array_equal(read(small_lake.lake.mosaic(FIRST, "B04")), pixels[:90, :90])
+    assert s3_server.sent < size / 4
+
+
+def test_a_timestamp_is_complete_where_its_manifest_stands(ready: SmallLake, s3_server: S3Server) -> None:
+    ready.aggregate(FIRST)
+    ready.add_tile(scene(FIRST, "T34TFL"), "B04", pixels=noise(77, (120, 120)))
+    s3_server.requests.clear()
+    ready.aggregate(FIRST, bands=["B04", "B08"])
+    folder = ready.lake.timestamp_folder(FIRST)
+    # SCL, which was not asked for this time, is gone; what is there is one attempt's.
+    assert sorted(path.name for path in folder.iterdir()) == ["B04.tif", "B08.tif", "manifest.json", "quicklook.jpg"]
+    manifest = json.loads(ready.lake.manifest(FIRST).read_text())
+    assert {each["file"] for each in manifest["outputs"]} == {"B04.tif", "B08.tif"}
+    # The manifest went before the first mosaic was replaced, and came after the last.
+    changes = [
+        (verb, path.rpartition("/")[2]) for verb, path in s3_server.requests
+        if verb in ("DELETE", "POST", "PUT") and "data_raw/aggregated" in path
+    ]  # fmt: skip
+    assert changes[-1] == ("POST", "manifest.json")
+    assert ("PUT", "B04.tif") in changes
+
+
+def test_killed_between_two_mosaics_it_is_not_complete_and_is_made_again(ready: SmallLake, s3_server: S3Server) -> None:
+    """The store refuses to complete the second upload of the second attempt, for good."""
+    assert ready.aggregate(FIRST).attempt.status == "success"
+    s3_server.faults.append(("POST", r"aggregated/.*/B08\.tif\?uploadId", 403, 100))
+    assert ready.aggregate(FIRST, merge_method="max").attempt.status == "failed_merge"
+    assert not ready.lake.manifest(FIRST).exists()
+    s3_server.faults.clear()
+    home = str(ready.instance.root_directory)
+    assert invoke("--data-lake", str(ready.root), DAGSTER_HOME=home).exit_code == 0
+    assert ready.lake.manifest(FIRST).exists()
+    assert statuses(ready.lake) == {FIRST: "success", SECOND: "success"}
+    assert ready.left_behind() == []
+
+
+def test_a_store_that_is_busy_is_asked_again(ready: SmallLake, s3_server: S3Server) -> None:
+    s3_server.faults += [
+        ("GET", r"T35TKF.*B04\.tif", 503, 2),
+        ("HEAD", r"T34TFL.*SCL\.tif", 500, 1),
+        ("POST", r"aggregated/", 503, 2),
+        ("PUT", r"aggregated/", 500, 1),
+    ]
+    found = ready.aggregate(FIRST)
+    assert found.attempt.status == "success"
+    assert all(times == 0 for *_, times in s3_server.faults)
+
+
+def test_a_store_that_is_down_is_no_fault_of_the_tiles(ready: SmallLake, s3_server: S3Server) -> None:
+    """Not "missing": who compares later must not take the outage for a change."""
+    s3_server.faults.append(("HEAD", "cache/s2", 503, 10_000))
+    with pytest.raises(OSError, match=r".") as caught:
+        stamp_of(ready.lake.tile(scene(FIRST, "T34TFL"), "B04"))
+    assert not isinstance(caught.value, FileNotFoundError)
+
+
+def test_what_cannot_be_read_by_ranges_is_read_from_a_copy(s3_server: S3Server) -> None:
+    make_bucket(s3_server, "ranges")
+    pixels = noise(3, (1024, 1024))
+    path = write_tile(lake_path("s3://ranges/scene/B04.tif"), pixels, block=512)
+    tile = inspect_tile(path)
+    reader = TileReader(tile)
+    with gdal_env():
+        s3_server.faults.append(("GET", "B04", 403, 1))  # which GDAL does not ask twice
+        found = {chunk: reader.decode(chunk) for chunk in reader.chunks(whole(tile.geobox))}
+        reader.close()
+        for chunk, decoded in found.items():
+            np.testing.assert_array_equal(decoded, pixels[reader.box(chunk).slices])
+        s3_server.faults[:] = [("GET", "B04", 403, 10)]
+        with pytest.raises(SystemFaultError, match="the system is at fault"):
+            TileReader(tile).decode((0, 0))
+        s3_server.faults.clear()
+        path.write_bytes(path.read_bytes()[:100_000])
+        with pytest.raises(TileError, match="truncated or damaged"):
+            TileReader(tile).decode((1, 1))
+
+
+def test_a_tile_that_was_replaced_is_read_anew(ready: SmallLake) -> None:
+    """In one process: GDAL would remember an object's bytes."""
+    ready.aggregate(FIRST, bands=["B04"])
+    pixels = noise(123, (120, 120))
+    ready.add_tile(scene(FIRST, "T35TKF"), "B04", east=True, pixels=pixels)
+    ready.aggregate(FIRST, bands=["B04"])
+    with rasterio.open(gdal_name(ready.lake.tile(scene(FIRST, "T35TKF"), "B04"))) as tile:
+        bounds = tile.bounds
+    with MemoryFile(ready.lake.mosaic(FIRST, "B04").read_bytes()) as memory, memory.open() as mosaic:
+        found = mosaic.read(1, window=mosaic.window(*bounds))
+    np.testing.assert_array_equal(found, pixels)
+
+
+def test_uploads_are_all_or_none(tmp_path: Path, s3_server: S3Server) -> None:
+    make_bucket(s3_server, "uploads")
+    folder = lake_path("s3://uploads/a/b")
+    for name in ("one", "two", "last"):
+        (tmp_path / name).write_bytes(name.encode() * 5)
+    s3_server.faults.append(("PUT", "/two", 403, 100))
+    with pytest.raises(OSError, match="as the test asked"):
+        upload_together(tmp_path.iterdir(), folder, "last")
+    assert list(lake_path("s3://uploads").iterdir()) == []
+    s3_server.faults.clear()
+    upload_together(tmp_path.iterdir(), folder, "last")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        name: name.encode() * 5 for name in ("one", "two", "last")
+    }
+
+
+def test_what_a_killed_process_left_in_the_scratch_is_removed(small_lake: SmallLake) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with staged_file(small_lake.lake.time_serie) as file:
+            file.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(small_lake.left_behind()) == 1
+    with staged_file(small_lake.lake.time_serie) as file:
+        file.write_text("whole")
+    assert small_lake.left_behind() == []
+    assert small_lake.lake.time_serie.read_text() == "whole"
+
+
+def test_somebody_elses_scratch_is_not_used(small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns the folder could change what is uploaded."""
+    owner = os.getuid()
+    scratch = local_folder(small_lake.lake.staging)
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    scratch.rename(scratch.with_name(f"thess-agg-dagster-{owner + 1}"))
+    with pytest.raises(PermissionError, match="set TMPDIR"), staged_file(small_lake.lake.time_serie):
+        pass
+
+
+def test_state_is_kept_at_home_where_nothing_else_is_said(ready: SmallLake, tmp_path: Path) -> None:
+    result = invoke("--data-lake", str(ready.root), "--bands", "B04", HOME=str(tmp_path / "me"))
+    assert result.exit_code == 0, result.output
+    where = tmp_path / "me" / ".thess-agg-dagster" / str(ready.root).removeprefix("s3://")
+    assert f"UI       DATA_LAKE={ready.root} DAGSTER_HOME={tmp_path}/me/.thess-agg-dagster/s3/" in result.stdout
+    assert not where.exists()
+
+
+def test_without_the_library_of_a_store_it_is_named(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['gcsfs'] = None; sys.argv = ['x', '--data-lake', 'gs://bucket/lake']; from thess_agg_dagster.runs.command import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HOME": str(tmp_path)})
+    assert result.returncode == 2
+    assert "gcsfs" in result.stderr
+    assert "Traceback" not in result.stderr
