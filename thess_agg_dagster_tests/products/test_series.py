@@ -341,10 +341,10 @@ def test_a_band_that_is_not_there(two: SmallLake) -> None:
 
 
 @pytest.mark.usefixtures("offline_schemas")
-def test_what_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """README's last section, line by line, on a smaller sample that is whole; then the pixels behind it."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme[readme.index("## From mosaics to NDVI") :]
+def test_what_the_guide_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last section of docs/SERIES.md, line by line, on a smaller sample that is whole; then the pixels behind it."""
+    guide = (Path(__file__).parents[2] / "docs" / "SERIES.md").read_text()
+    section = guide[guide.index("## From mosaics to NDVI") :]
     command, *snippets = re.findall(r"```(?:sh|python)\n(.*?)```", section, re.DOTALL)
     root = tmp_path / "sample-lake"
     make_sample_lake(root, pixel=300)
