@@ -17,7 +17,8 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from thess_agg_dagster.audit.attempt import RecordedAttempt, latest_attempts
+from thess_agg_dagster.audit.event_log import latest_attempts
+from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import local_folder

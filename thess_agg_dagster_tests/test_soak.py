@@ -19,7 +19,8 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from thess_agg_dagster.audit.attempt import Attempt, BandRecord
+from thess_agg_dagster.audit.event_log import attempt_metadata, failure_observation
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.defs import sensors
 from thess_agg_dagster.defs.sensors import late_tiles_sensor, report_sensor, time_serie_sensor
 from thess_agg_dagster.keys import AGGREGATED, REPORT
@@ -49,12 +50,12 @@ def with_events(lake: SmallLake, count: int, failed: int = 0) -> list[str]:
             BandRecord(band, "success", input_files=["a" * 90] * 3, valid_share=0.7, seconds=1.0) for band in BANDS
         ]
         attempt = Attempt(key, "success", "", bands, "/folder", "0" * 32, ["S2A_A", "S2A_B", "S2A_C"])
-        metadata = {"quicklook": dg.MetadataValue.md("x" * 8000)} | attempt.metadata()
+        metadata = {"quicklook": dg.MetadataValue.md("x" * 8000)} | attempt_metadata(attempt)
         event = dg.AssetMaterialization(AGGREGATED, partition=key, metadata=metadata)
         lake.instance.report_runless_asset_event(event)
     for key in keys[count - failed :]:
         attempt = Attempt(key, "failed_missing_inputs", "no such file", inputs="0" * 32, scene_ids=["S2A_A"])
-        lake.instance.report_runless_asset_event(attempt.observation())
+        lake.instance.report_runless_asset_event(failure_observation(attempt))
     return keys
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from thess_agg_dagster.audit.attempt import Attempt, BandRecord, RecordedAttempt, latest_attempts, unreported
+from thess_agg_dagster.audit.event_log import latest_attempts, unreported
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from thess_agg_dagster.audit.attempt import Attempt, first_sight, latest_successes, stopping_is_final
+from thess_agg_dagster.audit.event_log import failure_observation, first_sight, latest_successes, stopping_is_final
+from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, audit_tables, newest_event, table_schema
 from thess_agg_dagster.defs.checks import (
     AGGREGATED_CHECKS,
@@ -30,6 +31,7 @@ from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.instance import claim_run
 from thess_agg_dagster.timestamp.plan import changed_inputs, plan_timestamp, tile_names
+from thess_agg_dagster.timestamp.records import unplanned_attempt
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
 
 # Rows of a table shown as metadata; the event log is no place for long lists.
@@ -151,12 +153,12 @@ def aggregated(
             message = (
                 str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
             )
-            context.log_event(Attempt(timestamp, "exception", message, scene_ids=scene_ids).observation())
+            context.log_event(failure_observation(Attempt(timestamp, "exception", message, scene_ids=scene_ids)))
             raise dg.Failure(message, allow_retries=is_transient(error)) from error
         yield from check_plan(plan)
         if plan.problems or not plan.mosaics:
-            attempt = plan.unplanned_attempt()
-            context.log_event(attempt.observation())
+            attempt = unplanned_attempt(plan)
+            context.log_event(failure_observation(attempt))
             raise dg.Failure(attempt.message, allow_retries=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dg.BetaWarning)

@@ -15,7 +15,7 @@ import dagster as dg
 import numpy as np
 import rasterio
 
-from thess_agg_dagster.audit.attempt import BandRecord, RecordedAttempt
+from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION, timestamps
 from thess_agg_dagster.lake.checksums import checksum_of

@@ -10,7 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from thess_agg_dagster.audit.attempt import RecordedAttempt, failed_since, first_sight, inputs_observed, latest_attempts
+from thess_agg_dagster.audit.event_log import failed_since, first_sight, inputs_observed, latest_attempts
+from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, VERIFICATION, timestamps

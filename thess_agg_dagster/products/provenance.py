@@ -9,7 +9,7 @@ from pathlib import Path
 from rasterio import __gdal_version__
 
 from thess_agg_dagster import __version__
-from thess_agg_dagster.audit.attempt import BandRecord
+from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.checksums import BackgroundChecksums
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.timestamp.plan import TimestampPlan

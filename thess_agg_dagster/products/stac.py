@@ -17,7 +17,7 @@ import shapely
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
-from thess_agg_dagster.audit.attempt import BandRecord
+from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import COLLECTION, ITEM, QUICKLOOK

@@ -13,23 +13,15 @@ from typing import NamedTuple
 import dagster as dg
 
 from thess_agg_dagster import __version__
-from thess_agg_dagster.audit.attempt import (
-    Attempt,
-    BandRecord,
-    BandStatus,
-    RecordedAttempt,
-    TimestampStatus,
-    latest_successes,
-    status_of,
-)
+from thess_agg_dagster.audit.event_log import latest_successes
+from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
-from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
-from thess_agg_dagster.mosaic.tiles import Problem, crs_name
+from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.paths import REQUESTS, is_remote
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
@@ -74,91 +66,6 @@ class TimestampPlan:
     def input_files(self) -> list[Path]:
         """Every file that the mosaics read, once."""
         return list(dict.fromkeys(path for plan in self.mosaics.values() for path in plan.files()))
-
-    def band_record(self, plan: MosaicPlan, status: BandStatus, message: str) -> BandRecord:
-        """A row of the band report for a band that got as far as a plan."""
-        rows, cols = plan.grid.shape
-        return BandRecord(
-            band=plan.band,
-            status=status,
-            message=message,
-            input_files=[str(tile.path) for tile in plan.tiles],
-            crs=crs_name(rasterio_crs(plan.grid)),
-            dtype=plan.dtype,
-            nodata="nan" if plan.nodata != plan.nodata else plan.nodata,
-            width=int(cols),
-            height=int(rows),
-            tiles=len(plan.tiles),
-            reprojected_tiles=[tile.path.parent.name for tile in plan.reprojected],
-            grid="fixed" if plan.options.target.fixed else "tiles",
-            resolution=plan.grid.resolution.x,
-            bounds=list(plan.grid.boundingbox.bbox),
-            baselines=list(dict.fromkeys(scene.baseline for scene in self.scenes if scene.baseline)),
-            harmonized=any(layer.offset for layer in plan.layers),
-            refetched=[
-                f"{path.parent.name}/{path.stem} {found}"
-                for path in dict.fromkeys(plan.files())
-                if (found := self.refetched.get(path))
-            ],
-        )
-
-    def unplanned_attempt(self) -> Attempt:
-        """The attempt that ends here: no tiles listed, or no plan for some band."""
-        if not self.scene_ids:
-            message = "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
-            return self._attempt("failed_no_tiles", message)
-        broken = ", ".join(self.problems)
-        records = [
-            self.band_record(plan, "skipped", f"not merged, because of {broken}") for plan in self.mosaics.values()
-        ]
-        for band, problems in self.problems.items():
-            records.append(
-                BandRecord(
-                    band=band,
-                    status=next((p.kind for p in problems if p.kind == "missing_input"), problems[0].kind),
-                    message="; ".join(map(str, problems)),
-                    input_files=[str(p.path) for p in problems if p.path and p.kind != "missing_input"],
-                    missing_files=[str(p.path) for p in problems if p.path and p.kind == "missing_input"],
-                )
-            )
-        return self._attempt(status_of(records), self._problem_message(), records)
-
-    def successful_attempt(self, records: Sequence[BandRecord], folder: Path) -> Attempt:
-        """The attempt whose mosaics stand in ``folder``."""
-        message = "; ".join(f"{record.band}: {record.message}" for record in records if record.message)
-        return self._attempt("success", message, records, str(folder))
-
-    def _attempt(
-        self, status: TimestampStatus, message: str, bands: Sequence[BandRecord] = (), folder: str = ""
-    ) -> Attempt:
-        return Attempt(self.timestamp, status, message, bands, folder, self.inputs, self.scene_ids)
-
-    def _problem_message(self) -> str:
-        """All problems in one line: bands that share a scene and a reason are named together."""
-        bands: dict[tuple[str, str], list[str]] = {}
-        for band, problems in self.problems.items():
-            for problem in problems:
-                where = problem.path.parent.name if problem.path else ""
-                bands.setdefault((where, problem.reason), []).append(band)
-        return "; ".join(
-            f"{', '.join(names)} of {where}: {reason}" if where else f"{', '.join(names)}: {reason}"
-            for (where, reason), names in bands.items()
-        )
-
-    def failed_attempt(self, records: Sequence[BandRecord]) -> Attempt:
-        """An attempt that had a plan and published nothing: made bands are withheld, the message names the faults."""
-        failed = [record for record in records if record.status not in ("success", "skipped")]
-        names = ", ".join(record.band for record in failed)
-        withheld = [
-            record
-            if record.status != "success"
-            else BandRecord(
-                record.band, "skipped", f"made, but not published, because of {names}", input_files=record.input_files
-            )
-            for record in records
-        ]
-        message = "; ".join(f"{record.band}: {record.message}" for record in failed)
-        return self._attempt(status_of(failed), message, withheld)
 
 
 def plan_timestamp(

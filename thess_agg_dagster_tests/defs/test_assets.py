@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from thess_agg_dagster.audit.attempt import RecordedAttempt
+from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
 from thess_agg_dagster.mosaic.tiles import gdal_name

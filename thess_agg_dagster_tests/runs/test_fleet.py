@@ -17,7 +17,7 @@ import psutil
 import pytest
 import rasterio.merge
 
-from thess_agg_dagster.audit.attempt import latest_successes
+from thess_agg_dagster.audit.event_log import latest_successes
 from thess_agg_dagster.defs.sensors import UNFINISHED
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE
 from thess_agg_dagster.lake.checksums import checksum_of

@@ -1,120 +1,50 @@
-"""Attempts: what one try at one timestamp read, wrote, and why it failed; kept as Dagster events."""
+"""Dagster's event log: outcomes are written there as events, and read back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import dagster as dg
 
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, RAW_TILES
-from thess_agg_dagster.mosaic.tiles import ProblemKind
 
 _T = TypeVar("_T")
-
-BandStatus = Literal["success", ProblemKind, "merge_failed", "write_failed", "skipped"]
-TimestampStatus = Literal[
-    "success",
-    "failed_no_tiles",
-    "failed_missing_inputs",
-    "failed_invalid_inputs",
-    "failed_merge",
-    "exception",
-    "not_run",
-]
 
 # Metadata key under which an attempt stands on its event.
 _KEY = "attempt"
 
 
-@dataclass(frozen=True)
-class BandRecord:
-    """One band of an attempt: a row of the band report."""
-
-    band: str
-    status: BandStatus
-    message: str = ""
-    input_files: Sequence[str] = ()
-    missing_files: Sequence[str] = ()
-    output_path: str = ""
-    crs: str = ""
-    dtype: str = ""
-    nodata: float | str | None = None
-    width: int | None = None
-    height: int | None = None
-    tiles: int | None = None
-    reprojected_tiles: Sequence[str] = ()
-    valid_share: float | None = None
-    cloud_share: float | None = None
-    seconds: float | None = None
-    bytes: int | None = None
-    grid: str = ""
-    resolution: float | None = None
-    bounds: Sequence[float] = ()
-    masked_share: float | None = None
-    baselines: Sequence[str] = ()
-    harmonized: bool | None = None
-    input_checksums: Sequence[str] = ()
-    output_checksum: str = ""
-    refetched: Sequence[str] = ()
+def attempt_metadata(attempt: Attempt) -> dict[str, Any]:
+    """The attempt as event metadata: what a person looks for first, the whole record last."""
+    shown: dict[str, Any] = {"status": attempt.status}
+    if attempt.message:
+        shown["message"] = attempt.message
+    if attempt.output_folder:
+        shown["folder"] = dg.MetadataValue.path(attempt.output_folder)
+    if attempt.bands:
+        shown["bands"] = dg.MetadataValue.table([_row(band) for band in attempt.bands], _BANDS_SCHEMA)
+    if attempt.valid_share is not None:
+        seconds = sum(b.seconds or 0 for b in attempt.bands)
+        megabytes = sum(b.bytes or 0 for b in attempt.bands) / 1e6
+        shown |= {"valid_share": attempt.valid_share, "seconds": round(seconds, 3), "megabytes": round(megabytes, 3)}
+        if seconds:
+            shown["megabytes_per_second"] = round(megabytes / seconds, 2)
+    if attempt.cloud_share is not None:
+        shown["cloud_share"] = attempt.cloud_share
+    if attempt.masked_share is not None:
+        shown["masked_share"] = attempt.masked_share
+    return shown | {_KEY: dg.MetadataValue.json(asdict(attempt))}
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One try at one timestamp. ``inputs`` identifies what went in: same text, same mosaics; ``scene_ids`` are the tiles
-    that ``time_serie.csv`` listed then."""
-
-    timestamp: str
-    status: TimestampStatus
-    message: str
-    bands: Sequence[BandRecord] = field(default=())
-    output_folder: str = ""
-    inputs: str = ""
-    scene_ids: Sequence[str] = ()
-
-    @property
-    def valid_share(self) -> float | None:
-        """The smallest of the bands' that were made."""
-        return min((band.valid_share for band in self.bands if band.valid_share is not None), default=None)
-
-    @property
-    def cloud_share(self) -> float | None:
-        """What SCL says, where it was made."""
-        return next((band.cloud_share for band in self.bands if band.cloud_share is not None), None)
-
-    @property
-    def masked_share(self) -> float | None:
-        """The largest of the bands' that were masked."""
-        return max((band.masked_share for band in self.bands if band.masked_share is not None), default=None)
-
-    def metadata(self) -> dict[str, Any]:
-        """The attempt as event metadata: what a person looks for first, the whole record last."""
-        shown: dict[str, Any] = {"status": self.status}
-        if self.message:
-            shown["message"] = self.message
-        if self.output_folder:
-            shown["folder"] = dg.MetadataValue.path(self.output_folder)
-        if self.bands:
-            shown["bands"] = dg.MetadataValue.table([_row(band) for band in self.bands], _BANDS_SCHEMA)
-        if self.valid_share is not None:
-            seconds = sum(b.seconds or 0 for b in self.bands)
-            megabytes = sum(b.bytes or 0 for b in self.bands) / 1e6
-            shown |= {"valid_share": self.valid_share, "seconds": round(seconds, 3), "megabytes": round(megabytes, 3)}
-            if seconds:
-                shown["megabytes_per_second"] = round(megabytes / seconds, 2)
-        if self.cloud_share is not None:
-            shown["cloud_share"] = self.cloud_share
-        if self.masked_share is not None:
-            shown["masked_share"] = self.masked_share
-        return shown | {_KEY: dg.MetadataValue.json(asdict(self))}
-
-    def observation(self) -> dg.AssetObservation:
-        """The event of an attempt that published nothing."""
-        return dg.AssetObservation(
-            AGGREGATED, partition=self.timestamp, description=self.message, metadata=self.metadata()
-        )
+def failure_observation(attempt: Attempt) -> dg.AssetObservation:
+    """The event of an attempt that published nothing."""
+    return dg.AssetObservation(
+        AGGREGATED, partition=attempt.timestamp, description=attempt.message, metadata=attempt_metadata(attempt)
+    )
 
 
 def first_sight(timestamp: str) -> dg.AssetObservation:
@@ -176,28 +106,6 @@ def _row(band: BandRecord) -> dg.TableRecord:
             "message": band.message,
         }
     )
-
-
-def status_of(bands: Iterable[BandRecord]) -> TimestampStatus:
-    """A timestamp's status from its bands': the fault that comes first on the way from tiles to mosaics."""
-    found = {band.status for band in bands}
-    if "missing_input" in found:
-        return "failed_missing_inputs"
-    if found & set(get_args(ProblemKind)):
-        return "failed_invalid_inputs"
-    if found & {"merge_failed", "write_failed", "skipped"}:
-        return "failed_merge"
-    return "success"
-
-
-@dataclass(frozen=True)
-class RecordedAttempt:
-    """An attempt as found in the event log."""
-
-    attempt: Attempt
-    run_id: str
-    finished_at: float
-    storage_id: int
 
 
 def latest_attempts(

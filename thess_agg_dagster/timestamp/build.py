@@ -1,0 +1,151 @@
+"""Building: a planned timestamp becomes files in a folder, and an outcome for the audit. Knows no Dagster."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus
+from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
+from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK
+from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.scl import cloud_share
+from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_line, is_transient
+from thess_agg_dagster.products.pictures import Preview, quicklook
+from thess_agg_dagster.products.provenance import mosaic_tags, timestamp_manifest
+from thess_agg_dagster.products.stac import timestamp_item
+from thess_agg_dagster.timestamp.plan import TimestampPlan
+from thess_agg_dagster.timestamp.records import band_record, failed_attempt, successful_attempt
+
+# It is told how far the work is no more often than this.
+_TELL_SECONDS = 5
+
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a timestamp: the attempt for the audit, and a picture of it; or the error, and whether another try
+    may end better."""
+
+    attempt: Attempt
+    picture: Image.Image | None = None
+    error: Exception | None = None
+    worth_a_retry: bool = False
+
+
+class BuildError(Exception):
+    """Some band could not be made: nothing is to be published. ``outcome`` says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.attempt.message)
+        self.outcome = outcome
+
+
+def build_timestamp(
+    plan: TimestampPlan, folder: Path, target: Path, lake: Path, tell: Tell = lambda _: None
+) -> Outcome:
+    """Make the mosaics of a timestamp in ``folder``, and what stands beside them: quicklook, manifest, STAC item.
+
+    ``target`` is where the folder will be published, below the root ``lake``; ``tell`` hears what is going on. Every band
+    is tried, so that one outcome shows every problem. Raises :class:`BuildError` with that outcome where some band
+    cannot be made, ``OSError`` and :class:`ChangedError` as they come.
+    """
+    with BackgroundChecksums(plan.input_files()) as checksums:
+        tell(plan.summary())
+        records, previews = _build_bands(plan, folder, target, checksums, tell)
+        picture = _quicklook(previews, tell)
+        if picture:
+            picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
+        (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake))
+    if plan.stac:
+        (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name))
+    return Outcome(successful_attempt(plan, records, target), picture)
+
+
+def unpublished(plan: TimestampPlan, target: Path, error: OSError | ChangedError) -> Outcome:
+    """The outcome of a timestamp that could not be put where it belongs."""
+    why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
+    records = [band_record(plan, mosaic, "write_failed", why) for mosaic in plan.mosaics.values()]
+    return Outcome(failed_attempt(plan, records), None, error, _is_passing(error))
+
+
+def _build_bands(
+    plan: TimestampPlan, folder: Path, target: Path, checksums: BackgroundChecksums, tell: Tell
+) -> tuple[list[BandRecord], dict[str, Preview]]:
+    records: list[BandRecord] = []
+    previews: dict[str, Preview] = {}
+    errors: list[Exception] = []
+    told = time.monotonic()
+    for band, mosaic in plan.mosaics.items():
+        final = target / f"{band}.tif"
+        try:
+            record, previews[band] = _write_band(mosaic, folder / final.name, final, plan, checksums)
+            records.append(record)
+            if time.monotonic() - told > _TELL_SECONDS:
+                told = time.monotonic()
+                tell(f"{band} is merged, {len(records)} of {len(plan.mosaics)} bands")
+        except Exception as error:  # the other bands are tried, too
+            errors.append(error)
+            records.append(band_record(plan, mosaic, *_fault(error, folder, target)))
+    if errors:
+        # A tile whose pixels turned out to be damaged can be fetched again before the next try.
+        again = _is_passing(errors[0]) or (plan.refetchable and any(isinstance(e, TileError) for e in errors))
+        raise BuildError(Outcome(failed_attempt(plan, records), None, errors[0], again)) from errors[0]
+    return records, previews
+
+
+def _quicklook(previews: dict[str, Preview], tell: Tell) -> Image.Image | None:
+    try:
+        return quicklook(previews)
+    except Exception as error:  # a picture is no reason to lose mosaics
+        tell(f"no quicklook: {type(error).__name__}: {first_line(error)}")
+        return None
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the next try may do without it."""
+    return isinstance(error, ChangedError) or is_transient(error)
+
+
+def _write_band(
+    plan: MosaicPlan, staged: Path, final: Path, timestamp: TimestampPlan, checksums: BackgroundChecksums
+) -> tuple[BandRecord, Preview]:
+    stats = write_mosaic(plan, staged, lambda: mosaic_tags(plan, timestamp, checksums))
+    notes = list(plan.notes)
+    if stats.overwritten_pixels:
+        notes.append(
+            f"{stats.overwritten_pixels} valid pixels have the value of nodata ({plan.nodata:g}) and read as empty"
+        )
+    clouds = cloud_share(stats.histogram) if plan.band == "SCL" and stats.histogram is not None else None
+    record = replace(
+        band_record(timestamp, plan, "success", "; ".join(notes)),
+        output_path=str(final),
+        valid_share=round(stats.valid_share, 6),
+        cloud_share=None if clouds is None else round(clouds, 6),
+        masked_share=round(stats.masked_share, 6) if any(layer.scl for layer in plan.layers) else None,
+        seconds=round(stats.seconds, 3),
+        bytes=stats.bytes,
+        input_checksums=[str(checksums.of(tile.path)) for tile in plan.tiles],
+        output_checksum=str(checksum_of(staged)),
+    )
+    empty = np.isnan(stats.preview) if math.isnan(plan.nodata) else stats.preview == plan.nodata
+    return record, np.ma.array(stats.preview, mask=empty)
+
+
+def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, str]:
+    """Status and message of a band that could not be made."""
+    if isinstance(error, TileError):
+        return "unreadable_input", str(error)
+    if isinstance(error, WriteError):
+        return "write_failed", str(error).replace(str(staging), str(target))
+    if isinstance(error, SystemFaultError | ChangedError):
+        return "merge_failed", str(error)
+    return "merge_failed", f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,103 @@
+"""What the audit says of a timestamp's plan: rows for its bands, and the attempt as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus, TimestampStatus, status_of
+from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.tiles import crs_name
+from thess_agg_dagster.timestamp.plan import TimestampPlan
+
+
+def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, message: str) -> BandRecord:
+    """A row of the band report for a band that got as far as a mosaic."""
+    rows, cols = mosaic.grid.shape
+    return BandRecord(
+        band=mosaic.band,
+        status=status,
+        message=message,
+        input_files=[str(tile.path) for tile in mosaic.tiles],
+        crs=crs_name(rasterio_crs(mosaic.grid)),
+        dtype=mosaic.dtype,
+        nodata="nan" if mosaic.nodata != mosaic.nodata else mosaic.nodata,
+        width=int(cols),
+        height=int(rows),
+        tiles=len(mosaic.tiles),
+        reprojected_tiles=[tile.path.parent.name for tile in mosaic.reprojected],
+        grid="fixed" if mosaic.options.target.fixed else "tiles",
+        resolution=mosaic.grid.resolution.x,
+        bounds=list(mosaic.grid.boundingbox.bbox),
+        baselines=list(dict.fromkeys(scene.baseline for scene in plan.scenes if scene.baseline)),
+        harmonized=any(layer.offset for layer in mosaic.layers),
+        refetched=[
+            f"{path.parent.name}/{path.stem} {found}"
+            for path in dict.fromkeys(mosaic.files())
+            if (found := plan.refetched.get(path))
+        ],
+    )
+
+
+def unplanned_attempt(plan: TimestampPlan) -> Attempt:
+    """The attempt that ends here: no tiles listed, or no plan for some band."""
+    if not plan.scene_ids:
+        message = "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
+        return _attempt(plan, "failed_no_tiles", message)
+    broken = ", ".join(plan.problems)
+    records = [
+        band_record(plan, mosaic, "skipped", f"not merged, because of {broken}") for mosaic in plan.mosaics.values()
+    ]
+    for band, problems in plan.problems.items():
+        records.append(
+            BandRecord(
+                band=band,
+                status=next((p.kind for p in problems if p.kind == "missing_input"), problems[0].kind),
+                message="; ".join(map(str, problems)),
+                input_files=[str(p.path) for p in problems if p.path and p.kind != "missing_input"],
+                missing_files=[str(p.path) for p in problems if p.path and p.kind == "missing_input"],
+            )
+        )
+    return _attempt(plan, status_of(records), _problem_message(plan), records)
+
+
+def successful_attempt(plan: TimestampPlan, records: Sequence[BandRecord], folder: Path) -> Attempt:
+    """The attempt whose mosaics stand in ``folder``."""
+    message = "; ".join(f"{record.band}: {record.message}" for record in records if record.message)
+    return _attempt(plan, "success", message, records, str(folder))
+
+
+def _attempt(
+    plan: TimestampPlan, status: TimestampStatus, message: str, bands: Sequence[BandRecord] = (), folder: str = ""
+) -> Attempt:
+    return Attempt(plan.timestamp, status, message, bands, folder, plan.inputs, plan.scene_ids)
+
+
+def _problem_message(plan: TimestampPlan) -> str:
+    """All problems in one line: bands that share a scene and a reason are named together."""
+    bands: dict[tuple[str, str], list[str]] = {}
+    for band, problems in plan.problems.items():
+        for problem in problems:
+            where = problem.path.parent.name if problem.path else ""
+            bands.setdefault((where, problem.reason), []).append(band)
+    return "; ".join(
+        f"{', '.join(names)} of {where}: {reason}" if where else f"{', '.join(names)}: {reason}"
+        for (where, reason), names in bands.items()
+    )
+
+
+def failed_attempt(plan: TimestampPlan, records: Sequence[BandRecord]) -> Attempt:
+    """An attempt that had a plan and published nothing: made bands are withheld, the message names the faults."""
+    failed = [record for record in records if record.status not in ("success", "skipped")]
+    names = ", ".join(record.band for record in failed)
+    withheld = [
+        record
+        if record.status != "success"
+        else BandRecord(
+            record.band, "skipped", f"made, but not published, because of {names}", input_files=record.input_files
+        )
+        for record in records
+    ]
+    message = "; ".join(f"{record.band}: {record.message}" for record in failed)
+    return _attempt(plan, status_of(failed), message, withheld)
