@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.runs.command import main
+from thess_agg_dagster.runs.command import data_lake_option, main
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise
 
@@ -127,6 +127,22 @@ def test_bad_usage_is_exit_2(small_lake: SmallLake, arguments: list[str], messag
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_option_before_a_subcommand_is_refused_and_not_lost() -> None:
+    @main.command("nothing")
+    @data_lake_option
+    def nothing() -> None:
+        print(os.environ["DATA_LAKE"])
+
+    try:
+        for arguments in (["--data-lake", "/some/lake", "nothing"], ["nothing", "--data-lake", "/some/lake"]):
+            assert invoke(*arguments, DATA_LAKE="").stdout == "/some/lake\n"
+        result = invoke("--force", "--merge-method", "max", "nothing")
+    finally:
+        del main.commands["nothing"]
+    assert result.exit_code == 2
+    assert "--force, --merge-method: not an option of nothing" in " ".join(result.stderr.split())
 
 
 def test_an_unusable_list_is_exit_2(small_lake: SmallLake) -> None:
