@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -171,23 +170,6 @@ def test_debug_stops_at_the_first_error_with_its_traceback(small_lake: SmallLake
     assert "blocks.py" in result.stderr
     assert "TileError" in result.stderr
     assert not small_lake.lake.timestamp_folder(SECOND).exists()
-
-
-def test_dagster_asset_materialize_from_the_project_root(small_lake: SmallLake, tmp_path: Path) -> None:
-    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
-    home = tmp_path / "dagster-home"
-    home.mkdir()
-    environment: dict[str, Any] = {
-        "DATA_LAKE": str(small_lake.root), "DAGSTER_HOME": str(home), "DAGSTER_MODULE_NAME": "thess_agg_dagster.definitions",
-    }  # fmt: skip
-    for arguments in (
-        ["--select", "time_serie"],
-        ["--select", "data_raw/aggregated", "--partition", FIRST],
-        ["--select", "timestamps_aggregation"],
-    ):
-        result = run("dagster", "asset", "materialize", *arguments, **environment)
-        assert result.returncode == 0, result.stderr
-    assert statuses(small_lake.lake) == {FIRST: "success"}
 
 
 def test_definitions_validate() -> None:
