@@ -35,7 +35,8 @@ screenshots: .venv/ready debian  ## the same, keeping the README's pictures
 
 dev: .venv/ready  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
 	@lake=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \
-	DATA_LAKE=$$lake DAGSTER_HOME=$$($(BIN)/python -m thess_agg_dagster.runs.instance $$lake) $(BIN)/dagster dev
+	DATA_LAKE=$$lake DAGSTER_HOME=$$($(BIN)/python -m thess_agg_dagster.runs.instance $$lake) \
+	env -u DAGSTER_MODULE_NAME $(BIN)/dagster dev
 
 timestamp-aggregation: .venv/ready  ## aggregate every timestamp of $DATA_LAKE
 	DATA_LAKE=$(DATA_LAKE) $(BIN)/python -m thess_agg_dagster

@@ -39,7 +39,15 @@ WEST, EAST = (ZONE_34, (690000, 4500000)), (ZONE_35, (199980, 4500000))
 
 
 # Files whose tests wait for processes most of the time, the longest first.
-_BEGUN_FIRST = ("test_fleet", "test_reliability", "test_browser", "test_command", "test_dagster_dev", "test_sensors")
+_BEGUN_FIRST = (
+    "test_fleet",
+    "test_reliability",
+    "test_browser",
+    "test_command",
+    "test_docs",
+    "test_dagster_dev",
+    "test_sensors",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -41,10 +41,32 @@ from thess_agg_dagster.timestamp.refetch import download_policy, refetch
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 
 
-@click.command(name="python -m thess_agg_dagster", context_settings={"show_default": True})
-@click.option(
-    "--data-lake", metavar="FOLDER|s3://BUCKET/PREFIX", help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]"
+def _into_environment(context: click.Context, parameter: click.Parameter, data_lake: str | None) -> None:
+    if data_lake:
+        os.environ["DATA_LAKE"] = str(lake_path(data_lake))  # workers load the definitions anew
+
+
+#: ``--data-lake`` of the command and of every subcommand: it settles ``DATA_LAKE`` and hands nothing on.
+data_lake_option = click.option(
+    "--data-lake",
+    metavar="FOLDER|s3://BUCKET/PREFIX",
+    expose_value=False,
+    callback=_into_environment,
+    help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]",
 )
+
+
+# Without a subcommand it aggregates. A subcommand is a function of its own, below `main` or in a module of its own:
+#     @main.command(help="...")
+#     @data_lake_option
+#     def name(...) -> None: ...
+@click.group(
+    name="python -m thess_agg_dagster",
+    context_settings={"show_default": True},
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND]",
+)
+@data_lake_option
 @click.option("--timestamps", multiple=True, metavar="KEY[,KEY]", help="Only these acq_datetime; may be repeated.")
 @click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
 @click.option("--verify", is_flag=True, help="Aggregate nothing: compare what is published with what was recorded.")
@@ -83,12 +105,16 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 @click.option(
     "--debug/--no-debug", default=None, help="One after the other; stop at the first error with its full traceback."
 )
-def main(data_lake: str | None, timestamps: Sequence[str], force: bool, verify: bool, **given: Any) -> None:
+@click.pass_context
+def main(context: click.Context, /, timestamps: Sequence[str], force: bool, verify: bool, **given: Any) -> None:
     """Aggregate Sentinel-2 tiles into one mosaic per acquisition timestamp and band.
 
     Every option but --data-lake, --timestamps, --force and --verify also comes from the environment as THESS_<OPTION>.
     Exit status: 0 all good, 1 some timestamp failed (or changed, with --verify), 2 bad usage or unusable time_serie.csv.
     """
+    if context.invoked_subcommand:
+        _refuse_options(context)
+        return
     console = Console(stderr=True)
     try:
         params = TimestampsAggregationParams(**{name: value for name, value in given.items() if value is not None})
@@ -99,8 +125,6 @@ def main(data_lake: str | None, timestamps: Sequence[str], force: bool, verify: 
         raise click.UsageError(str(error)) from error
     for name in TimestampsAggregationParams.model_fields:  # settled here; workers get them as run config
         os.environ.pop(ENVIRONMENT_PREFIX + name.upper(), None)
-    if data_lake:
-        os.environ["DATA_LAKE"] = str(lake_path(data_lake))  # workers load the definitions anew
     io_manager = DataLakeIOManager.from_environment()
     _stop_on_sigterm()
     with open_instance(io_manager.lake.root) as instance:  # made here, before any worker opens it
@@ -120,6 +144,15 @@ def main(data_lake: str | None, timestamps: Sequence[str], force: bool, verify: 
             run_asset(instance, session.resources, REPORT)
             console.print("Stopped. What was finished stays; run the same command to go on.")
             sys.exit(STOPPED)
+
+
+def _refuse_options(context: click.Context) -> None:
+    """A subcommand has options of its own: one that stands before it would be lost without a word."""
+    source = click.core.ParameterSource.COMMANDLINE
+    lost = [name for name in context.params if context.get_parameter_source(name) == source]
+    if lost:
+        names = ", ".join("--" + name.replace("_", "-") for name in lost)
+        raise click.UsageError(f"{names}: not an option of {context.invoked_subcommand}; give its own after its name")
 
 
 class _Session:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -15,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.runs.command import main
+from thess_agg_dagster.runs.command import data_lake_option, main
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise
 
@@ -129,6 +128,22 @@ def test_bad_usage_is_exit_2(small_lake: SmallLake, arguments: list[str], messag
     assert "Traceback" not in result.stderr
 
 
+def test_an_option_before_a_subcommand_is_refused_and_not_lost() -> None:
+    @main.command("nothing")
+    @data_lake_option
+    def nothing() -> None:
+        print(os.environ["DATA_LAKE"])
+
+    try:
+        for arguments in (["--data-lake", "/some/lake", "nothing"], ["nothing", "--data-lake", "/some/lake"]):
+            assert invoke(*arguments, DATA_LAKE="").stdout == "/some/lake\n"
+        result = invoke("--force", "--merge-method", "max", "nothing")
+    finally:
+        del main.commands["nothing"]
+    assert result.exit_code == 2
+    assert "--force, --merge-method: not an option of nothing" in " ".join(result.stderr.split())
+
+
 def test_an_unusable_list_is_exit_2(small_lake: SmallLake) -> None:
     result = run("thess_agg_dagster", "--data-lake", str(small_lake.root))
     assert result.returncode == 2
@@ -155,23 +170,6 @@ def test_debug_stops_at_the_first_error_with_its_traceback(small_lake: SmallLake
     assert "blocks.py" in result.stderr
     assert "TileError" in result.stderr
     assert not small_lake.lake.timestamp_folder(SECOND).exists()
-
-
-def test_dagster_asset_materialize_from_the_project_root(small_lake: SmallLake, tmp_path: Path) -> None:
-    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
-    home = tmp_path / "dagster-home"
-    home.mkdir()
-    environment: dict[str, Any] = {
-        "DATA_LAKE": str(small_lake.root), "DAGSTER_HOME": str(home), "DAGSTER_MODULE_NAME": "thess_agg_dagster.definitions",
-    }  # fmt: skip
-    for arguments in (
-        ["--select", "time_serie"],
-        ["--select", "data_raw/aggregated", "--partition", FIRST],
-        ["--select", "timestamps_aggregation"],
-    ):
-        result = run("dagster", "asset", "materialize", *arguments, **environment)
-        assert result.returncode == 0, result.stderr
-    assert statuses(small_lake.lake) == {FIRST: "success"}
 
 
 def test_definitions_validate() -> None:
