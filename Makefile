@@ -4,15 +4,18 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo test test-all test-browser test-fleet debian screenshots dev timestamp-aggregation lint bench bench-options bench-scaling bench-fleet bench-quick soak clean
+.PHONY: demo timestamps-aggregation test test-all test-browser test-fleet debian screenshots dev timestamp-aggregation lint bench bench-options bench-scaling bench-fleet bench-quick soak clean
 
-demo: .venv/ready  ## aggregate a small sample lake and show what came of it
-	@echo "Making a sample lake (synthetic pixels on the real tiles of Thessaloniki, a few seconds) ..."
+demo: .venv/run  ## aggregate a small sample lake and show what came of it
+	@echo "Making a sample lake (real pixels on the real tiles of Thessaloniki, a few seconds) ..."
 	@$(BIN)/python -m thess_agg_dagster.sample $(SAMPLE)
 	@# One scene is missing on purpose: exit status 1 ("some timestamp failed") is what a demo should end with.
 	@env -u DAGSTER_HOME $(BIN)/python -m thess_agg_dagster --data-lake $(SAMPLE) --force || test $$? -eq 1
 	@echo
-	@echo "One scene was left out on purpose, to show what a failure looks like. The UI on this lake:  make dev"
+	@echo "One scene was left out on purpose, to show what a failure looks like."
+	@echo "Look at  $(SAMPLE)/data_raw/aggregated/2024-05-07 09_15_49.024000+00_00/quicklook.jpg"
+	@echo "and at   $(SAMPLE)/tables/timestamps_aggregation.png"
+	@echo "The UI on this lake:  make dev"
 
 test: .venv/ready  ## run all tests that need nothing but Python
 	$(BIN)/python -m pytest
@@ -33,12 +36,14 @@ debian:  ## what these need of Debian, as root: chromium, postgresql, redis-serv
 screenshots: .venv/ready debian  ## the same, keeping the README's pictures
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
 
-dev: .venv/ready  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
+dev: .venv/run  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
 	@lake=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \
 	DATA_LAKE=$$lake DAGSTER_HOME=$$($(BIN)/python -m thess_agg_dagster.runs.instance $$lake) \
 	env -u DAGSTER_MODULE_NAME $(BIN)/dagster dev
 
-timestamp-aggregation: .venv/ready  ## aggregate every timestamp of $DATA_LAKE
+timestamps-aggregation: timestamp-aggregation
+
+timestamp-aggregation: .venv/run  ## aggregate every timestamp of $DATA_LAKE
 	DATA_LAKE=$(DATA_LAKE) $(BIN)/python -m thess_agg_dagster
 
 lint: .venv/ready  ## style and types
@@ -68,7 +73,13 @@ soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIA
 clean:  ## remove the virtual environment and the sample lake
 	rm -rf .venv sample-lake
 
-.venv/ready: pyproject.toml constraints.txt
+# What running needs, and no more.
+.venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+# And what tests and benchmarks need.
+.venv/ready: .venv/run
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -1,7 +1,8 @@
-"""A small lake to try things on: the true geometry of the Thessaloniki tiles at a tenth of their resolution.
+"""A small lake to try things on: real Sentinel-2 pixels on the true geometry of the tiles around Thessaloniki.
 
-``python -m thess_agg_dagster.sample FOLDER`` makes it. Pixels are synthetic (a landscape, clouds, the edge of
-the swath), coordinates, scenes and timestamps are real. One scene is left out on purpose.
+``python -m thess_agg_dagster.sample FOLDER`` makes it. Scenes, timestamps and tiles are real, at a tenth of their
+resolution. The pixels are those of one cloudless scene of another coast (Virginia, 2016), laid over all tiles and dressed for each date:
+a season, clouds, the edge of the swath. One scene is left out on purpose.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from importlib.resources import files
+from functools import cache
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import click
@@ -43,7 +45,10 @@ MISSING_SCENE = "S2A_MSIL2A_20230816T092031_N0510_R093_T34TFL_20240907T164626"
 AREA = "aoi.geojson"
 _AREA = [(23.3, 40.3), (24.3, 40.35), (24.25, 40.9), (23.4, 40.8), (23.3, 40.3)]
 
-_SCL = {"water": 6, "vegetation": 4, "bare": 5, "cloud": 9}
+_SCL = {"vegetation": 4, "bare": 5, "water": 6, "cloud": 9}
+
+# Where the real scene is laid: its upper-left corner in zone 34, and metres a pixel of it stands for.
+_PLANE, _CORNER, _SCENE_PIXEL = 32634, (680_000, 4_600_020), 100
 
 Field = NDArray[np.float64]
 
@@ -76,23 +81,25 @@ def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = Fals
     parts = scene_id.split("_")
     epsg, left, top = TILES[parts[5]]
     acquired = int(parts[2][:8])
-    lon, lat = _coordinates(epsg, left, top, TILE_SIZE // pixel)
+    x, y = _coordinates(epsg, left, top, TILE_SIZE // pixel)
+    red, nir = _landscape(x, y)
     rng = np.random.default_rng(acquired)
-    land = _waves(np.random.default_rng(1), lon, lat, 8) + 0.6 * (lat - 40.6) - 0.5 * (lon - 23)
-    fields = _waves(np.random.default_rng(2), lon, lat, 60)
-    clouds = _waves(rng, lon, lat, 10) - 0.9
+    clouds = _clouds(rng, epsg, left, top, TILE_SIZE // pixel)
+    water = nir < 0.9 * red
     season = 0.5 - 0.5 * np.cos(2 * np.pi * (acquired // 100 % 100) / 12)
-    water, cloud = land < -0.3, clouds > 0
-    green = np.clip(0.45 + 0.35 * fields, 0, 1) * (0.35 + 0.65 * season)
-    red = np.where(water, 350, 1900 - 1300 * green) + 9000 * np.clip(clouds, 0, 0.7)
-    nir = np.where(water, 220, 1600 + 2600 * green) + 8000 * np.clip(clouds, 0, 0.7)
-    noise = rng.normal(0, 25, red.shape)
-    classes = np.select([cloud, water, green > 0.35], [_SCL["cloud"], _SCL["water"], _SCL["vegetation"]], _SCL["bare"])
-    outside = lon < 22.35 + 0.25 * (lat - 40.5) + 0.1 * rng.random()  # the western edge of the swath, slanted
+    red *= np.where(water, 1, 1.35 - 0.35 * season)
+    nir *= np.where(water, 1, 0.6 + 0.4 * season)
+    classes = np.select(
+        [clouds > 0, water, nir > 2 * red],
+        [_SCL["cloud"], _SCL["water"], _SCL["vegetation"]],
+        _SCL["bare"],
+    )
+    # The western edge of the swath, slanted.
+    outside = x < 614_400 + 0.19 * (y - 4_483_900) + 8_500 * rng.random()
     classes[outside] = 0
     for band, values, dtype, step in (
-        ("B04", red + noise, "uint16", 1),
-        ("B08", nir - noise, "uint16", 1),
+        ("B04", red + (8_000 - red) * clouds, "uint16", 1),
+        ("B08", nir + (8_000 - nir) * clouds, "uint16", 1),
         ("SCL", classes, "uint8", 2),
     ):
         offset = offset_of(baseline_of(scene_id) or "00.00") if is_reflectance(band) else 0
@@ -126,23 +133,64 @@ def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = Fals
         path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
 
 
+def _on_lattice(epsg: int, left: float, top: float, nodes: int) -> tuple[Field, Field]:
+    """Where a lattice over a tile, its edges included, lies on the plane of zone 34."""
+    steps = np.linspace(0, TILE_SIZE, nodes)
+    x, y = np.meshgrid(left + steps, top - steps)
+    east, north = project(f"EPSG:{epsg}", f"EPSG:{_PLANE}", x.ravel(), y.ravel())
+    return np.reshape(east, x.shape), np.reshape(north, x.shape)
+
+
+def _spread(values: Field, size: int) -> Field:
+    """Values on a lattice, bilinear between, at the centres of ``size`` x ``size`` pixels."""
+    nodes = np.arange(len(values))
+    centres = (np.arange(size) + 0.5) * nodes[-1] / size
+    hats = np.clip(1 - np.abs(centres[:, None] - nodes), 0, 1)
+    return np.asarray(hats @ values @ hats.T)
+
+
 def _coordinates(epsg: int, left: float, top: float, size: int) -> tuple[Field, Field]:
-    """Longitude and latitude of ``size`` x ``size`` pixels: exact on a coarse lattice, bilinear between."""
-    nodes = np.linspace(0, TILE_SIZE, 24)
-    x, y = np.meshgrid(left + nodes, top - nodes)
-    lon, lat = project(f"EPSG:{epsg}", "EPSG:4326", x.ravel(), y.ravel())
-    centres = (np.arange(size) + 0.5) * TILE_SIZE / size
-    hats = np.clip(1 - np.abs(centres[:, None] - nodes) / (nodes[1] - nodes[0]), 0, 1)
-    return hats @ np.reshape(lon, x.shape) @ hats.T, hats @ np.reshape(lat, x.shape) @ hats.T
+    """Where the pixels of a tile lie on the plane of zone 34."""
+    east, north = _on_lattice(epsg, left, top, 24)
+    return _spread(east, size), _spread(north, size)
 
 
-def _waves(rng: np.random.Generator, lon: Field, lat: Field, frequency: float) -> Field:
-    """A smooth random field over the Earth, of unit size: neighbouring tiles agree where they overlap."""
-    field = np.zeros_like(lon)
+def _clouds(rng: np.random.Generator, epsg: int, left: float, top: float, size: int) -> Field:
+    """How much of each pixel is hidden, 0 to 0.9: large clouds with frayed edges, the same in all tiles of a date."""
+    x, y = (metres / 100_000 for metres in _on_lattice(epsg, left, top, 240))
+    fields = (_waves(rng, x, y, frequency) * weight for frequency, weight in ((9, 1), (30, 0.4), (90, 0.2)))
+    return np.clip(_spread(sum(fields, np.zeros_like(x)) - 1.0, size), 0, 0.9)
+
+
+def _landscape(x: Field, y: Field) -> tuple[Field, Field]:
+    """Red and near infrared of the real scene at places on the plane; mirrored beyond its edges."""
+    red, nir = _real_scene()
+    rows, cols = red.shape
+    row = _mirrored(np.floor((_CORNER[1] - y) / _SCENE_PIXEL).astype(int), rows)
+    col = _mirrored(np.floor((x - _CORNER[0]) / _SCENE_PIXEL).astype(int), cols)
+    return red[row, col].astype(float), nir[row, col].astype(float)
+
+
+def _mirrored(index: NDArray[np.int_], size: int) -> NDArray[np.int_]:
+    folded = index % (2 * size)
+    return np.minimum(folded, 2 * size - 1 - folded)
+
+
+@cache
+def _real_scene() -> NDArray[np.uint16]:
+    """B04 and B08 of a real scene. Contains modified Copernicus Sentinel data 2016."""
+    with as_file(files("thess_agg_dagster") / "sample_scene.jp2") as path, rasterio.open(path) as scene:
+        pixels: NDArray[np.uint16] = scene.read()
+    return pixels
+
+
+def _waves(rng: np.random.Generator, x: Field, y: Field, frequency: float) -> Field:
+    """A smooth random field over the plane, of unit size: neighbouring tiles agree where they overlap."""
+    field = np.zeros_like(x)
     for _ in range(12):
         angle, phase = rng.uniform(0, 2 * np.pi, 2)
         k = frequency * rng.uniform(0.5, 1.5)
-        field += np.cos(k * (np.cos(angle) * lon + np.sin(angle) * lat) + phase)
+        field += np.cos(k * (np.cos(angle) * x + np.sin(angle) * y) + phase)
     return np.asarray(field / np.sqrt(6))
 
 

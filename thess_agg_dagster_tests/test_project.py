@@ -116,7 +116,9 @@ def test_a_wheel_builds_with_all_it_needs(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"thess_agg_dagster/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
     assert shipped <= names
-    assert {"thess_agg_dagster/dagster.yaml", "thess_agg_dagster/sample_time_serie.csv"} <= names
+    assert {
+        f"thess_agg_dagster/{name}" for name in ("dagster.yaml", "sample_time_serie.csv", "sample_scene.jp2")
+    } <= names
     assert not any(name.startswith("thess_agg_dagster_tests") for name in names)
     # Installed elsewhere, it runs from an empty folder.
     target = tmp_path / "site"
