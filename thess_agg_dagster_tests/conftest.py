@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import multiprocessing.util
 import os
 import shutil
+import sqlite3
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import alembic.script
 import dagster as dg
 import pandas as pd
 import pytest
+import sqlalchemy
 
 from thess_agg_dagster.audit.event_log import latest_attempts
 from thess_agg_dagster.audit.outcome import RecordedAttempt
@@ -158,6 +162,42 @@ class SmallLake:
 in_folder_and_bucket = pytest.mark.parametrize("lake_kind", ["folder", "bucket"])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_databases() -> Iterator[None]:
+    """SQLite as the product has it, but for what is the same for each of hundreds of databases: Dagster's migrations,
+    a hundred modules, are read once. And nothing waits for the disk: a database outlives a killed process as it is."""
+
+    def do_not_wait_for_the_disk(connection: Any, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    directory = alembic.script.ScriptDirectory
+    once = functools.cache(directory.from_config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory, "from_config", once)
+        sqlalchemy.event.listen(sqlalchemy.Engine, "connect", do_not_wait_for_the_disk)
+        yield
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", do_not_wait_for_the_disk)
+
+
+def _open_instance(home: Path) -> dg.DagsterInstance:
+    # As the product's dagster.yaml: capturing output would cost two more processes a run.
+    silent = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    overrides = {"telemetry": {"enabled": False}, "compute_logs": silent}
+    return dg.DagsterInstance.local_temp(str(home), overrides=overrides)
+
+
+@pytest.fixture(scope="session")
+def _empty_instance(_quick_databases: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of an instance with empty databases, to be copied."""
+    home = tmp_path_factory.mktemp("empty-instance")
+    with _open_instance(home) as instance:
+        instance.get_runs_count()
+        instance.get_dynamic_partitions("timestamp")
+        instance.all_instigator_state()
+    return home
+
+
 @pytest.fixture
 def lake_kind() -> str:
     return "folder"
@@ -181,10 +221,14 @@ def s3_server(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 @pytest.fixture
 def small_lake(
-    tmp_path: Path, lake_kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    lake_kind: str,
+    _empty_instance: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[SmallLake]:
     home = tmp_path / "home"
-    home.mkdir()
+    shutil.copytree(_empty_instance, home)
     root = tmp_path / "lake"
     if lake_kind == "bucket":
         name = f"lake-{uuid.uuid4().hex}"
@@ -195,7 +239,7 @@ def small_lake(
         scratch = tempfile.mkdtemp(prefix="t-")
         monkeypatch.setattr(tempfile, "tempdir", scratch)
         monkeypatch.setenv("TMPDIR", scratch)
-    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+    with _open_instance(home) as instance:
         yield SmallLake(root, instance)
     if lake_kind == "bucket":
         shutil.rmtree(scratch, ignore_errors=True)
