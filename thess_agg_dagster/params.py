@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,17 @@ _ALLOWED: Mapping[str, Sequence[str]] = {
 }
 
 
-def _parameter(name: str, default: Any, description: str) -> Any:
-    """A field whose default the environment may set, read anew in every process that makes the parameters."""
+# What decides the pixels of a mosaic (or the bytes they are kept in), and the default of each.
+_PIXELS: dict[str, Any] = {}
+
+
+def _parameter(name: str, default: Any, description: str, *, pixels: bool = True) -> Any:
+    """A field whose default the environment may set, read anew in every process that makes the parameters.
+
+    ``pixels``: whether it decides what a mosaic holds, so that a timestamp is made again where it changes.
+    """
+    if pixels:
+        _PIXELS[name] = default
     return Field(
         default_factory=lambda: os.environ.get(ENVIRONMENT_PREFIX + name.upper(), "").strip() or default,
         validate_default=True,
@@ -61,7 +70,7 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     else it has its default. Raises ``pydantic.ValidationError`` that lists what is allowed.
     """
 
-    bands: list[str] = _parameter("bands", ["B04", "B08", "SCL"], "Bands to mosaic, one file each.")
+    bands: list[str] = _parameter("bands", ["B04", "B08", "SCL"], "Bands to mosaic, one file each.", pixels=False)
     merge_method: str = _parameter(
         "merge_method", "first", f"Which pixel wins where tiles overlap: {', '.join(METHODS)}. Default: first."
     )
@@ -145,7 +154,10 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "Format of the mosaics: geotiff or cog (cloud-optimized, with overviews). Default: geotiff.",
     )
     stac: bool = _parameter(
-        "stac", False, "Write a STAC item beside each timestamp's mosaics, and the report a collection of all of them."
+        "stac",
+        False,
+        "Write a STAC item beside each timestamp's mosaics, and the report a collection of all of them.",
+        pixels=False,
     )
     download_from: list[str] = _parameter(
         "download_from",
@@ -153,26 +165,40 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "Where tiles that are missing, unreadable or not what was published may be fetched from, by the addresses in "
         "tables/assets_manifest_selected.csv or the scenes' STAC items: host names (https), s3://bucket, file:///folder. "
         "Default: nowhere.",
+        pixels=False,
     )
     download_token_url: str | None = _parameter(
         "download_token_url",
         None,
         "OAuth2 token endpoint of these hosts; THESS_DOWNLOAD_USER and THESS_DOWNLOAD_PASSWORD stand in the environment.",
+        pixels=False,
     )
     download_client_id: str = _parameter(
-        "download_client_id", "cdse-public", "OAuth2 client id. Default: cdse-public, the Copernicus Data Space's."
+        "download_client_id",
+        "cdse-public",
+        "OAuth2 client id. Default: cdse-public, the Copernicus Data Space's.",
+        pixels=False,
     )
-    download_connections: int = _parameter("download_connections", 4, "Downloads at a time in a process. Default: 4.")
+    download_connections: int = _parameter(
+        "download_connections", 4, "Downloads at a time in a process. Default: 4.", pixels=False
+    )
     max_workers: int | None = _parameter(
         "max_workers",
         None,
         "Timestamps at a time in `python -m thess_agg_dagster`. Default: one per core, at most 4.",
+        pixels=False,
     )
     threads: int | None = _parameter(
-        "threads", None, "Threads within a mosaic. Default: the cores that max_workers leaves to each worker."
+        "threads",
+        None,
+        "Threads within a mosaic. Default: the cores that max_workers leaves to each worker.",
+        pixels=False,
     )
     debug: bool = _parameter(
-        "debug", False, "`python -m thess_agg_dagster` only: one timestamp after the other, stop at the first error."
+        "debug",
+        False,
+        "`python -m thess_agg_dagster` only: one timestamp after the other, stop at the first error.",
+        pixels=False,
     )
 
     @field_validator("bands", "download_from", mode="before")
@@ -323,20 +349,34 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         return {name: value for name, value in self._values().items() if value is not None and value == value}
 
     def pixel_identity(self) -> str:
-        """The parameters that decide what the mosaics hold, as text: the same text, the same pixels.
+        """The parameters that decide what a mosaic holds, as text: the same text, the same pixels.
 
-        The aoi counts by its shape, not by its name. Raises ``AreaError`` where it cannot be used.
+        Only those that differ from their defaults, so that one that a later release adds makes nothing due. Which bands
+        are made changes none of them. The aoi counts by its shape, not by its name. Raises ``AreaError`` where it cannot
+        be used.
         """
-        other = ("max_workers", "threads", "debug")
-        values = {
-            name: value
-            for name, value in self._values().items()
-            if name not in other and not name.startswith("download_")
-        }
-        if self.aoi is not None:
+        values = self._recorded(_PIXELS)
+        defaults = {name: _spelled(value) for name, value in _PIXELS.items()}
+        return json.dumps({name: value for name, value in values.items() if value != defaults[name]}, sort_keys=True)
+
+    def as_json(self) -> str:
+        """The parameters that mosaics were made with, as they are kept beside and inside them: all that say what is made.
+
+        Raises ``AreaError``.
+        """
+        return json.dumps(self._recorded([*_PIXELS, "bands", "stac"]), sort_keys=True, allow_nan=False)
+
+    def _recorded(self, names: Iterable[str]) -> dict[str, Any]:
+        values = {name: _spelled(getattr(self, name)) for name in names}
+        if self.aoi is not None and "aoi" in values:
             area = read_area(self.aoi)
             values["aoi"] = f"{area.crs} {area.wkt}"
-        return json.dumps(values, sort_keys=True)
+        return values
 
     def _values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+def _spelled(value: Any) -> Any:
+    """A value as JSON can say it."""
+    return "nan" if isinstance(value, float) and math.isnan(value) else value

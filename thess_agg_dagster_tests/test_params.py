@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,12 @@ def test_run_config_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_decides_the_pixels() -> None:
     base = TimestampsAggregationParams()
-    same = TimestampsAggregationParams(max_workers=3, threads=1, debug=True)
+    same = TimestampsAggregationParams(
+        max_workers=3, threads=1, debug=True, stac=True, bands=["B02"], resampling="nearest"
+    )
     other = TimestampsAggregationParams(nodata=0)
-    assert base.pixel_identity() == same.pixel_identity() != other.pixel_identity()
+    assert base.pixel_identity() == same.pixel_identity() == "{}" != other.pixel_identity()
+    assert json.loads(base.as_json())["nodata"] == "nan"
 
 
 def test_an_area_counts_by_its_shape(tmp_path: Path) -> None:

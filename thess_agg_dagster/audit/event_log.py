@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -193,9 +193,23 @@ def _recorded(record: dg.EventLogRecord) -> RecordedAttempt | None:
     value = event.metadata.get(_KEY) if event else None
     if not isinstance(value, dg.JsonMetadataValue) or not isinstance(value.data, dict):
         return None  # an event of another origin, e.g. "mark as materialized" in the UI
-    data = dict(value.data)
-    bands = [BandRecord(**band) for band in data.pop("bands")]
-    return RecordedAttempt(Attempt(**data, bands=bands), record.run_id, record.timestamp, record.storage_id)
+    attempt = _attempt_from(value.data)
+    if attempt is None:
+        return None
+    return RecordedAttempt(attempt, record.run_id, record.timestamp, record.storage_id)
+
+
+def _attempt_from(data: dict[str, Any]) -> Attempt | None:
+    """An attempt from its record, whichever release wrote it; ``None`` where it does not even name its timestamp."""
+    bands = data.get("bands")
+    records = [_known(BandRecord, {"band": "", "status": ""} | band) for band in bands or () if isinstance(band, dict)]
+    given = {"status": "", "message": "", "schema": 0} | data | {"bands": records}
+    return _known(Attempt, given) if given.get("timestamp") else None
+
+
+def _known(kind: type[_T], data: Mapping[str, Any]) -> _T:
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in data.items() if name in names})
 
 
 def _observation(record: dg.EventLogRecord) -> dg.AssetObservation | None:

@@ -19,10 +19,14 @@ TimestampStatus = Literal[
     "not_run",
 ]
 
+#: The version of the record of an attempt. What 0.1.0 wrote has none, which reads as 0. Fields may come (with a default, for the records
+#: that lack it) and go (what is unknown is passed over): every release reads the records of every other.
+SCHEMA = 1
+
 
 @dataclass(frozen=True)
 class BandRecord:
-    """One band of an attempt: a row of the band report."""
+    """One band of an attempt: a row of the band report. ``inputs`` identifies what its pixels were made of."""
 
     band: str
     status: BandStatus
@@ -50,6 +54,7 @@ class BandRecord:
     input_checksums: Sequence[str] = ()
     output_checksum: str = ""
     refetched: Sequence[str] = ()
+    inputs: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Attempt:
     output_folder: str = ""
     inputs: str = ""
     scene_ids: Sequence[str] = ()
+    schema: int = SCHEMA
 
     @property
     def valid_share(self) -> float | None:

@@ -12,6 +12,7 @@ import dagster as dg
 from thess_agg_dagster.audit.event_log import latest_attempts, unreported
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
+from thess_agg_dagster.lake.layout import DataLake
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,11 +144,13 @@ def audit_tables(
     bands: Sequence[str],
     listed: Collection[str],
     published: Mapping[str, RecordedAttempt] | None = None,
+    lake: DataLake | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The three tables by short name, telling the latest truth about every registered timestamp.
 
     ``bands`` are the rows a timestamp gets in the band report while nothing is known about it; ``listed`` are the
-    timestamps that ``time_serie.csv`` has now; ``published`` is what :func:`latest_successes` gave, where it was asked.
+    timestamps that ``time_serie.csv`` has now; ``published`` is what :func:`latest_successes` gave, where it was asked; ``lake`` is
+    the one at hand, which may have stood elsewhere when it was written.
     """
     import pandas as pd  # here, because a code server that never writes tables can do without
 
@@ -159,7 +162,7 @@ def audit_tables(
         if key in silent:
             attempt = Attempt(key, "exception", _SILENT)
         elif found is not None:
-            attempt = found.attempt
+            attempt = _here(found.attempt, lake) if lake else found.attempt
         else:
             attempt = Attempt(key, "not_run", "not aggregated yet")
         if not attempt.bands:  # it ended before there was anything to say about a band
@@ -169,6 +172,20 @@ def audit_tables(
         rows["summary"].append(_summary_row(attempt) | provenance)
         rows["band_report"].extend(_band_row(attempt, band) | provenance for band in _sorted_bands(attempt))
     return {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name]), dtype=object) for name in COLUMNS}
+
+
+def _here(attempt: Attempt, lake: DataLake) -> Attempt:
+    """An attempt whose paths are those of the lake at hand."""
+    bands = [
+        replace(
+            band,
+            input_files=list(map(lake.here, band.input_files)),
+            missing_files=list(map(lake.here, band.missing_files)),
+            output_path=lake.here(band.output_path),
+        )
+        for band in attempt.bands
+    ]
+    return replace(attempt, bands=bands, output_folder=lake.here(attempt.output_folder))
 
 
 def _sorted_bands(attempt: Attempt) -> list[BandRecord]:

@@ -30,7 +30,8 @@ from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_
 from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.instance import claim_run
-from thess_agg_dagster.timestamp.plan import changed_inputs, plan_timestamp, tile_names
+from thess_agg_dagster.timestamp.freshness import changed_inputs, code_version, tile_names
+from thess_agg_dagster.timestamp.plan import plan_timestamp
 from thess_agg_dagster.timestamp.records import unplanned_attempt
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
 
@@ -116,13 +117,14 @@ with warnings.catch_warnings():
         params: TimestampsAggregationParams,
         io_manager: dg.ResourceParam[DataLakeIOManager],
     ) -> dg.DataVersionsByPartition:
-        return dg.DataVersionsByPartition(changed_inputs(context.instance, io_manager.lake, params))
+        return dg.DataVersionsByPartition(changed_inputs(latest_successes(context.instance), io_manager.lake, params))
 
 
 @dg.asset(
     key=AGGREGATED,
     deps=[time_serie, raw_tiles],
     partitions_def=timestamps,
+    code_version=code_version(),
     check_specs=AGGREGATED_CHECKS,
     # For faults of the system only; bad input fails at once (`allow_retries`).
     retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
@@ -205,7 +207,7 @@ def timestamps_aggregation(
         context.log.warning(str(error))
         listed = set(registered)  # an unusable list says nothing about what vanished from it
     published = latest_successes(context.instance)
-    tables = AuditTables(audit_tables(context.instance, params.bands, listed, published))
+    tables = AuditTables(audit_tables(context.instance, params.bands, listed, published, io_manager.lake))
     yield dg.Output(tables, metadata={EVENTS_UP_TO: up_to})
     yield check_report(io_manager.lake, registered)
     yield check_one_grid(published, listed)
@@ -220,7 +222,9 @@ def timestamps_aggregation(
     description="Looks every published mosaic up again and compares it with what was recorded when it was made. The "
     "schedule `verify_published` does this every night, once it is switched on.",
 )
-def published_mosaics(context: dg.AssetExecutionContext) -> AssetEvents:
+def published_mosaics(
+    context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]
+) -> AssetEvents:
     published = latest_successes(context.instance)
     yield dg.MaterializeResult(
         metadata={
@@ -228,7 +232,7 @@ def published_mosaics(context: dg.AssetExecutionContext) -> AssetEvents:
             "mosaics": sum(len(found.attempt.bands) for found in published.values()),
         }
     )
-    yield check_published(published)
+    yield check_published(published, io_manager.lake)
 
 
 with warnings.catch_warnings():

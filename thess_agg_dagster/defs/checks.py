@@ -24,7 +24,7 @@ from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env, gdal_name
-from thess_agg_dagster.storage.paths import as_os_errors, lake_path, read_bytes
+from thess_agg_dagster.storage.paths import as_os_errors, read_bytes
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
@@ -171,22 +171,23 @@ def _pixels(band: BandRecord) -> str:
     return f"{band.width} x {band.height}"
 
 
-def check_published(published: Mapping[str, RecordedAttempt]) -> dg.AssetCheckResult:
-    """Compare what was recorded of every published mosaic with the file, to the last byte."""
-    bands = [(key, band) for key, found in published.items() for band in found.attempt.bands]
+def check_published(published: Mapping[str, RecordedAttempt], lake: DataLake) -> dg.AssetCheckResult:
+    """Compare what was recorded of every published mosaic with the file in this lake, to the last byte."""
+    mosaics = [
+        (key, lake.mosaic(key, band.band), band) for key, found in published.items() for band in found.attempt.bands
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        changes = pool.map(_changed, [band for _, band in bands])
+        changes = pool.map(lambda each: _changed(*each[1:]), mosaics)
         faults = [
-            f"{key}: {band.output_path}: {fault}; run the timestamp again, with --force"
-            for (key, band), fault in zip(bands, changes, strict=True)
+            f"{key}: {path}: {fault}; run the timestamp again, with --force"
+            for (key, path, _), fault in zip(mosaics, changes, strict=True)
             if fault
         ]
     return _result("unchanged", faults, [])
 
 
-def _changed(band: BandRecord) -> str:
+def _changed(path: Path, band: BandRecord) -> str:
     """How a published mosaic differs from its record; empty where it does not."""
-    path = lake_path(band.output_path)
     try:
         with as_os_errors(path):
             size = path.stat().st_size

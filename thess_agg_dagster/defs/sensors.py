@@ -10,7 +10,13 @@ from typing import Any
 
 import dagster as dg
 
-from thess_agg_dagster.audit.event_log import failed_since, first_sight, inputs_observed, latest_attempts
+from thess_agg_dagster.audit.event_log import (
+    failed_since,
+    first_sight,
+    inputs_observed,
+    latest_attempts,
+    latest_successes,
+)
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
@@ -21,7 +27,13 @@ from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up
 from thess_agg_dagster.runs.instance import fail_abandoned_runs
 from thess_agg_dagster.storage.paths import is_remote, stamp_of
-from thess_agg_dagster.timestamp.plan import changed_inputs, identify_inputs, is_due, tile_names
+from thess_agg_dagster.timestamp.freshness import (
+    changed_inputs,
+    identify_inputs,
+    is_due,
+    is_identified,
+    tile_names,
+)
 
 
 def _interval() -> int:
@@ -135,10 +147,10 @@ def late_tiles_sensor(
     for key in waiting:
         if len(arrived) == _MOST_RUNS:
             break
-        if key in acquisitions and _are_there(acquisitions[key], io_manager, params):
-            inputs = identify_inputs(acquisitions[key], io_manager.lake, params)
-            if inputs != waiting[key]:
-                arrived[key] = inputs
+        if key not in acquisitions or not _are_there(acquisitions[key], io_manager, params):
+            continue
+        if not is_identified(waiting[key], acquisitions[key], io_manager.lake, params):
+            arrived[key] = identify_inputs(acquisitions[key], io_manager.lake, params)
     requests: list[dg.RunRequest] = []
     if arrived:
         failed = _failed_for_tiles(context.instance, arrived)
@@ -171,7 +183,7 @@ def changed_inputs_sensor(
     ahead = [key for key in registered if key > cursor.get("after", "")]
     looked_at = ahead[:_MOST_ATTEMPTS]
     try:
-        changed = changed_inputs(context.instance, io_manager.lake, params, looked_at)
+        changed = changed_inputs(latest_successes(context.instance, looked_at), io_manager.lake, params)
     except (TimeSerieError, AreaError) as error:
         return dg.SkipReason(str(error))
     events = [inputs_observed(key, inputs) for key, inputs in changed.items() if told.get(key) != inputs]

@@ -122,6 +122,14 @@ class DataLake:
         """What a timestamp's mosaics were made of, and their checksums."""
         return self.timestamp_folder(timestamp) / MANIFEST
 
+    def here(self, recorded: str) -> str:
+        """The path in this lake that a record means, which may have been made where the lake stood earlier."""
+        for folder in (self.root / "cache" / "s2", self.aggregated):
+            _, found, rest = recorded.rpartition(f"/{folder.parent.name}/{folder.name}/")
+            if found:
+                return f"{folder}/{rest}"
+        return recorded
+
     def item(self, timestamp: str) -> Path:
         """The STAC item of a timestamp."""
         return self.timestamp_folder(timestamp) / ITEM

@@ -22,6 +22,11 @@ _TIMESTAMP = re.compile(r"[0-9TWZ:+\-. ]{4,40}", re.ASCII)
 _LONGEST_LINE = 1_000_000
 _MOST_TIMESTAMPS = 200_000
 _SEPARATORS = re.compile(r"[,;|]")
+# What other programs put between columns.
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "|"}
+
+# The line a row starts on, its cells, and why it cannot be used, or nothing.
+_Row = tuple[int, list[str], str]
 
 
 class TimeSerieError(Exception):
@@ -84,22 +89,21 @@ def instant_of(timestamp: str) -> datetime:
 
 def _read(path: Path, file: TextIO) -> TimeSerie:
     rows = _numbered_rows(path, file)
-    _, header, _ = next(rows, (1, [], True))
-    header = [name.strip() for name in header]
-    missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        found = ", ".join(header)[:200] or "none"
-        raise TimeSerieError(f"{path}: lacks the column(s) {', '.join(missing)} (found: {found}); add them")
-    where = {column: header.index(column) for column in COLUMNS}
+    header, where = _header(path, next(rows, (1, [], "")))
     scenes: dict[str, dict[str, None]] = {}
     keys_by_instant: dict[datetime, tuple[str, int]] = {}
     refused: list[RefusedRow] = []
-    for line, row, balanced in rows:
+    for line, row, fault in rows:
         try:
-            if not balanced:
-                raise ValueError("has a quote that is opened and not closed; lines after it may be part of this row")
+            if fault:
+                raise ValueError(fault)
             if len(row) <= max(where.values()):
                 raise ValueError(f"has {len(row)} fields, the header has {len(header)}")
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise ValueError(
+                    f"has {len(row)} fields, the header has {len(header)}; put a list with commas in quotes, or | between "
+                    "its ids"
+                )
             timestamp, instant = _parse_timestamp(row[where["acq_datetime"]])
             scene_ids = _parse_scene_ids(row[where["tile_ids"]])
             known, first_line = keys_by_instant.setdefault(instant, (timestamp, line))
@@ -115,8 +119,27 @@ def _read(path: Path, file: TextIO) -> TimeSerie:
     return TimeSerie(path, acquisitions, tuple(refused))
 
 
-def _numbered_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str], bool]]:
-    """Rows that hold anything: the line each starts on, its cells, and whether its quotes come in pairs."""
+def _header(path: Path, first: _Row) -> tuple[list[str], Mapping[str, int]]:
+    """The names of the columns, and where the needed ones are."""
+    line, cells, fault = first
+    if fault:
+        raise TimeSerieError(f"{path}: line {line}: {fault}")
+    header = [name.strip() for name in cells]
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        for delimiter, name in _DELIMITERS.items():
+            if set(COLUMNS) <= {part.strip(" \"'") for cell in header for part in cell.split(delimiter)}:
+                raise TimeSerieError(f"{path}: is separated by {name}, not by commas; export it with commas")
+        found = ", ".join(header)[:200] or "none"
+        raise TimeSerieError(f"{path}: lacks the column(s) {', '.join(missing)} (found: {found}); add them")
+    twice = [column for column in COLUMNS if header.count(column) > 1]
+    if twice:
+        raise TimeSerieError(f"{path}: has the column(s) {', '.join(twice)} twice; leave one of each")
+    return header, {column: header.index(column) for column in COLUMNS}
+
+
+def _numbered_rows(path: Path, file: TextIO) -> Iterator[_Row]:
+    """Rows that hold anything."""
     number = quotes = 0
 
     def lines() -> Iterator[str]:
@@ -130,11 +153,19 @@ def _numbered_rows(path: Path, file: TextIO) -> Iterator[tuple[int, list[str], b
                 )
             yield line
 
-    start = 1
-    for row in csv.reader(lines(), skipinitialspace=True):
-        if any(cell.strip() for cell in row):
-            yield start, row, quotes % 2 == 0
+    reader = csv.reader(lines(), skipinitialspace=True)
+    while True:
         start, quotes = number + 1, 0
+        try:
+            row, fault = next(reader), ""
+        except StopIteration:
+            return
+        except csv.Error as error:  # a cell that is too long; the reader goes on with the next line
+            row, fault = [], f"cannot be read ({error}); split it, rows of one acq_datetime are united"
+        if quotes % 2 and not fault:
+            fault = "has a quote that is opened and not closed; lines after it may be part of this row"
+        if fault or any(cell.strip() for cell in row):
+            yield start, row, fault
 
 
 def _parse_timestamp(cell: str) -> tuple[str, datetime]:

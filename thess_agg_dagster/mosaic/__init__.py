@@ -2,3 +2,7 @@
 
 Knows neither Dagster nor the lake: paths and options in, a GeoTIFF out.
 """
+
+#: Which pixels come of the same tiles and parameters. Raised when a change to the code makes other ones of input as it is
+#: usually found: then, and only then, all that is published is due again.
+PIXELS_VERSION = 1

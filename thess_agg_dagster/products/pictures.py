@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,8 +87,16 @@ _STATUS_COLOURS = {
     "write_failed": "#5b1a0d",
     "exception": "#1a1a1a",
 }
+# Of a status that another release knows.
+_OTHER_COLOUR = "#6b7a8f"
 # Beyond this many timestamps a picture has more columns than pixels: the latest are shown.
 _MOST_COLUMNS = 600
+
+
+def _colours(seen: Collection[str]) -> dict[str, str]:
+    """The colours of the statuses that were seen, the known ones first."""
+    known = {name: colour for name, colour in _STATUS_COLOURS.items() if name in seen}
+    return known | {name: _OTHER_COLOUR for name in seen if name not in known}
 
 
 def series_at_a_glance(status: pd.DataFrame, report: pd.DataFrame) -> Image.Image:
@@ -116,7 +124,7 @@ def series_at_a_glance(status: pd.DataFrame, report: pd.DataFrame) -> Image.Imag
             state = states[row["timestamp"]]
         seen.append(state)
         number = column[row["timestamp"]]
-        cells[bands.index(row["band"]), number] = to_rgb(_STATUS_COLOURS[state])
+        cells[bands.index(row["band"]), number] = to_rgb(_STATUS_COLOURS.get(state, _OTHER_COLOUR))
         if row["valid_share"] is not None:
             valid[number] = np.nanmin([valid[number], row["valid_share"]])
         if row["cloud_share"] is not None:
@@ -133,7 +141,7 @@ def series_at_a_glance(status: pd.DataFrame, report: pd.DataFrame) -> Image.Imag
         above.set_yticks(np.arange(len(bands) + 1) - 0.5, minor=True)
         above.grid(which="minor", color="white", linewidth=2)
     above.tick_params(which="both", length=0)
-    legend = [Patch(color=colour, label=name) for name, colour in _STATUS_COLOURS.items() if name in seen]
+    legend = [Patch(color=colour, label=name) for name, colour in _colours(seen).items()]
     if legend:
         above.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False, fontsize=8)
     x = np.arange(len(keys))

@@ -35,7 +35,7 @@ from thess_agg_dagster.params import ENVIRONMENT_PREFIX, FORMATS, GRIDS, MISSING
 from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up
 from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.storage.paths import lake_path, read_bytes
-from thess_agg_dagster.timestamp.plan import is_due, tile_names
+from thess_agg_dagster.timestamp.freshness import is_due, tile_names
 from thess_agg_dagster.timestamp.refetch import download_policy, refetch
 
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130

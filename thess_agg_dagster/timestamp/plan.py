@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import dagster as dg
-
-from thess_agg_dagster import __version__
-from thess_agg_dagster.audit.event_log import latest_successes
-from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
+from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.paths import REQUESTS, is_remote
+from thess_agg_dagster.timestamp.freshness import MASK_BAND, identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
-
-#: The band whose classes mask the others.
-MASK_BAND = "SCL"
-
-#: How a file stands now, as ``DataLake.stamps`` tells.
-Stamps = Callable[[Path], str | None]
 
 _STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
 
@@ -51,12 +40,17 @@ class TimestampPlan:
     scene_ids: Sequence[str]
     mosaics: Mapping[str, MosaicPlan]
     problems: Mapping[str, Sequence[Problem]]
-    inputs: str
+    identities: Mapping[str, str]
     scenes: Sequence[Scene] = ()
     stac: bool = False
     parameters: str = "{}"
     refetched: Mapping[Path, Refetched] = field(default_factory=dict)
     refetchable: bool = False
+
+    @property
+    def inputs(self) -> str:
+        """What identifies the inputs of all bands."""
+        return together(self.identities)
 
     def summary(self) -> str:
         """What is about to be made, in one line."""
@@ -79,7 +73,7 @@ def plan_timestamp(
     ``fetched`` is what became of the tiles that had to be fetched again.
     """
     # First of all: what changes from here on must look like a change to whoever compares later.
-    inputs = identify_inputs(acquisition, lake, params)
+    identities = identify_bands(acquisition, lake, params, params.bands)
     scenes = _scenes(acquisition, lake)
     mismatches = _mismatches(tile_names(acquisition, params), lake, params.threads)
     sources: dict[str, list[Source]] = {}
@@ -105,10 +99,10 @@ def plan_timestamp(
         acquisition.scene_ids,
         {band: mosaic for band, mosaic in mosaics.items() if not problems[band]},
         {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
-        inputs,
+        identities,
         scenes,
         params.stac,
-        params.pixel_identity(),
+        params.as_json(),
         {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
         bool(params.download_from),
     )
@@ -149,66 +143,3 @@ def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
         Scene(scene_id, *radiometry_of(scene_id, read_item(lake.scene_item(scene_id))))
         for scene_id in acquisition.scene_ids
     ]
-
-
-def tile_names(
-    acquisition: Acquisition, params: TimestampsAggregationParams, required: bool = False
-) -> list[tuple[str, str]]:
-    """Scene id and band of the tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
-    bands = list(params.bands)
-    if params.mask_scl_classes and not (required and params.missing_scl == "unmasked"):
-        bands.append(MASK_BAND)
-    return [(scene, band) for scene in acquisition.scene_ids for band in dict.fromkeys(bands)]
-
-
-def identify_inputs(
-    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, stamps: Stamps | None = None
-) -> str:
-    """A short text that changes with the parameters, the tile list, and any tile's size or modification time (or ETag).
-
-    ``stamps`` is how the lake stands, where that is known already.
-    """
-    stamps = stamps or lake.stamps(acquisition.scene_ids)
-    digest = hashlib.sha256(f"{__version__}\n{params.pixel_identity()}\n".encode())
-    paths = [lake.tile(*tile) for tile in tile_names(acquisition, params)]
-    paths += [lake.scene_item(scene_id) for scene_id in acquisition.scene_ids]
-    for path in paths:
-        digest.update(f"{path.parent.name}/{path.name} {stamps(path) or 'missing'}\n".encode())
-    return digest.hexdigest()[:32]
-
-
-def changed_inputs(
-    instance: dg.DagsterInstance,
-    lake: DataLake,
-    params: TimestampsAggregationParams,
-    among: Collection[str] | None = None,
-) -> dict[str, str]:
-    """What identifies the inputs now, of published timestamps that were made of other ones (or with other parameters);
-    ``among`` some, or all.
-
-    Raises ``TimeSerieError`` and ``AreaError``.
-    """
-    acquisitions = read_time_serie(lake.time_serie).acquisitions
-    stamps = lake.stamps()
-    now = {
-        key: (found.attempt.inputs, identify_inputs(acquisitions[key], lake, params, stamps))
-        for key, found in latest_successes(instance, among).items()
-        if key in acquisitions
-    }
-    return {key: inputs for key, (recorded, inputs) in now.items() if inputs != recorded}
-
-
-def is_due(
-    acquisition: Acquisition,
-    last: RecordedAttempt | None,
-    lake: DataLake,
-    params: TimestampsAggregationParams,
-    stamps: Stamps,
-) -> bool:
-    """Whether there is no success yet, or one of other inputs or parameters, or its mosaics are gone."""
-    if last is None or last.attempt.status != "success":
-        return True
-    if last.attempt.inputs != identify_inputs(acquisition, lake, params, stamps):
-        return True
-    key = acquisition.timestamp
-    return not all(map(stamps, [lake.manifest(key), *(lake.mosaic(key, band) for band in params.bands)]))

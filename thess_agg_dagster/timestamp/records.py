@@ -37,6 +37,7 @@ def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, mes
             for path in dict.fromkeys(mosaic.files())
             if (found := plan.refetched.get(path))
         ],
+        inputs=plan.identities[mosaic.band],
     )
 
 

@@ -51,3 +51,12 @@ def test_a_name_is_never_a_path(name: str) -> None:
         DataLake(Path("/lake")).tile(name, "B04")
     with pytest.raises(ValueError, match="not a plain name"):
         DataLake(Path("/lake")).tile(SCENE, name)
+
+
+@pytest.mark.parametrize("root", ["/new/lake", "s3://bucket/new"])
+def test_a_recorded_path_is_found_in_the_lake_at_hand(root: str) -> None:
+    lake = DataLake.at(root)
+    for recorded in ("/old/lake", "s3://elsewhere/data_raw/aggregated"):
+        assert lake.here(f"{recorded}/cache/s2/A/B04.tif") == f"{root}/cache/s2/A/B04.tif"
+        assert lake.here(f"{recorded}/data_raw/aggregated/2023-01-01") == f"{root}/data_raw/aggregated/2023-01-01"
+    assert (lake.here(""), lake.here("/somewhere/else.tif")) == ("", "/somewhere/else.tif")

@@ -84,6 +84,9 @@ def test_a_row_without_tiles_is_a_timestamp_without_tiles(path: Path) -> None:
         ("2023-01-05,../../etc/passwd", "'../../etc/passwd' is not a plain name"),
         ("2023-01-05,a|/etc", "'/etc' is not a plain name"),
         ("2023-01-05", "has 1 fields, the header has 2"),
+        ("2023-01-05,a,b", "has 3 fields, the header has 2; put a list with commas in quotes, or | between its ids"),
+        ("2023-01-05,a, ,b", "has 4 fields, the header has 2; put a list with commas in quotes"),
+        ("2023-01-05," + "a|" * 65_537, "cannot be read (field larger than field limit (131072)); split it"),
         ("9999-12-31 23:59:59-05:00,a", "not an ISO 8601 datetime"),
     ],
 )
@@ -118,6 +121,12 @@ def test_no_rows(path: Path) -> None:
     [
         ("", "lacks the column(s) acq_datetime, tile_ids (found: none)"),
         ("acq_datetime,tiles\n", "lacks the column(s) tile_ids (found: acq_datetime, tiles)"),
+        ("acq_datetime,tile_ids,tile_ids\n", "has the column(s) tile_ids twice; leave one of each"),
+        ("acq_datetime,tile_ids, acq_datetime\n", "has the column(s) acq_datetime twice"),
+        ("acq_datetime;tile_ids\n2023-01-01;a\n", "is separated by semicolons, not by commas; export it with commas"),
+        ('"note, short";"acq_datetime";"tile_ids"\n', "is separated by semicolons, not by commas"),
+        ("acq_datetime\ttile_ids\n2023-01-01\ta\n", "is separated by tabs, not by commas"),
+        ("acq_datetime," + "a" * 131_073 + ",tile_ids\n", "line 1: cannot be read (field larger"),
     ],
 )
 def test_missing_columns_are_named(path: Path, text: str, message: str) -> None:
@@ -139,9 +148,14 @@ def test_not_text(path: Path) -> None:
 
 
 def test_a_field_without_end_is_not_swallowed(path: Path) -> None:
-    path.write_text("acq_datetime,tile_ids\n2023-01-01," + "a" * 300_000)
-    with pytest.raises(TimeSerieError, match="cannot be read as UTF-8 CSV"):
-        read_time_serie(path)
+    found = series(path, "acq_datetime,tile_ids\n2023-01-01,b\n2023-01-02," + "a" * 300_000)
+    assert list(found.acquisitions) == ["2023-01-01"]
+    assert str(found.refused[0]).startswith("line 3: cannot be read (field larger")
+
+
+def test_empty_cells_beyond_the_header_are_fine(path: Path) -> None:
+    """As spreadsheets leave them."""
+    assert scenes(series(path, "acq_datetime,tile_ids\n2023-01-01,a|b,, \n")) == {"2023-01-01": ("a", "b")}
 
 
 def test_200_megabytes_on_one_line_are_refused_in_bounded_memory(path: Path) -> None:

@@ -1,0 +1,192 @@
+"""Whether what is published of a timestamp is what would be made of it now: what identifies a mosaic, and what is due.
+
+A mosaic is identified by the version of its pixels, the parameters that decide them, and how its tiles stand. The
+release's number has no part in it: an upgrade makes nothing due.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
+from thess_agg_dagster.mosaic import PIXELS_VERSION
+from thess_agg_dagster.mosaic.area import read_area
+from thess_agg_dagster.params import TimestampsAggregationParams
+
+#: The band whose classes mask the others.
+MASK_BAND = "SCL"
+
+#: How a file stands now, as ``DataLake.stamps`` tells.
+Stamps = Callable[[Path], str | None]
+
+
+def code_version() -> str | None:
+    """What Dagster compares published timestamps by: the version of the pixels.
+
+    The first one has no name: 0.1.0 told Dagster of none, and what it published would be stale.
+    """
+    return None if PIXELS_VERSION == 1 else str(PIXELS_VERSION)
+
+
+def tile_names(
+    acquisition: Acquisition, params: TimestampsAggregationParams, required: bool = False
+) -> list[tuple[str, str]]:
+    """Scene id and band of the tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
+    bands = list(params.bands)
+    if params.mask_scl_classes and not (required and params.missing_scl == "unmasked"):
+        bands.append(MASK_BAND)
+    return [(scene, band) for scene in acquisition.scene_ids for band in dict.fromkeys(bands)]
+
+
+def identify_bands(
+    acquisition: Acquisition,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    bands: Iterable[str],
+    stamps: Stamps | None = None,
+) -> dict[str, str]:
+    """Per band a short text that changes with what decides its pixels: parameters, the tile list, and size or
+    modification time (or ETag) of any file that is read for it.
+
+    ``stamps`` is how the lake stands, where that is known already. Raises ``AreaError``.
+    """
+    stamps = stamps or lake.stamps(acquisition.scene_ids)
+    start = f"{PIXELS_VERSION}\n{params.pixel_identity()}\n"
+    found = {}
+    for band in bands:
+        names = [band, *([MASK_BAND] if params.mask_scl_classes else []), *filter(None, [params.match_band])]
+        paths = [lake.tile(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
+        paths += map(lake.scene_item, acquisition.scene_ids)
+        found[band] = _digest(start, paths, stamps)
+    return found
+
+
+def identify_inputs(
+    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, stamps: Stamps | None = None
+) -> str:
+    """What identifies the mosaics of all bands that ``params`` ask for, as a short text: see :func:`identify_bands`."""
+    return together(identify_bands(acquisition, lake, params, params.bands, stamps))
+
+
+def together(bands: Mapping[str, str]) -> str:
+    """One text for what identifies each of some bands."""
+    return hashlib.sha256(json.dumps(bands, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def is_identified(recorded: str, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> bool:
+    """Whether a text that was recorded earlier, maybe by an earlier release, still identifies the inputs."""
+    stamps = lake.stamps(acquisition.scene_ids)
+    return recorded == identify_inputs(acquisition, lake, params, stamps) or _is_of_0_1_0(
+        recorded, acquisition, lake, params, params.bands, stamps
+    )
+
+
+def current_bands(
+    made: Attempt, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, stamps: Stamps
+) -> set[str]:
+    """The bands of a success that would be made the same again, by what was recorded of them."""
+    bands = [band.band for band in made.bands]
+    if not made.schema:
+        return set(bands) if _is_of_0_1_0(made.inputs, acquisition, lake, params, bands, stamps) else set()
+    now = identify_bands(acquisition, lake, params, bands, stamps)
+    return {band.band for band in made.bands if band.inputs == now[band.band]}
+
+
+def changed_inputs(
+    published: Mapping[str, RecordedAttempt], lake: DataLake, params: TimestampsAggregationParams
+) -> dict[str, str]:
+    """What identifies the inputs now, of published timestamps that were made of other ones (or with other parameters).
+
+    Raises ``TimeSerieError`` and ``AreaError``.
+    """
+    acquisitions = read_time_serie(lake.time_serie).acquisitions
+    stamps = lake.stamps()
+    return {
+        key: identify_inputs(acquisitions[key], lake, params, stamps)
+        for key, found in published.items()
+        if key in acquisitions
+        and not set(params.bands) <= current_bands(found.attempt, acquisitions[key], lake, params, stamps)
+    }
+
+
+def is_due(
+    acquisition: Acquisition,
+    last: RecordedAttempt | None,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    stamps: Stamps,
+) -> bool:
+    """Whether there is no success yet, or one of other inputs or parameters, or something of it is gone."""
+    if last is None or last.attempt.status != "success":
+        return True
+    if not set(params.bands) <= current_bands(last.attempt, acquisition, lake, params, stamps):
+        return True
+    key = acquisition.timestamp
+    expected = [lake.manifest(key), *(lake.mosaic(key, band) for band in params.bands)]
+    if params.stac:
+        expected.append(lake.item(key))
+    return not all(map(stamps, expected))
+
+
+def _digest(start: str, paths: Iterable[Path], stamps: Stamps) -> str:
+    digest = hashlib.sha256(start.encode())
+    for path in paths:
+        digest.update(f"{path.parent.name}/{path.name} {stamps(path) or 'missing'}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+# What 0.1.0 counted among the parameters, and what stood for those that were not given. Never changed.
+_PARAMETERS_OF_0_1_0: Mapping[str, Any] = {
+    "aoi": None,
+    "aoi_mask": False,
+    "bands": ["B04", "B08", "SCL"],
+    "bounds": None,
+    "compress": "zstd",
+    "dtype": None,
+    "format": "geotiff",
+    "grid": "tiles",
+    "harmonize": False,
+    "mask_scl_classes": [],
+    "match_band": None,
+    "merge_method": "first",
+    "missing_scl": "fail",
+    "nodata": float("nan"),
+    "overviews": False,
+    "reduction": "average",
+    "resampling": "nearest",
+    "resolution": None,
+    "stac": False,
+    "target_crs": "first",
+}
+
+
+def _is_of_0_1_0(
+    recorded: str,
+    acquisition: Acquisition,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    bands: Sequence[str],
+    stamps: Stamps,
+) -> bool:
+    """Whether a text identifies the inputs of some bands in the way of 0.1.0, which made the first version of the pixels.
+
+    It counted its own number and all parameters. (Whether it wrote a STAC item, too, which changes no pixel.)
+    """
+    if PIXELS_VERSION != 1:
+        return False
+    values = {name: getattr(params, name, default) for name, default in _PARAMETERS_OF_0_1_0.items()}
+    values["bands"] = list(bands)
+    if params.aoi is not None:
+        area = read_area(params.aoi)
+        values["aoi"] = f"{area.crs} {area.wkt}"
+    names = [*bands, MASK_BAND] if params.mask_scl_classes else bands
+    paths = [lake.tile(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
+    paths += map(lake.scene_item, acquisition.scene_ids)
+    texts = (json.dumps(values | {"stac": stac}, sort_keys=True) for stac in (True, False))
+    return any(recorded == _digest(f"0.1.0\n{text}\n", paths, stamps) for text in texts)

@@ -1,0 +1,234 @@
+"""Lakes that the release 0.1.0 left (``data/release_0_1_0``), opened by this one in another folder."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from thess_agg_dagster import mosaic
+from thess_agg_dagster.audit.event_log import attempt_metadata, latest_attempts, latest_successes
+from thess_agg_dagster.audit.outcome import SCHEMA, Attempt, BandRecord
+from thess_agg_dagster.definitions import defs
+from thess_agg_dagster.defs.sensors import late_tiles_sensor
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.runs.batch import run_asset
+from thess_agg_dagster.runs.instance import open_instance
+from thess_agg_dagster.timestamp import freshness
+from thess_agg_dagster.timestamp.freshness import changed_inputs, current_bands, identify_bands, is_due, is_identified
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+from thess_agg_dagster_tests.rasters import DATA, read
+from thess_agg_dagster_tests.runs.test_command import invoke
+
+AOI = "POLYGON((23.25 40.55,23.45 40.55,23.45 40.65,23.25 40.65,23.25 40.55))"
+GIVEN: dict[str, Any] = {
+    "merge_method": "max", "resampling": "bilinear", "nodata": -9999, "aoi": AOI, "mask_scl_classes": [3, 8, 9, 10],
+    "harmonize": True, "stac": True,
+}  # fmt: skip
+OPTIONS = (
+    "--merge-method", "max", "--resampling", "bilinear", "--nodata", "-9999", "--aoi", AOI,
+    "--mask-scl-classes", "3,8,9,10", "--harmonize", "--stac",
+)  # fmt: skip
+
+
+def unpack(folder: Path) -> None:
+    with tarfile.open(DATA / "release_0_1_0" / "lakes.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallLake]:
+    """The lake that 0.1.0 made with default parameters, in another folder, with its own event log."""
+    unpack(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    with open_instance(tmp_path / "defaults") as instance:
+        yield SmallLake(tmp_path / "defaults", instance)
+
+
+def due(lake: DataLake, instance: dg.DagsterInstance, **given: Any) -> list[str]:
+    params, latest, stamps = TimestampsAggregationParams(**given), latest_attempts(instance), lake.stamps()
+    rows = read_time_serie(lake.time_serie).acquisitions
+    return [key for key, row in rows.items() if is_due(row, latest.get(key), lake, params, stamps)]
+
+
+def test_its_attempts_are_read(old: SmallLake) -> None:
+    found = {key: each.attempt for key, each in latest_attempts(old.instance).items()}
+    assert {key: each.status for key, each in found.items()} == {
+        FIRST: "success", SECOND: "failed_missing_inputs", THIRD: "failed_invalid_inputs",
+    }  # fmt: skip
+    assert [band.band for band in found[FIRST].bands] == ["B04", "B08", "SCL"]
+    assert found[FIRST].schema == 0
+    assert found[SECOND].bands[2].missing_files
+    assert {band.status for band in found[THIRD].bands} == {"skipped", "unknown_crs"}
+
+
+def test_its_timestamps_are_not_due(old: SmallLake) -> None:
+    assert due(old.lake, old.instance) == [SECOND, THIRD]  # those that failed
+    # Fewer bands are no change; more are.
+    assert due(old.lake, old.instance, bands=["SCL", "B04"]) == [SECOND, THIRD]
+    assert FIRST in due(old.lake, old.instance, bands=["B04", "B05"])
+    assert FIRST in due(old.lake, old.instance, resampling="cubic")
+    # What those that failed were made of is known again, too: their tiles are no news for the sensor.
+    params, rows = TimestampsAggregationParams(), read_time_serie(old.lake.time_serie).acquisitions
+    for key, found in latest_attempts(old.instance).items():
+        assert is_identified(found.attempt.inputs, rows[key], old.lake, params)
+    context = dg.build_sensor_context(instance=old.instance)
+    tick = late_tiles_sensor(context, io_manager=defs.resources["io_manager"], params=params)
+    assert isinstance(tick, dg.SkipReason)
+
+
+def test_neither_are_those_made_with_other_parameters(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    lake = DataLake(tmp_path / "parameters")
+    with open_instance(lake.root) as instance:
+        assert due(lake, instance, **GIVEN) == []
+        assert due(lake, instance, **GIVEN | {"stac": False}) == []
+        assert due(lake, instance, **GIVEN | {"harmonize": False}) == [FIRST, SECOND]
+        lake.item(SECOND).unlink()
+        assert due(lake, instance, **GIVEN) == [SECOND]
+
+
+def test_a_changed_tile_makes_one_of_them_due(old: SmallLake) -> None:
+    params = TimestampsAggregationParams()
+    assert changed_inputs(latest_successes(old.instance), old.lake, params) == {}
+    scene_id = latest_successes(old.instance)[FIRST].attempt.scene_ids[0]
+    old.add_tile(scene_id, "B08", east=True)
+    assert due(old.lake, old.instance) == [FIRST, SECOND, THIRD]
+    assert set(changed_inputs(latest_successes(old.instance), old.lake, params)) == {FIRST}
+
+
+def test_nothing_is_stale_for_dagster(old: SmallLake) -> None:
+    graph = defs.get_repository_def().asset_graph
+    resolver = CachingStaleStatusResolver(old.instance, graph, LoadingContextForTest(old.instance))
+    assert resolver.get_status(AGGREGATED, FIRST) == StaleStatus.FRESH
+
+
+def test_the_command_skips_reports_and_verifies(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    lake = DataLake(tmp_path / "parameters")
+    before = {path: path.stat().st_mtime_ns for path in lake.aggregated.glob("2*/*")}
+    result = invoke("--data-lake", str(lake.root), *OPTIONS)
+    assert result.exit_code == 0, result.output
+    assert "2 timestamps, 2 unchanged and skipped" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in lake.aggregated.glob("2*/*")} == before
+    table = pd.read_csv(lake.audit_table("band_report"), dtype=str, keep_default_na=False)
+    assert list(table["status"]) == ["success"] * 6
+    assert set(table["crs"]) == {"EPSG:32635"}
+    # Tables and verification tell of this lake, not of where it stood when it was made.
+    assert [Path(path) for path in table["output_path"]] == sorted(lake.aggregated.glob("2*/*.tif"))
+    assert all(Path(path).exists() for cell in table["input_files"] for path in cell.split("|"))
+    summary = pd.read_csv(lake.audit_table("summary"), dtype=str, keep_default_na=False)
+    assert list(summary["output_folder"]) == [str(lake.timestamp_folder(key)) for key in (FIRST, SECOND)]
+
+    verified = invoke("--data-lake", str(lake.root), "--verify")
+    assert (verified.exit_code, "6 mosaics looked at" in verified.stderr) == (0, True), verified.output
+    lake.mosaic(FIRST, "B08").unlink()
+    mosaic = lake.mosaic(SECOND, "B04")
+    mosaic.write_bytes(mosaic.read_bytes()[:-1] + b"x")
+    verified = invoke("--data-lake", str(lake.root), "--verify")
+    assert verified.exit_code == 1
+    assert f"{FIRST}: {lake.mosaic(FIRST, 'B08')}: cannot be found" in verified.stderr
+    assert f"{SECOND}: {mosaic}: has xxh128:" in verified.stderr
+
+
+def test_one_of_its_timestamps_is_made_again_beside_the_others(old: SmallLake) -> None:
+    """The failed one, once its tile is there; the report tells of records of both releases."""
+    scene_id = latest_attempts(old.instance)[SECOND].attempt.scene_ids[1]
+    old.add_tile(scene_id, "SCL", pixels=read(old.lake.tile(scene_id, "B04"))[::2, ::2].astype("uint8"), pixel=1000)
+    run_asset(old.instance, old.resources(), TIME_SERIE)
+    made = old.aggregate(SECOND).attempt
+    assert (made.status, made.schema) == ("success", SCHEMA)
+    assert due(old.lake, old.instance) == [THIRD]
+    status = old.tables()["status"]
+    assert list(status["status"]) == ["success", "success", "failed_invalid_inputs"]
+
+
+def test_pixels_of_another_version_are_due(old: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freshness, "PIXELS_VERSION", 2)
+    assert due(old.lake, old.instance) == [FIRST, SECOND, THIRD]
+    assert freshness.code_version() == "2"
+
+
+# What identified these tiles with these parameters when the pixels had the version 1. They hold as long as that version
+# does: a change that breaks one makes every lake due. Either it must not, or PIXELS_VERSION is raised (and these with it).
+IDENTITIES: list[tuple[dict[str, Any], str]] = [
+    ({}, "a9b0cf0ea239606cfefdeed2b51a2f2f"),
+    (
+        {"bands": ["B04", "B99"], "stac": True, "threads": 7, "max_workers": 3, "download_from": ["a.org"]},
+        "a9b0cf0ea239606cfefdeed2b51a2f2f",
+    ),
+    ({"merge_method": "max"}, "cdc593fc5f8fa17df7eeac385f9fddc0"),
+    ({"resampling": "cubic"}, "0c8f923ca72d81dde7070034def34954"),
+    ({"nodata": -9999}, "446c48cf2720c447ce0d72f0012c79df"),
+    ({"dtype": "float32"}, "da5961256f6f8ba8369df4ab7e32db8f"),
+    ({"compress": "deflate"}, "952ddc725f87f9ca6dbee88f631dcc4b"),
+    ({"target_crs": "EPSG:32634"}, "1aae9d561fc084e97fe5ddfb024b362b"),
+    ({"target_crs": "EPSG:32634", "grid": "fixed", "bounds": [0, 0, 60, 60.5]}, "18d4251a109eabef0e650e7eea193a59"),
+    ({"aoi": AOI}, "6df2bc0b27912db4581160ed34728ca9"),
+    ({"aoi": AOI, "aoi_mask": True, "grid": "fixed"}, "703239fca1028ed4c0dadf5b92e2c607"),
+    ({"resolution": 20, "reduction": "med", "overviews": True}, "40d3e1ea2646cd7cd74acfaf28c0483b"),
+    ({"match_band": "B08"}, "e2922990a07c4529e9483295f675dada"),
+    ({"mask_scl_classes": [9, 3], "missing_scl": "unmasked"}, "223dec6c0615e93d3c087048d272c1be"),
+    ({"harmonize": True}, "38d213b16da00d51bc1ca1060f195852"),
+    ({"format": "cog"}, "6410da8aa64783eb16249def0b036959"),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), IDENTITIES)
+def test_identities_stay(tmp_path: Path, given: dict[str, Any], expected: str) -> None:
+    assert mosaic.PIXELS_VERSION == 1
+    lake = DataLake(tmp_path)
+    acquisition = Acquisition(FIRST, ("S2A_A", "S2A_B"))
+    params = TimestampsAggregationParams(**given)
+    found = identify_bands(acquisition, lake, params, ["B04"], lambda path: f"{len(path.name)} 1690000000000000000")
+    assert found == {"B04": expected}
+
+
+def test_all_that_decides_pixels_has_an_identity() -> None:
+    assert {name for given, _ in IDENTITIES for name in given} >= set(
+        json.loads(TimestampsAggregationParams().as_json())
+    )
+
+
+def test_records_of_other_releases_are_read(small_lake: SmallLake) -> None:
+    """Unknown fields are passed over, missing ones have their default, an unknown status is reported as it is."""
+    small_lake.list_rows((FIRST, ["A"]), (SECOND, ["B"]), (THIRD, ["C"]))
+    small_lake.read_list()
+    future = Attempt(FIRST, "success", "", [BandRecord("B04", "success", width=3, height=4, valid_share=1.0)])
+    data = attempt_metadata(future)["attempt"].data
+    data |= {"schema": 99, "planet": "Mars"}
+    data["bands"][0] |= {"polarization": "VV"}
+    past = {"timestamp": SECOND, "status": "success", "message": "", "bands": [{"band": "B04", "status": "success"}]}
+    small_lake.instance.report_runless_asset_event(
+        dg.AssetMaterialization(AGGREGATED, partition=FIRST, metadata={"attempt": dg.MetadataValue.json(data)})
+    )
+    small_lake.instance.report_runless_asset_event(
+        dg.AssetMaterialization(AGGREGATED, partition=SECOND, metadata={"attempt": dg.MetadataValue.json(past)})
+    )
+    strange = {"timestamp": THIRD, "status": "failed_by_aliens", "bands": [{"band": "B04", "status": "abducted"}]}
+    small_lake.instance.report_runless_asset_event(
+        dg.AssetObservation(AGGREGATED, partition=THIRD, metadata={"attempt": dg.MetadataValue.json(strange)})
+    )
+    found = {key: each.attempt for key, each in latest_attempts(small_lake.instance).items()}
+    assert json.dumps(asdict(found[FIRST])) == json.dumps(asdict(replace(future, schema=99)))
+    assert found[SECOND].bands == [BandRecord("B04", "success")]
+    assert (found[SECOND].schema, found[SECOND].inputs) == (0, "")
+    rows = read_time_serie(small_lake.lake.time_serie).acquisitions
+    params = TimestampsAggregationParams()
+    assert current_bands(found[FIRST], rows[FIRST], small_lake.lake, params, lambda _: "1 1") == set()
+    tables = small_lake.tables()
+    assert list(tables["status"]["status"]) == ["success", "success", "failed_by_aliens"]
+    assert list(tables["band_report"]["status"]) == ["success", "success", "abducted"]
+    assert REPORT in small_lake.instance.all_asset_keys()
