@@ -20,6 +20,8 @@ from thess_agg_dagster.defs.checks import (
     check_published,
     check_report,
     check_time_serie,
+    check_unmade,
+    check_unplanned,
     failed_schema,
 )
 from thess_agg_dagster.defs.io_manager import AuditTables, DataLakeIOManager
@@ -155,17 +157,21 @@ def aggregated(
             message = (
                 str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
             )
+            yield from check_unplanned(message)
             context.log_event(failure_observation(Attempt(timestamp, "exception", message, scene_ids=scene_ids)))
             raise dg.Failure(message, allow_retries=is_transient(error)) from error
-        yield from check_plan(plan)
         if plan.problems or not plan.mosaics:
             attempt = unplanned_attempt(plan)
+            yield from check_plan(plan)
+            yield check_unmade(attempt.message)
             context.log_event(failure_observation(attempt))
             raise dg.Failure(attempt.message, allow_retries=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dg.BetaWarning)
             output = dg.Output(plan, data_version=dg.DataVersion(plan.inputs))
         yield output  # the IO manager makes the mosaics
+        # Afterwards: a check counts to the materialization that is the latest when it is yielded.
+        yield from check_plan(plan)
         yield check_mosaics(plan, lake.timestamp_folder(timestamp))
 
 

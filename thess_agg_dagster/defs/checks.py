@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
-from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.plan import MosaicPlan, NoteKind
 from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env, gdal_name
 from thess_agg_dagster.storage.paths import as_os_errors, read_bytes
 from thess_agg_dagster.timestamp.plan import TimestampPlan
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 # Lines of a check's details; the event log is no place for long lists.
 _MOST_LINES = 100
+_DETAILS = "details"
+_DETAILS_SCHEMA = dg.TableSchema([dg.TableColumn("level"), dg.TableColumn("detail")])
+
+# Notes of a plan that a person should look at: what the mosaic shows may not be what the tiles meant.
+_LOOK_AT = frozenset[NoteKind]({"dtype", "mixed_baselines", "unmasked"})
 
 with warnings.catch_warnings():
     # Checks per partition are a preview feature of Dagster 1.13; they work, and the warning says nothing to a user.
@@ -40,13 +45,17 @@ with warnings.catch_warnings():
         dg.AssetCheckSpec(name, asset=AGGREGATED, partitions_def=timestamps, description=description)
         for name, description in (
             ("inputs_complete", "Every tile of every band exists and can be read."),
-            ("crs_known", "Every tile has a CRS; a warning where tiles had to be reprojected."),
+            ("crs_known", "Every tile has a CRS; says which were reprojected."),
             (
                 "dtype_safe",
                 "Dtypes, nodata and radiometric offsets agree; a warning where the dtype was promoted, baselines are mixed, "
                 "or a scene has no SCL to mask with.",
             ),
-            ("mosaics_valid", "The published mosaics, reopened: grid, dtype, valid pixels, and the same ground."),
+            (
+                "mosaics_valid",
+                "The published mosaics, reopened: grid, dtype, valid pixels, and the same ground; a warning where none could "
+                "be made.",
+            ),
         )
     ]
 TIME_SERIE_CHECKS = [
@@ -81,27 +90,50 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
         for problem in problems:
             faults[by_kind.get(problem.kind, "inputs_complete")].append(str(problem))
     mosaics = plan.mosaics.values()
-    remarks = {
-        "crs_known": [
-            f"{m.band}: {len(m.reprojected)} of {len(m.tiles)} tiles reprojected to {crs_name(rasterio_crs(m.grid))}"
-            for m in mosaics
-            if m.reprojected
-        ],
-        "dtype_safe": [
-            f"{m.band}: {note}"
-            for m in mosaics
-            for note in m.notes
-            if any(word in note for word in ("dtype", "empty", "mixed", "not masked"))
-        ],
-    }
-    for name, messages in faults.items():
-        yield _result(name, messages, remarks.get(name, []))
+    reprojected = [
+        f"{m.band}: {len(m.reprojected)} of {len(m.tiles)} tiles reprojected to {crs_name(rasterio_crs(m.grid))}"
+        for m in mosaics
+        if m.reprojected
+    ]
+    notes = [(note.kind, f"{m.band}: {note}") for m in mosaics for note in m.notes]
+    yield _result("inputs_complete", faults["inputs_complete"])
+    yield _result("crs_known", faults["crs_known"], remarks=reprojected)
+    yield _result(
+        "dtype_safe",
+        faults["dtype_safe"],
+        doubts=[text for kind, text in notes if kind in _LOOK_AT],
+        remarks=[text for kind, text in notes if kind not in _LOOK_AT],
+    )
+
+
+def check_unplanned(message: str) -> Iterator[dg.AssetCheckResult]:
+    """The checks of an attempt that failed before its tiles were looked at."""
+    yield _result("inputs_complete", [message])
+    for name in ("crs_known", "dtype_safe"):
+        yield _result(name, doubts=[f"not looked at, because {message}"])
+    yield check_unmade(message)
+
+
+def check_unmade(message: str, merging: bool = False) -> dg.AssetCheckResult:
+    """The check of mosaics that were not made: the fault is another check's, unless ``merging`` found it."""
+    why = f"not made, because {message}"
+    return _result("mosaics_valid", [why] if merging else [], [] if merging else [why])
+
+
+def record_checks(context: dg.OutputContext, results: Iterable[dg.AssetCheckResult]) -> None:
+    """Record checks where the IO manager fails: after that, Dagster asks the asset for nothing more.
+
+    An ``OutputContext`` logs observations only. What Dagster does with the check results that an asset yields, is done here.
+    """
+    step = context.step_context
+    for result in results:
+        dg.DagsterEvent.asset_check_evaluation(step, result.to_asset_check_evaluation(step))
 
 
 def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
     """Reopen what was published and compare it with the plan."""
     faults: list[str] = []
-    remarks = _ground_remarks(list(plan.mosaics.values()))
+    doubts = _ground_doubts(list(plan.mosaics.values()))
     for band, mosaic in plan.mosaics.items():
         path = folder / f"{band}.tif"
         try:
@@ -110,22 +142,22 @@ def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
                 if _is_empty(published):
                     hidden = mosaic.options.mask or mosaic.options.target.area is not None
                     why = "all is masked, or lies outside the aoi" if hidden else "are all tiles empty here?"
-                    (remarks if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
+                    (doubts if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
         except rasterio.RasterioIOError as error:
             faults.append(f"{path}: cannot be reopened ({error})")
-    return _result("mosaics_valid", faults, remarks)
+    return _result("mosaics_valid", faults, doubts)
 
 
 def check_time_serie(series: TimeSerie) -> Iterator[dg.AssetCheckResult]:
     """The checks of a list that could be read."""
-    yield _result("schema", [], [])
+    yield _result("schema")
     empty = [] if series.acquisitions else ["no usable rows: there is nothing to aggregate"]
     yield _result("rows", [str(row) for row in series.refused], empty)
 
 
 def failed_schema(message: str) -> dg.AssetCheckResult:
     """The check of a list that could not be read at all."""
-    return _result("schema", [message], [])
+    return _result("schema", [message])
 
 
 def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResult:
@@ -139,7 +171,7 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
         missing = sorted(set(registered) - set(table["timestamp"]))
         if missing:
             faults.append(f"{path}: lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
-    return _result("complete", faults, [])
+    return _result("complete", faults)
 
 
 def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
@@ -160,7 +192,7 @@ def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[
                 f"{key}: {band.band} covers {_ground(band)} with {_pixels(band)} pixels, most others {ground} with {pixels}; "
                 "run it again with the same parameters"
             )
-    return _result("one_grid", faults, [])
+    return _result("one_grid", faults)
 
 
 def _ground(band: BandRecord) -> str:
@@ -183,7 +215,7 @@ def check_published(published: Mapping[str, RecordedAttempt], lake: DataLake) ->
             for (key, path, _), fault in zip(mosaics, changes, strict=True)
             if fault
         ]
-    return _result("unchanged", faults, [])
+    return _result("unchanged", faults)
 
 
 def _changed(path: Path, band: BandRecord) -> str:
@@ -220,29 +252,39 @@ def _is_empty(mosaic: DatasetReader) -> bool:
     return not any(mosaic.read(1, window=window, masked=True).count() for _, window in mosaic.block_windows(1))
 
 
-def _ground_remarks(plans: Sequence[MosaicPlan]) -> list[str]:
+def _ground_doubts(plans: Sequence[MosaicPlan]) -> list[str]:
     """Bands of one timestamp cover the same ground: their edges differ by less than two of the coarsest pixels."""
     if not plans:
         return []
     reference = plans[0]
-    remarks = []
+    found = []
     for plan in plans[1:]:
         pixel = max(abs(plan.grid.resolution.x), abs(reference.grid.resolution.x))
         gap = np.abs(np.subtract(plan.grid.boundingbox.bbox, reference.grid.boundingbox.bbox)).max()
         if plan.grid.crs != reference.grid.crs or gap >= 2 * pixel:
-            remarks.append(f"{plan.band} and {reference.band} do not cover the same ground")
-    return remarks
+            found.append(f"{plan.band} and {reference.band} do not cover the same ground")
+    return found
 
 
-def _result(name: str, faults: Sequence[str], remarks: Sequence[str]) -> dg.AssetCheckResult:
-    """Faults fail the check; remarks alone are a warning."""
-    messages = [*faults, *remarks]
-    lines = [*messages[:_MOST_LINES], *([f"and {len(messages) - _MOST_LINES} more"] if messages[_MOST_LINES:] else [])]
-    metadata: Mapping[str, str] = {"details": "\n".join(lines)} if messages else {}
+def details_of(metadata: Mapping[str, dg.MetadataValue]) -> list[str]:
+    """What a check recorded, a line each."""
+    table = metadata.get(_DETAILS)
+    return [str(row.data["detail"]) for row in table.records] if isinstance(table, dg.TableMetadataValue) else []
+
+
+def _result(
+    name: str, faults: Sequence[str] = (), doubts: Sequence[str] = (), remarks: Sequence[str] = ()
+) -> dg.AssetCheckResult:
+    """Faults fail the check; doubts alone, as a warning; remarks pass."""
+    found = [("fault", text) for text in faults] + [("warning", text) for text in doubts]
+    found += [("remark", text) for text in remarks]
+    rows = [dg.TableRecord({"level": level, "detail": text}) for level, text in found[:_MOST_LINES]]
+    if more := len(found) - len(rows):
+        rows += [dg.TableRecord({"level": "", "detail": f"and {more} more"})]
     return dg.AssetCheckResult(
         check_name=name,
-        passed=not messages,
+        passed=not (faults or doubts),
         severity=dg.AssetCheckSeverity.ERROR if faults else dg.AssetCheckSeverity.WARN,
-        description=messages[0] if messages else None,
-        metadata=metadata,
+        description=found[0][1] if found else None,
+        metadata={_DETAILS: dg.MetadataValue.table(rows, _DETAILS_SCHEMA)} if found else {},
     )

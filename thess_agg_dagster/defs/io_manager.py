@@ -15,6 +15,7 @@ from pydantic import Field
 
 from thess_agg_dagster.audit.event_log import attempt_metadata, failure_observation, stopping_is_final
 from thess_agg_dagster.audit.tables import table_schema
+from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.layout import MANIFEST, DataLake
@@ -146,6 +147,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     def _write_timestamp(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
         outcome = self.publish(obj, context.log.info)
         if outcome.attempt.status != "success":
+            record_checks(context, [*check_plan(obj), check_unmade(outcome.attempt.message, merging=True)])
             context.log_event(failure_observation(outcome.attempt))
             raise dg.Failure(outcome.attempt.message, allow_retries=outcome.worth_a_retry) from outcome.error
         seen: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from odc.geo.geobox import GeoBox
@@ -75,6 +76,23 @@ class Layer:
     resampling: Resampling
 
 
+#: What a note tells of.
+NoteKind = Literal[
+    "unmasked", "mixed_baselines", "dtype", "empty_values", "pixel_sizes", "outside_grid", "overviews", "offset_removed"
+]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was reconciled on the way to a mosaic: its kind for programs, words for people."""
+
+    kind: NoteKind
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class MosaicPlan:
     """One band's mosaic, decided: layers in merge order, target grid, dtype, nodata."""
@@ -85,7 +103,7 @@ class MosaicPlan:
     dtype: str
     nodata: float
     options: MosaicOptions
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
@@ -112,7 +130,7 @@ class _Inspected:
     empty_values: tuple[float, ...]
     scl: tuple[Tile | None, ...]
     offsets: tuple[int, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
     @property
     def geoboxes(self) -> list[GeoBox]:
@@ -165,7 +183,7 @@ def _inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> _I
     empty_values: list[float] = []
     scl: list[Tile | None] = []
     problems: list[Problem] = []
-    notes: list[str] = []
+    notes: list[Note] = []
     masked = bool(options.mask) and band not in CATEGORICAL_BANDS
     harmonized = options.harmonize and is_reflectance(band)
     for source in sources:
@@ -198,15 +216,14 @@ def _inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> _I
             except TileError as error:
                 if not options.unmasked:
                     problems.append(error.problem)
-                notes.append(f"{source.path.parent.name} is not masked: {error.problem.reason}")
+                notes.append(Note("unmasked", f"{source.path.parent.name} is not masked: {error.problem.reason}"))
     if problems or not tiles:
         raise PlanError(problems or [Problem("missing_input", "no tiles are listed")])
     offsets = [source.offset or 0 if harmonized else 0 for source in sources]
     carried = sorted({source.offset for source in sources if source.offset is not None})
     if is_reflectance(band) and not options.harmonize and len(carried) > 1:
-        notes.append(
-            f"tiles with and without the offset of {carried[-1]} (processing baseline 04.00) are mixed; harmonize removes it"
-        )
+        mixed = f"tiles with and without the offset of {carried[-1]} (processing baseline 04.00) are mixed"
+        notes.append(Note("mixed_baselines", f"{mixed}; harmonize removes it"))
     return _Inspected(tuple(tiles), tuple(empty_values), tuple(scl), tuple(offsets), tuple(notes))
 
 
@@ -299,22 +316,22 @@ def _reduction(tile: GeoBox, grid: GeoBox) -> float:
 
 def _notes(
     inspected: _Inspected, layers: Sequence[Layer], grid: GeoBox, dtype: str, options: MosaicOptions
-) -> Iterator[str]:
-    """What was reconciled, in words, for the audit."""
+) -> Iterator[Note]:
+    """What was reconciled, for checks and the audit."""
     tiles = inspected.tiles
     yield from inspected.notes
     if others := sorted({tile.dtype for tile in tiles} - {dtype}):
-        yield f"dtype promoted from {', '.join(others)} to {dtype}"
+        yield Note("dtype", f"dtype promoted from {', '.join(others)} to {dtype}")
     tags = dict.fromkeys(f"{value:g}" for value in inspected.empty_values)
     if len(tags) > 1:
-        yield f"tiles call different values empty ({', '.join(tags)})"
+        yield Note("empty_values", f"tiles call different values empty ({', '.join(tags)})")
     sizes = dict.fromkeys(tile.geobox.resolution.map(abs).xy for tile in tiles if tile.geobox.crs == grid.crs)
     if len(sizes) > 1:
-        yield f"tiles of different pixel sizes brought to {grid.resolution.x:g}"
+        yield Note("pixel_sizes", f"tiles of different pixel sizes brought to {grid.resolution.x:g}")
     if len(layers) < len(tiles):
-        yield f"{len(tiles) - len(layers)} of {len(tiles)} tiles lie outside the grid"
+        yield Note("outside_grid", f"{len(tiles) - len(layers)} of {len(tiles)} tiles lie outside the grid")
     if any(layer.tile.overview is not None for layer in layers):
-        yield "reduced from overviews, which is not exact"
+        yield Note("overviews", "reduced from overviews, which is not exact")
     if any(layer.offset for layer in layers):
         count = sum(bool(layer.offset) for layer in layers)
-        yield f"the radiometric offset was removed from {count} of {len(layers)} tiles"
+        yield Note("offset_removed", f"the radiometric offset was removed from {count} of {len(layers)} tiles")

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from thess_agg_dagster.audit.event_log import latest_attempts
+from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.lake.download import Downloader
@@ -199,8 +200,7 @@ class _Session:
         """Look every published mosaic up again, and tell which ones are not what they were."""
         run = run_asset(self.instance, self.resources, VERIFICATION)
         (found,) = run.get_asset_check_evaluations()
-        details = found.metadata.get("details")
-        for line in str(details.value).splitlines() if details else ():
+        for line in details_of(found.metadata):
             self.console.print(f"[red]changed[/] {escape(line)}", highlight=False, soft_wrap=True)
         (seen,) = run.asset_materializations_for_node(VERIFICATION.to_python_identifier())
         self.console.print(f"{seen.metadata['mosaics'].value} mosaics looked at", highlight=False)

@@ -119,7 +119,7 @@ def _write_band(
     plan: MosaicPlan, staged: Path, final: Path, timestamp: TimestampPlan, checksums: BackgroundChecksums
 ) -> tuple[BandRecord, Preview]:
     stats = write_mosaic(plan, staged, lambda: mosaic_tags(plan, timestamp, checksums))
-    notes = list(plan.notes)
+    notes = [str(note) for note in plan.notes]
     if stats.overwritten_pixels:
         notes.append(
             f"{stats.overwritten_pixels} valid pixels have the value of nodata ({plan.nodata:g}) and read as empty"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import dagster as dg
 import numpy as np
 import pytest
 import rasterio
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.asset_check_state import AssetCheckState
 
 from thess_agg_dagster.audit.outcome import RecordedAttempt
+from thess_agg_dagster.defs.assets import pipeline
+from thess_agg_dagster.defs.checks import AGGREGATED_CHECKS, details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, timestamps
 from thess_agg_dagster.mosaic.tiles import gdal_name
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.storage.paths import lake_path
@@ -118,7 +124,10 @@ def test_all_problems_of_all_bands_are_found_in_one_attempt(small_lake: SmallLak
     assert checks["inputs_complete"].severity is dg.AssetCheckSeverity.ERROR
     assert not checks["crs_known"].passed
     assert checks["dtype_safe"].passed
-    assert "mosaics_valid" not in checks
+    unmade = checks["mosaics_valid"]
+    assert (unmade.passed, unmade.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert unmade.description == f"not made, because {found.attempt.message}"
+    assert set(as_the_ui_counts(small_lake, FIRST).values()) == {"FAILED", "SUCCEEDED"}
     assert not small_lake.lake.timestamp_folder(FIRST).exists()
     assert isinstance(small_lake.error, dg.Failure)
     assert small_lake.error.description == found.attempt.message
@@ -221,13 +230,75 @@ def test_checks_of_a_good_timestamp(ready: SmallLake) -> None:
     checks = ready.checks()
     assert {name: result.passed for name, result in checks.items()} == {
         "inputs_complete": True,
-        "crs_known": False,
+        "crs_known": True,
         "dtype_safe": True,
         "mosaics_valid": True,
     }
-    assert checks["crs_known"].severity is dg.AssetCheckSeverity.WARN
     assert "1 of 2 tiles reprojected to EPSG:32635" in str(checks["crs_known"].description)
+    assert [line[:5] for line in details_of(checks["crs_known"].metadata)] == ["B04: ", "B08: ", "SCL: "]
     assert {result.partition for result in checks.values()} == {FIRST}
+
+
+def as_the_ui_counts(lake: SmallLake, timestamp: str) -> dict[str, str]:
+    """The state of a timestamp's checks on the asset's page, where one of an older materialization is "Missing"."""
+
+    async def states() -> dict[str, str]:
+        context = LoadingContextForTest(lake.instance)
+        found = {}
+        for spec in AGGREGATED_CHECKS:
+            state = await AssetCheckState.gen(context, (spec.key, timestamps))
+            assert state is not None
+            held = [status for status, subset in state.subsets.items() if timestamp in subset.subset_value]
+            found[spec.name] = "|".join(status.value for status in held) or "MISSING"
+        return found
+
+    with partition_loading_context(dynamic_partitions_store=lake.instance):
+        return asyncio.run(states())
+
+
+def test_all_checks_count_to_the_mosaics_they_are_of(ready: SmallLake) -> None:
+    """At the first materialization and at the second, and for automation that waits for them."""
+    waiting = dg.AutomationCondition.all_checks_match(dg.AutomationCondition.check_passed())
+    condition = dg.AutomationCondition.any_deps_match(waiting) & ~dg.AutomationCondition.in_progress()
+
+    @dg.asset(deps=[AGGREGATED], partitions_def=timestamps, automation_condition=condition)
+    def ndvi() -> None: ...
+
+    downstream = dg.Definitions(assets=[ndvi, *(pipeline.assets or ())], resources=pipeline.resources)
+
+    def asked_for() -> set[str | None]:
+        found = dg.evaluate_automation_conditions(downstream, ready.instance, dg.AssetSelection.assets(ndvi))
+        return {key for key in (FIRST, SECOND) if key in found.get_requested_partitions(ndvi.key)}
+
+    ready.list_rows((FIRST, ready.add_timestamp(FIRST)), (SECOND, []))
+    ready.read_list()
+    assert asked_for() == set()
+    for _ in range(2):
+        ready.aggregate(FIRST)
+        ready.aggregate(SECOND)
+        assert set(as_the_ui_counts(ready, FIRST).values()) == {"SUCCEEDED"}
+        assert asked_for() == {FIRST}
+
+
+def test_checks_of_a_timestamp_that_fails_while_merging_or_before_it_is_planned(ready: SmallLake) -> None:
+    """No check reads "execution failed": each says why there is nothing to look at."""
+    assert ready.aggregate(FIRST).attempt.status == "success"
+    path = ready.lake.tile(scene(FIRST, "T34TFL"), "B08")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    ready.aggregate(FIRST)
+    passed = dict.fromkeys(("inputs_complete", "crs_known", "dtype_safe"), "SUCCEEDED")
+    assert as_the_ui_counts(ready, FIRST) == passed | {"mosaics_valid": "FAILED"}
+    result = ready.checks()["mosaics_valid"]
+    assert result.severity is dg.AssetCheckSeverity.ERROR
+    assert str(path) in str(result.description)
+    ready.list_rows()
+    ready.aggregate(FIRST)
+    assert as_the_ui_counts(ready, FIRST) == dict.fromkeys(("mosaics_valid", *passed), "FAILED")
+    severities = {name: result.severity for name, result in ready.checks().items()}
+    assert [name for name, severity in severities.items() if severity is dg.AssetCheckSeverity.ERROR] == [
+        "inputs_complete"
+    ]
 
 
 def test_empty_mosaics_do_not_pass(ready: SmallLake) -> None:

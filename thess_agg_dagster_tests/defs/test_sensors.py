@@ -18,6 +18,7 @@ from dagster._core.loader import LoadingContextForTest
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.defs import sensors
+from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.defs.sensors import (
     UNFINISHED,
@@ -480,7 +481,7 @@ def test_published_mosaics_are_checked_against_what_was_recorded(ready: SmallLak
     ready.aggregate(FIRST)
     run_asset(ready.instance, ready.resources(), VERIFICATION)
     check = ready.checks(VERIFICATION)["unchanged"]
-    details = str(check.metadata["details"].value).splitlines()
+    details = details_of(check.metadata)
     assert not check.passed
     assert [path.name in line for path, line in zip((rotten, lost, swapped), details, strict=True)] == [True] * 3
     assert "bytes" in details[0]

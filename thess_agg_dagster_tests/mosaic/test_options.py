@@ -20,7 +20,7 @@ from rasterio.warp import reproject, transform
 from thess_agg_dagster.mosaic import engine, layers
 from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
-from thess_agg_dagster.mosaic.plan import MosaicOptions, Source, plan_mosaic, plan_mosaics
+from thess_agg_dagster.mosaic.plan import MosaicOptions, Note, Source, plan_mosaic, plan_mosaics
 from thess_agg_dagster.mosaic.rules import METHODS
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import PlanError
@@ -122,7 +122,7 @@ def test_without_scl_it_fails_or_goes_unmasked_as_asked(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"SCL\.tif: no such file"):
         mosaic([source], tmp_path / "out.tif", mask=(9,))
     plans, _ = plan_mosaics({"B04": [source]}, MosaicOptions(mask=(9,), unmasked=True))
-    assert plans["B04"].notes[0].startswith("scene is not masked: no such file")
+    assert plans["B04"].notes[0].text.startswith("scene is not masked: no such file")
     write_mosaic(plans["B04"], tmp_path / "out.tif")
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(path))
 
@@ -185,9 +185,9 @@ def test_unknown_and_impossible_offsets_are_refused_and_mixed_ones_noted(tmp_pat
             mosaic([Source(tile, offset=1000)], tmp_path / "out.tif", harmonize=True)
     mixed = [Source(path, offset=1000), Source(path, offset=0)]
     plans, _ = plan_mosaics({"B04": mixed}, MosaicOptions())
-    assert "are mixed; harmonize removes it" in plans["B04"].notes[0]
+    assert "are mixed; harmonize removes it" in plans["B04"].notes[0].text
     plans, _ = plan_mosaics({"B04": mixed}, MosaicOptions(harmonize=True))
-    assert plans["B04"].notes == ("the radiometric offset was removed from 1 of 2 tiles",)
+    assert plans["B04"].notes == (Note("offset_removed", "the radiometric offset was removed from 1 of 2 tiles"),)
 
 
 # --- areas ----------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_a_fixed_grid_wider_than_the_tiles_is_empty_there(tmp_path: Path) -> Non
     far = write_tile(tmp_path / "b.tif", pixels, corner=(700000, 4400000))
     target = Target(ZONE_34, fixed=True, bounds=(599500, 4498500, 601500, 4500500))
     plans, _ = plan_mosaics({"B04": [Source(path), Source(far)]}, MosaicOptions(target=target))
-    assert plans["B04"].notes == ("1 of 2 tiles lie outside the grid",)
+    assert plans["B04"].notes == (Note("outside_grid", "1 of 2 tiles lie outside the grid"),)
     write_mosaic(plans["B04"], tmp_path / "out.tif")
     expected = np.zeros((200, 200), "uint16")
     expected[50:150, 50:150] = pixels
