@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.crs import CRS
@@ -14,6 +16,8 @@ Floats = NDArray[np.float64]
 
 #: Fraction of a pixel below which two positions are one; far above float noise, far below what shows.
 ALIGNED = 1e-3
+# Pixels that fill several of another grid again are looked for up to so many.
+_MOST_PIXELS = 100
 
 
 class Box(NamedTuple):
@@ -80,6 +84,30 @@ def footprint_on(anchor: GeoBox, tile: GeoBox) -> Box:
     if not (np.isfinite(cols).all() and np.isfinite(rows).all()):
         raise ValueError(f"it cannot be projected to {anchor.crs}")
     return _outwards(rows, cols)
+
+
+def settled(tile: GeoBox, grid: GeoBox) -> GeoBox:
+    """A tile's pixels in the CRS of ``grid``, where they are only shifted and scaled there; else as they are.
+
+    So are those of a southern UTM zone in the northern one. Where edges of the two nearly coincide, they do in the result:
+    a kernel that takes all it touches (``max``, ``mode``, ...) would reach for slivers of the next pixels.
+    """
+    points = tile.boundary(5)
+    there = np.stack(project_pixels(tile, grid, *points.T), axis=-1)
+    corner, end = there.min(axis=0), there.max(axis=0)
+    pixels = np.array(tile.shape[::-1])
+    size = (end - corner) / pixels
+    if not np.abs(there - corner - points * size).max() < ALIGNED:  # or nowhere at all
+        return tile
+    for axis in (0, 1):
+        # Where p of the tile's pixels are q of the grid's, edges coincide every 1 / p of the grid's pixels, or nowhere.
+        ratio = Fraction(size[axis]).limit_denominator(_MOST_PIXELS)
+        edge = round(corner[axis] * ratio.denominator) / ratio.denominator
+        if ratio and max(abs(edge - corner[axis]), abs(edge + float(ratio * pixels[axis]) - end[axis])) < ALIGNED * min(
+            1, size[axis]
+        ):
+            corner[axis], size[axis] = edge, float(ratio)
+    return GeoBox(tile.shape, grid.affine * Affine.translation(*corner) * Affine.scale(*size), grid.crs)
 
 
 def union(boxes: Sequence[Box]) -> Box:

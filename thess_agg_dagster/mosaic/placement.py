@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
 from thess_agg_dagster.mosaic.blocks import Pixels
-from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, footprint_on, project_pixels, rasterio_crs, whole
+from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, footprint_on, project_pixels, rasterio_crs, settled, whole
 from thess_agg_dagster.mosaic.tiles import Tile
 
 Mask = NDArray[np.bool_]
@@ -39,6 +40,9 @@ _SMALLEST_CELL = 16
 
 # Fixed-point bits of a lookup's coordinates: 2**-12 of a pixel leaves 2**19 pixels of range in 32 bits.
 _BITS = 12
+
+# A kernel is widened where a target pixel spans at least so many source pixels.
+_LEAST_SPAN = 1 / 0.95
 
 
 class Placement(ABC):
@@ -294,7 +298,10 @@ class Warp(Placement):
         row, col = (self.footprint.top + self.footprint.bottom) // 2, (self.footprint.left + self.footprint.right) // 2
         corners = np.array([(col, row), (col + 1, row), (col, row + 1)], float)
         pixel = np.stack(project_pixels(grid, tile.geobox, *corners.T), axis=-1)
-        self._span = tuple(max(1.0, float(np.hypot(*(pixel[corner] - pixel[0])))) for corner in (1, 2))
+        self._span = tuple(_kernel_span(float(np.hypot(*(pixel[corner] - pixel[0]))), resampling) for corner in (1, 2))
+        # GDAL's Lanczos loses its largest weight where a wider kernel meets the centre of a pixel, as it does throughout
+        # a reduction by an odd factor. So little beside it, all is well.
+        self._aside = 2**-16 if resampling is Resampling.lanczos and max(self._span) > 1 else 0.0
         self._reach = math.ceil(4 * max(self._span))  # the widest kernel, Lanczos, reaches 3 pixels at that scale
 
     def source_box(self, window: Box) -> Box:
@@ -311,6 +318,9 @@ class Warp(Placement):
 
     def _warped(self, pixels: Pixels, source: Box, window: Box) -> Pixels:
         height, width = window.shape
+        nodata = self.empty
+        if pixels.dtype.kind == "f" and not math.isnan(nodata):  # GDAL knows one empty value, and NaN is empty, too
+            pixels, nodata = np.where(self.is_empty(pixels), pixels.dtype.type(np.nan), pixels), math.nan
         with MemoryFile() as memory:
             with memory.open(
                 driver="GTiff",
@@ -318,8 +328,8 @@ class Warp(Placement):
                 width=source.shape[1],
                 count=1,
                 dtype=pixels.dtype,
-                crs=self.tile.crs,
-                transform=crop(self.tile.geobox, source).affine,
+                crs=rasterio_crs(self.tile.geobox),
+                transform=crop(self.tile.geobox, source).affine * Affine.translation(self._aside, self._aside),
             ) as tile:
                 tile.write(pixels, 1)
             # `rasterio.warp.reproject` would do without a file, but is up to 0.1 pixel off: it always approximates the
@@ -332,8 +342,8 @@ class Warp(Placement):
                     transform=crop(self.grid, window).affine,
                     height=height,
                     width=width,
-                    src_nodata=self.empty,
-                    nodata=self.empty,
+                    src_nodata=nodata,
+                    nodata=nodata,
                     resampling=self._resampling,
                     tolerance=WARP_ERROR,
                     XSCALE=1 / self._span[0],
@@ -347,6 +357,7 @@ class Warp(Placement):
 def place(tile: Tile, empty: float, grid: GeoBox, resampling: Resampling) -> Placement:
     """Choose how a tile gets onto the grid: copied where it can be, repeated or looked up for nearest, averaged, else
     warped."""
+    tile = replace(tile, geobox=settled(tile.geobox, grid))
     if is_aligned(tile.geobox, grid):
         return Copy(tile, empty, grid)
     if resampling is Resampling.nearest and (factor := whole_factor(grid, tile.geobox)):
@@ -358,6 +369,16 @@ def place(tile: Tile, empty: float, grid: GeoBox, resampling: Resampling) -> Pla
         if lookup.exact_enough:
             return lookup
     return Warp(tile, empty, grid, resampling)
+
+
+def _kernel_span(span: float, resampling: Resampling) -> float:
+    """Source pixels that a kernel of GDAL's is to be widened for, where a target pixel spans ``span`` of them."""
+    # 1. Hardly more than one is one. GDAL's bilinear and cubic kernels hold it so; its Lanczos has no weight left, and its
+    #    cubic spline negative ones, where the scale is a hair below 1.
+    if span < _LEAST_SPAN:
+        return 1.0
+    # 2. The cubic spline, which reaches two pixels at that scale, goes negative beyond them: its reach is a whole number.
+    return round(2 * span) / 2 if resampling is Resampling.cubic_spline else span
 
 
 def is_aligned(tile: GeoBox, grid: GeoBox) -> bool:
