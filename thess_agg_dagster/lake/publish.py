@@ -1,6 +1,7 @@
 """Publishing: what appears in the lake appears whole, and what was there stays until then.
 
-In a folder by rename; in a bucket by upload from a local scratch folder.
+In a folder by rename; in a bucket by upload from a local scratch folder. This holds for a power cut, too: a file's bytes
+and a folder's names are on the disk before the rename that publishes them, and the rename is before anybody is told.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from thess_agg_dagster.storage.paths import copy_object, is_remote, upload, uplo
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # Linux renameat2(2)
 _RENAME_SWAP = 2  # macOS renamex_np(2)
+# Files that are synced at once: they wait for the disk, which takes what waits together.
+_SYNCS = 8
 
 
 @contextmanager
@@ -33,35 +38,34 @@ def staged_folder(target: Path, staging: Path, last: str) -> Iterator[Path]:
     Raises ``OSError``.
     """
     staging = local_folder(staging)
-    with _own_folder(staging, target.name) as folder:
+    with _own_folder(staging, f"{target.name}-") as folder:
         yield folder
         if is_remote(target):
             upload_together(folder.iterdir(), target, last)
-        else:
-            with _locked(staging):
-                _replace_folder(folder, target)
+            return
+        with ThreadPoolExecutor(_SYNCS) as pool:
+            list(pool.map(_sync, folder.iterdir()))
+        _sync(folder)
+        with _locked(staging):
+            _replace_folder(folder, target)
+            _sync(target.parent)
+            _sync(staging)
 
 
 @contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
     """A new local file to fill; it becomes ``target`` when the block ends well, and vanishes otherwise."""
-    if is_remote(target):
-        with _own_folder(local_folder(target), target.name) as folder:
-            file = folder / target.name
-            file.touch()
-            yield file
-            upload(file, target)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    os.close(handle)
-    file = Path(name)
-    try:
+    with _own_folder(local_folder(target.parent), f".{target.name}-") as folder:
+        file = folder / target.name
+        file.touch()
         yield file
+        if is_remote(target):
+            upload(file, target)
+            return
         file.chmod(0o644)
+        _sync(file)
         os.replace(file, target)
-    finally:
-        file.unlink(missing_ok=True)
+        _sync(target.parent)
 
 
 def remove_abandoned(staging: Path) -> None:
@@ -69,7 +73,7 @@ def remove_abandoned(staging: Path) -> None:
     staging = local_folder(staging)
     if staging.is_dir():
         with _locked(staging):
-            _remove_abandoned(staging)
+            _remove_abandoned(staging, "")
 
 
 def keep_aside(path: Path, name: str) -> None:
@@ -79,6 +83,8 @@ def keep_aside(path: Path, name: str) -> None:
     else:
         with suppress(FileNotFoundError):
             os.link(path, path.with_name(name))
+            _sync(path)  # somebody else wrote it, and may not have
+            _sync(path.parent)
 
 
 def local_folder(folder: Path) -> Path:
@@ -96,11 +102,11 @@ def local_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def _own_folder(staging: Path, name: str) -> Iterator[Path]:
+def _own_folder(staging: Path, prefix: str) -> Iterator[Path]:
     """A new folder in ``staging``, locked by this process, that vanishes with the block."""
     with _locked(staging):
-        _remove_abandoned(staging)
-        folder = Path(tempfile.mkdtemp(dir=staging, prefix=f"{name}-"))
+        _remove_abandoned(staging, prefix if prefix.startswith(".") else "")
+        folder = Path(tempfile.mkdtemp(dir=staging, prefix=prefix))
         lock = os.open(folder, os.O_RDONLY)
         _try_lock(lock)
     try:
@@ -114,7 +120,7 @@ def _own_folder(staging: Path, name: str) -> Iterator[Path]:
 @contextmanager
 def _locked(staging: Path) -> Iterator[None]:
     """Hold the lock of the staging folder, which is made if need be and never removed."""
-    staging.mkdir(parents=True, exist_ok=True)
+    _make_folder(staging)
     handle = os.open(staging, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
@@ -132,8 +138,32 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-def _remove_abandoned(staging: Path) -> None:
-    for folder in staging.iterdir():
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each name of them on the disk."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Return when a file's bytes, or a folder's names, are on the disk. Raises ``OSError``."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if sys.platform == "darwin":  # where fsync leaves it to the drive
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(handle)
+    except OSError as error:
+        # Some network file systems sync no folders: their server has done so already.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(staging: Path, prefix: str) -> None:
+    for folder in staging.glob(f"{glob.escape(prefix)}*"):
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
