@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from thess_agg_dagster.lake.layout import DataLake
@@ -15,6 +16,31 @@ from thess_agg_dagster.storage.paths import open_text, read_if_there, stamp_of
 
 # Columns of the manifest that tell of a band, `<word>_<band>`; or `<word>` in rows with a `band`.
 _WORDS = ("href", "checksum")
+
+# The pixel size in which each band was taken (or classified); the finest there is, of others.
+_RESOLUTIONS: Mapping[str, int] = MappingProxyType(
+    dict.fromkeys(("B02", "B03", "B04", "B08"), 10)
+    | dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12", "SCL"), 20)
+    | dict.fromkeys(("B01", "B09", "B10"), 60)
+)
+# What Earth Search calls its assets.
+_COMMON_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "B01": "coastal",
+        "B02": "blue",
+        "B03": "green",
+        "B04": "red",
+        "B05": "rededge1",
+        "B06": "rededge2",
+        "B07": "rededge3",
+        "B08": "nir",
+        "B8A": "nir08",
+        "B09": "nir09",
+        "B11": "swir16",
+        "B12": "swir22",
+        "SCL": "scl",
+    }
+)
 
 
 def manifest_value(lake: DataLake, word: str, scene_id: str, band: str) -> str:
@@ -52,17 +78,42 @@ def read_item(path: Path) -> Mapping[str, Any]:
 
 
 def item_asset(item: Mapping[str, Any], band: str) -> Mapping[str, Any]:
-    """The asset of a band, by its key (``B04``, ``b04``, ``B04_10m``), else by the name of its only band; else empty."""
+    """The asset of a band in its own resolution, or the one next to it; empty where there is none.
+
+    Told by the asset's key (``B04``, ``b04``, ``B04_10m``), else by the band's common name (``red``), else by the name
+    of its only band; whatever the order in which they stand.
+    """
     assets = item.get("assets")
     if not isinstance(assets, dict):
         return {}
-    usable = {str(key): asset for key, asset in assets.items() if isinstance(asset, dict)}
     wanted = band.lower()
-    for key, asset in usable.items():
-        if re.fullmatch(rf"{re.escape(wanted)}(_\d+m)?", key.lower()):
-            return asset
-    for asset in usable.values():
-        bands = asset.get("bands") or asset.get("eo:bands") or []
-        if [str(each.get("name", "")).lower() for each in bands if isinstance(each, dict)] == [wanted]:
-            return asset
-    return {}
+    native = _RESOLUTIONS.get(band.upper(), 0)
+    found = []
+    for key, asset in assets.items():
+        if isinstance(asset, dict) and (rank := _rank(str(key).lower(), asset, wanted)) is not None:
+            away = abs((_resolution(str(key), asset) or native) - native)
+            found.append(((rank, away, str(key)), asset))
+    return min(found, key=lambda each: each[0])[1] if found else {}
+
+
+def _rank(key: str, asset: Mapping[str, Any], band: str) -> int | None:
+    """How well an asset is known to be of a band: 0 best; ``None``: it is not."""
+    if re.fullmatch(rf"{re.escape(band)}(_\d+m)?", key):
+        return 0
+    if key == _COMMON_NAMES.get(band.upper()):
+        return 1
+    bands = asset.get("bands") or asset.get("eo:bands") or []
+    names = [str(each.get("name", "")).lower() for each in bands if isinstance(each, dict)]
+    return 2 if names == [band] else None
+
+
+def _resolution(key: str, asset: Mapping[str, Any]) -> float | None:
+    """An asset's pixel size in metres, where something tells it."""
+    if named := re.search(r"_(\d+)m$", key.lower()):
+        return float(named[1])
+    bands = asset.get("raster:bands")
+    first = bands[0] if isinstance(bands, list) and bands and isinstance(bands[0], dict) else {}
+    for value in (asset.get("raster:spatial_resolution"), first.get("spatial_resolution"), asset.get("gsd")):
+        if isinstance(value, int | float):
+            return float(value)
+    return None

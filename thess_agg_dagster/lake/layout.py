@@ -72,6 +72,11 @@ class DataLake:
         """Where the tiles came from, and their checksums: a table that a catalogue step may leave."""
         return self.tables_folder / "assets_manifest_selected.csv"
 
+    @property
+    def catalogue_scenes(self) -> Path:
+        """Every scene that a catalogue step found, and why it was taken or left out."""
+        return self.tables_folder / "catalogue_scenes.csv"
+
     def tile(self, scene_id: str, band: str) -> Path:
         """The raw tile of a scene and band. Raises ``ValueError`` unless both are plain names."""
         for name in (scene_id, band):

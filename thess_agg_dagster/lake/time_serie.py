@@ -178,8 +178,13 @@ def _parse_timestamp(cell: str) -> tuple[str, datetime]:
         raise ValueError(f"acq_datetime {text!r} is not an ISO 8601 datetime") from error
 
 
+def split_scene_ids(cell: str) -> list[str]:
+    """The scene ids of a cell of ``tile_ids``, whatever they are."""
+    return [part for piece in _SEPARATORS.split(cell) if (part := piece.strip())]
+
+
 def _parse_scene_ids(cell: str) -> list[str]:
-    scene_ids = [part for piece in _SEPARATORS.split(cell) if (part := piece.strip())]
+    scene_ids = split_scene_ids(cell)
     for scene_id in scene_ids:
         if not is_plain_name(scene_id):
             raise ValueError(f"tile id {scene_id[:80]!r} is not a plain name")
