@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import threading
@@ -198,10 +199,15 @@ def serving_s3() -> Iterator[S3Server]:
 
 def make_bucket(server: S3Server, name: str) -> Any:
     """A new bucket on a server; returns its client."""
-    import boto3
-
-    client = boto3.client(
-        "s3", endpoint_url=server.url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
-    )
+    client = _client(server.url)
     client.create_bucket(Bucket=name)
     return client
+
+
+@functools.cache
+def _client(url: str) -> Any:
+    import boto3
+
+    return boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+    )

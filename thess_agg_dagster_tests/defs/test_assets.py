@@ -29,9 +29,6 @@ def statuses(found: RecordedAttempt) -> dict[str, str]:
     return {band.band: band.status for band in found.attempt.bands}
 
 
-pytestmark = in_folder_and_bucket
-
-
 @pytest.fixture
 def ready(small_lake: SmallLake) -> SmallLake:
     """A lake with one good timestamp, registered."""
@@ -40,6 +37,7 @@ def ready(small_lake: SmallLake) -> SmallLake:
     return small_lake
 
 
+@in_folder_and_bucket
 def test_three_timestamps_from_tiles_to_tables(small_lake: SmallLake) -> None:
     first = small_lake.add_timestamp(FIRST)
     second = small_lake.add_timestamp(SECOND, jpeg2000=True)
@@ -173,6 +171,7 @@ def test_invalid_inputs(small_lake: SmallLake, options: dict[str, Any], status: 
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.ERROR)
 
 
+@in_folder_and_bucket
 def test_pixels_cut_off_are_found_while_merging_and_the_old_mosaics_stay(ready: SmallLake) -> None:
     assert ready.aggregate(FIRST).attempt.status == "success"
     before = {band: ready.lake.mosaic(FIRST, band).read_bytes() for band in BANDS}
@@ -187,6 +186,7 @@ def test_pixels_cut_off_are_found_while_merging_and_the_old_mosaics_stay(ready: 
     assert ready.left_behind() == []
 
 
+@in_folder_and_bucket
 def test_a_lake_that_cannot_be_written(
     ready: SmallLake, lake_kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +208,7 @@ def test_a_timestamp_that_left_the_list(ready: SmallLake) -> None:
     assert "has no usable row" in found.attempt.message
 
 
+@in_folder_and_bucket
 def test_a_list_that_vanished(ready: SmallLake) -> None:
     ready.lake.time_serie.unlink()
     found = ready.aggregate(FIRST)
@@ -336,6 +337,7 @@ def test_an_empty_list_gives_empty_tables_and_a_warning(small_lake: SmallLake) -
     assert all(len(table) == 0 and len(table.columns) >= 6 for table in tables.values())
 
 
+@in_folder_and_bucket
 def test_a_list_that_is_missing(small_lake: SmallLake) -> None:
     with pytest.raises(dg.Failure, match="no such file"):
         small_lake.read_list()
@@ -361,6 +363,7 @@ def test_parameters_reach_the_pixels(ready: SmallLake) -> None:
     assert tables["band_report"][["band", "dtype", "nodata"]].to_numpy().tolist() == [["B04", "float32", "nan"]]
 
 
+@in_folder_and_bucket
 def test_a_downstream_asset_gets_the_mosaics_of_its_timestamp(ready: SmallLake) -> None:
     ready.aggregate(FIRST)
     received = []
@@ -381,6 +384,7 @@ def test_a_downstream_asset_gets_the_mosaics_of_its_timestamp(ready: SmallLake) 
     assert result.success
 
 
+@in_folder_and_bucket
 def test_a_mosaic_that_was_never_made_is_not_found(small_lake: SmallLake) -> None:
     with pytest.raises(FileNotFoundError, match="materialize data_raw/aggregated"):
         DataLakeIOManager(data_lake=str(small_lake.root)).mosaics(FIRST)

@@ -87,7 +87,6 @@ def tile_of(lake: SmallLake, timestamp: str, band: str = "B08") -> Path:
     return scene / f"{band}.tif"
 
 
-@in_folder_and_bucket
 def test_a_new_list_registers_and_launches_its_timestamps_once(ready: SmallLake) -> None:
     sensor = Sensor(time_serie_sensor, ready)
     assert sensor.tick() == (["", FIRST, SECOND], "")
@@ -116,7 +115,6 @@ def test_only_new_and_changed_rows_are_launched(ready: SmallLake) -> None:
     assert sensor.tick()[0] == ["", FIRST]
 
 
-@in_folder_and_bucket
 def test_a_reset_cursor_launches_nothing_twice(ready: SmallLake) -> None:
     sensor = Sensor(time_serie_sensor, ready)
     sensor.tick()
@@ -308,7 +306,6 @@ def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch:
     assert sensor.tick()[0] == [SECOND]
 
 
-@in_folder_and_bucket
 def test_what_someone_else_repaired_is_not_launched(ready: SmallLake) -> None:
     ready.read_list()
     ready.aggregate(SECOND)
@@ -329,7 +326,6 @@ def test_a_row_that_was_edited_is_for_the_other_sensor(ready: SmallLake) -> None
     assert (late.tick()[0], listed.tick()[0]) == ([], ["", SECOND])
 
 
-@in_folder_and_bucket
 def test_a_tile_that_lands_while_its_run_plans_is_late(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     ready.read_list()
     plan = plan_mosaics
@@ -443,7 +439,6 @@ def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
     assert set(ready.tables()["status"]["listed"]) == {"True"}
 
 
-@in_folder_and_bucket
 def test_everything_missing_or_failed_in_one_job(ready: SmallLake) -> None:
     ready.read_list()
     ready.aggregate(FIRST)

@@ -120,7 +120,6 @@ def test_a_bit_that_flips_is_found_by_name(two: SmallLake) -> None:
     assert invoke(*arguments, "--verify").exit_code == 0
 
 
-@in_folder_and_bucket
 def test_a_data_version_changes_with_inputs_and_parameters(two: SmallLake) -> None:
     versions = []
     for options in ({}, {}, {"merge_method": "max"}):

@@ -140,7 +140,6 @@ def test_the_share_that_was_masked_stands_in_the_tables(two: SmallLake) -> None:
     assert float(str(tables["summary"].set_index("timestamp").loc[FIRST, "masked_share"])) == round(hidden.mean(), 6)
 
 
-@in_folder_and_bucket
 def test_a_scene_without_scl_fails_or_goes_unmasked(two: SmallLake) -> None:
     two.lake.tile(scene(FIRST, "T34TFL"), "SCL").unlink()
     options: dict[str, Any] = {"bands": ["B04"], "mask_scl_classes": [9]}
