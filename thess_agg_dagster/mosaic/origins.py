@@ -23,6 +23,8 @@ from thess_agg_dagster.mosaic.grid import Box
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 
+#: Merge methods that make a pixel of several tiles.
+MIXING = ("sum", "count")
 #: The number of a pixel that no tile has. Tiles are numbered from 1, in merge order.
 NOWHERE = 0
 
@@ -35,6 +37,11 @@ def several(dtype: np.dtype[Any]) -> int:
 def source_dtype(plan: MosaicPlan) -> np.dtype[Any]:
     """uint8, unless there are more tiles than that can number."""
     return np.dtype("uint8" if max(layer.number for layer in plan.layers) < several(np.dtype("uint8")) else "uint16")
+
+
+def count_dtype(plan: MosaicPlan) -> str:
+    """uint8, unless there are more tiles than that can count."""
+    return "uint8" if len(plan.layers) <= np.iinfo("uint8").max else "uint16"
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class OriginFiles:
 class Origins:
     """Both files in the making."""
 
-    def __init__(self, plan: MosaicPlan, source: Target, observations: Target | None) -> None:
+    def __init__(self, plan: MosaicPlan, source: Target, observations: Target | None = None) -> None:
         self._method = plan.options.merge_method
         self._source = source
         self._observations = observations
@@ -71,23 +78,20 @@ class Origins:
         if files is None:
             yield None
             return
+        # A source of 0 is empty, a count of 0 is a count.
+        source = replace(plan, band="source", dtype=str(source_dtype(plan)), nodata=NOWHERE)
+        observations = replace(plan, band="observations", dtype=count_dtype(plan), nodata=math.nan)
         with ExitStack() as stack:
-            targets = [
-                None if path is None else stack.enter_context(new_geotiff(path, replace(plan, **changes)))
-                for path, changes in (
-                    (files.source, {"band": "source", "dtype": str(source_dtype(plan)), "nodata": NOWHERE}),
-                    # A count of 0 is a count.
-                    (files.observations, {"band": "observations", "dtype": _count_dtype(plan), "nodata": math.nan}),
-                )
-            ]
-            source, observations = targets
-            assert source is not None
-            yield cls(plan, source, observations)
-            for target in filter(None, targets):
+            targets = [stack.enter_context(new_geotiff(files.source, source))]
+            if files.observations is not None:
+                targets.append(stack.enter_context(new_geotiff(files.observations, observations)))
+            yield cls(plan, *targets)
+            for target in targets:
                 target.file.update_tags(**files.tags())
 
     def window(self, shape: tuple[int, int]) -> WindowOrigins:
-        return WindowOrigins(shape, self._source.dtype, self._method, self._observations and self._observations.dtype)
+        counted = None if self._observations is None else self._observations.dtype
+        return WindowOrigins(shape, self._source.dtype, self._method, counted)
 
     def write(self, window: Box, found: WindowOrigins, cores: threading.Semaphore) -> None:
         pixels = found.pixels()
@@ -107,7 +111,7 @@ class WindowOrigins:
         self.source: Pixels = np.zeros(shape, dtype)
         self.observations: Pixels | None = None if count_dtype is None else np.zeros(shape, count_dtype)
         self._method = method
-        self._numbers = {several(dtype)} if method in ("sum", "count") else set()
+        self._numbers = {several(dtype)} if method in MIXING else set()
 
     def take(self, number: int, empty: Mask) -> None:
         """The whole window is a tile's."""
@@ -124,7 +128,7 @@ class WindowOrigins:
         if self.observations is not None:
             self.observations[part] += valid
         source = self.source[part]
-        if self._method in ("sum", "count"):
+        if self._method in MIXING:
             source[valid & ~old_empty] = several(source.dtype)
             wins = old_empty
         elif self._method == "min":
@@ -145,7 +149,3 @@ class WindowOrigins:
     def pixels(self) -> dict[int, int]:
         """Pixels of each tile's number."""
         return {number: int(np.count_nonzero(self.source == number)) for number in self._numbers}
-
-
-def _count_dtype(plan: MosaicPlan) -> str:
-    return "uint8" if len(plan.layers) <= np.iinfo("uint8").max else "uint16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mosaic(
-    folder: Path, sources: list[Source], observations: bool = True, **options: object
+    folder: Path, sources: list[Source], observations: bool = True, **options: Any
 ) -> tuple[dict[str, Array], MosaicStats]:
     """Mosaic, source and observations as read back."""
-    plans, problems = plan_mosaics({"B04": sources}, MosaicOptions(**options))  # type: ignore[arg-type]
+    plans, problems = plan_mosaics({"B04": sources}, MosaicOptions(**options))
     assert not problems
     out = {name: folder / f"{name}.tif" for name in ("B04", "source", "observations")}
     files = OriginFiles(out["source"], out["observations"] if observations else None, lambda: {"legend": "1 2 3"})
@@ -93,7 +94,7 @@ def test_against_brute_force(tmp_path: Path, three: list[tuple[int, int, Array]]
 
 
 @pytest.mark.parametrize("options", [{}, {"merge_method": "last"}, {"cog": True}, {"nodata": -1.0}])
-def test_tiles_of_two_zones_that_carry_their_number(tmp_path: Path, options: dict[str, object]) -> None:
+def test_tiles_of_two_zones_that_carry_their_number(tmp_path: Path, options: dict[str, Any]) -> None:
     tiles = []
     for number, (crs, corner) in enumerate(
         [(ZONE_34, (690000, 4500000)), (ZONE_35, (199980, 4500000)), (ZONE_34, (692000, 4497000))], 1
@@ -124,7 +125,13 @@ def test_masked_pixels_and_an_area(tmp_path: Path) -> None:
         classes[10 * number : 10 * number + 15] = 9
         scl = write_tile(tmp_path / f"SCL-{number}.tif", classes, pixel=20)
         tiles.append(Source(write_tile(tmp_path / f"{number}.tif", np.full((100, 100), number, "uint16")), scl))
-    corners = [(600200, 4499100), (600800, 4499100), (600800, 4499900), (600200, 4499900), (600200, 4499100)]
+    corners: list[tuple[float, float]] = [
+        (600200, 4499100),
+        (600800, 4499100),
+        (600800, 4499900),
+        (600200, 4499900),
+        (600200, 4499100),
+    ]
     area = polygon(corners, ZONE_34)
     found, stats = mosaic(tmp_path, tiles, mask=(9,), target=Target(area=area), empty_outside=True)
     np.testing.assert_array_equal(found["source"], found["B04"])
