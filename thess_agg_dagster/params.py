@@ -14,7 +14,7 @@ from odc.geo.crs import CRS
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pyproj.exceptions import CRSError
 
-from thess_agg_dagster.lake.layout import is_plain_name
+from thess_agg_dagster.lake.layout import is_beside, is_plain_name
 from thess_agg_dagster.mosaic.area import is_wkt, read_area
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.plan import MosaicOptions
@@ -159,6 +159,12 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "Write a STAC item beside each timestamp's mosaics, and the report a collection of all of them.",
         pixels=False,
     )
+    provenance: bool = _parameter(
+        "provenance",
+        False,
+        "Write which scene each pixel came from (source.tif) and how many had a valid one (observations.tif).",
+    )
+    seams: bool = _parameter("seams", False, "With provenance: draw on the quicklook where one scene ends.")
     download_from: list[str] = _parameter(
         "download_from",
         [],
@@ -228,6 +234,10 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             if not is_plain_name(band):
                 raise ValueError(
                     f"band {band[:80]!r} is not a plain name; allowed are letters, digits, '.', '_' and '-'"
+                )
+            if is_beside(band):
+                raise ValueError(
+                    f"band {band!r} has the name of a file that stands beside the bands; call it otherwise"
                 )
         return unique
 
@@ -306,6 +316,8 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             )
         if self.overviews and self.resolution is None and self.match_band is None:
             raise ValueError("overviews are for a reduction; give a resolution, or match_band")
+        if self.seams and not self.provenance:
+            raise ValueError("seams need provenance, which tells where they are")
         if self.match_band is not None and self.match_band not in self.bands:
             raise ValueError(f"match_band={self.match_band!r} is not one of the bands, {', '.join(self.bands)}")
         return self

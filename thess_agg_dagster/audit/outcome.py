@@ -55,6 +55,7 @@ class BandRecord:
     output_checksum: str = ""
     refetched: Sequence[str] = ()
     inputs: str = ""
+    tile_shares: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "input_checksums",
         "output_checksum",
         "refetched",
+        "tile_shares",
     ),
 }
 
@@ -107,6 +108,7 @@ _MEANINGS = {
     "input_checksums": "Checksums of the tiles, as they were read, in the order of input_files, between |.",
     "output_checksum": "Checksum of the mosaic.",
     "refetched": "Tiles that were fetched again: why, from where and when, between |.",
+    "tile_shares": "Share of the valid pixels that came from each scene, <scene>=<0 to 1>, between |; with provenance.",
 }
 _TYPES = (
     {"success": "bool", "listed": "bool", "harmonized": "bool"}
@@ -260,6 +262,7 @@ def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
         "input_checksums": "|".join(band.input_checksums),
         "output_checksum": band.output_checksum,
         "refetched": _joined(band.refetched),
+        "tile_shares": _joined(band.tile_shares),
     }
 
 

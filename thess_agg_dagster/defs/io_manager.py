@@ -18,7 +18,7 @@ from thess_agg_dagster.audit.tables import table_schema
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.checksums import ChangedError
-from thess_agg_dagster.lake.layout import MANIFEST, DataLake
+from thess_agg_dagster.lake.layout import MANIFEST, DataLake, is_beside
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.tiles import first_line, gdal_name
@@ -96,7 +96,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     def mosaics(self, timestamp: str) -> TimestampMosaics:
         """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""
         folder = self.lake.timestamp_folder(timestamp)
-        paths = {path.stem: path for path in sorted(folder.glob("*.tif"))}
+        paths = {path.stem: path for path in sorted(folder.glob("*.tif")) if not is_beside(path.stem)}
         if not paths or not stamp_of(self.lake.manifest(timestamp)):
             raise FileNotFoundError(
                 f"{folder}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"

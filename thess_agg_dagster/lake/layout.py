@@ -21,6 +21,9 @@ AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
 
 QUICKLOOK, MANIFEST, ITEM, COLLECTION = "quicklook.jpg", "manifest.json", "item.json", "collection.json"
 
+#: Beside the bands: which scene each pixel came from, and how many scenes had one. No band may be called so.
+SOURCE, OBSERVATIONS = "source", "observations"
+
 # A scene or band is one name in a path: no separators, no leading dot, ASCII only (no look-alikes), no surprises.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 
@@ -28,6 +31,11 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 def is_plain_name(text: str) -> bool:
     """Whether ``text`` can stand in a path as a single, harmless name."""
     return _PLAIN_NAME.fullmatch(text) is not None
+
+
+def is_beside(name: str) -> bool:
+    """Whether a GeoTIFF of that name (without ``.tif``) tells of the bands, and is none itself."""
+    return name in (SOURCE, OBSERVATIONS) or name.startswith(f"{SOURCE}_")
 
 
 @dataclass(frozen=True)

@@ -13,28 +13,25 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.merge import MERGE_METHODS
-from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.area import AreaOnGrid
 from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels, TileReader
-from thess_agg_dagster.mosaic.geotiff import BLOCK, creation_options, make_cog, threads_of, verify
+from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff, threads_of
 from thess_agg_dagster.mosaic.grid import Box, windows
 from thess_agg_dagster.mosaic.layers import LayerReader, Needs
+from thess_agg_dagster.mosaic.origins import NOWHERE, OriginFiles, Origins, WindowOrigins, source_dtype
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import Tile, first_line, gdal_env
-
-if TYPE_CHECKING:
-    from rasterio.io import DatasetWriter
 
 #: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden. (2048 is as fast
 #: and takes 50 MB more.)
@@ -61,7 +58,8 @@ class MosaicStats:
     0 to 1; the masked ones would hold a value without the SCL mask. ``overwritten_pixels`` are valid, but have the value
     of the mosaic's nodata and read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at most
     :data:`PREVIEW` a side. ``histogram`` counts the pixels of each value of a uint8 mosaic, shape ``(256,)``, where
-    some tile has a pixel; ``None`` for other dtypes.
+    some tile has a pixel; ``None`` for other dtypes. Where origins are written, ``tile_shares`` tells which share of the
+    valid pixels came from each tile, by its number, and ``origins`` is the preview of the source.
     """
 
     valid_pixels: int
@@ -73,9 +71,13 @@ class MosaicStats:
     bytes: int
     preview: Pixels
     histogram: NDArray[np.int64] | None
+    tile_shares: Mapping[int, float] | None = None
+    origins: Pixels | None = None
 
 
-def write_mosaic(plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, str]] = dict) -> MosaicStats:
+def write_mosaic(
+    plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, str]] = dict, beside: OriginFiles | None = None
+) -> MosaicStats:
     """Make a planned mosaic at ``path``.
 
     Parameters
@@ -86,6 +88,8 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, s
         Where the GeoTIFF goes. Half a file may stay there after an error: publish by rename.
     tags
         Metadata written into the file, asked for when all pixels are.
+    beside
+        Files that tell which tile each pixel came from.
 
     Raises
     ------
@@ -97,28 +101,15 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, s
         The file could not be written.
     """
     started = time.perf_counter()
-    cog = plan.options.cog
-    draft = path.with_name(f".{path.name}.draft") if cog else path
     with gdal_env():
         try:
-            draft.unlink(missing_ok=True)  # rasterio would look into a file that is already there
-            with rasterio.open(draft, "w", **creation_options(plan)) as target:
-                target.set_band_description(1, plan.band)
-                merger = _Merger(plan, target, path.parent)
-                try:
+            with new_geotiff(path, plan) as target, Origins.writing(plan, beside) as origins:
+                merger = _Merger(plan, target, origins, path.parent)
+                with closing(merger):
                     merger.run()
-                finally:
-                    merger.close()
-                target.update_tags(**tags())
-            verify(draft, merger.filled_blocks)
-            if cog:
-                make_cog(draft, path, plan)
-                verify(path, merger.filled_blocks, overviews=True)
+                target.file.update_tags(**tags())
         except (RasterioError, OSError) as error:
             raise WriteError(_write_problem(path, plan, _cause(error))) from error
-        finally:
-            if cog:
-                draft.unlink(missing_ok=True)
     rows, cols = plan.grid.shape
     pixels = max(1, int(rows) * int(cols) - merger.outside_pixels)
     return MosaicStats(
@@ -131,6 +122,10 @@ def write_mosaic(plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, s
         bytes=path.stat().st_size,
         preview=merger.preview,
         histogram=merger.histogram,
+        tile_shares=None
+        if origins is None
+        else {number: count / max(1, merger.valid_pixels) for number, count in sorted(origins.counts.items())},
+        origins=None if origins is None else origins.preview,
     )
 
 
@@ -157,9 +152,10 @@ def _write_problem(path: Path, plan: MosaicPlan, cause: str) -> str:
 class _Merger:
     """One mosaic in the making."""
 
-    def __init__(self, plan: MosaicPlan, target: DatasetWriter, scratch: Path) -> None:
+    def __init__(self, plan: MosaicPlan, target: Target, origins: Origins | None, scratch: Path) -> None:
         self._plan = plan
         self._target = target
+        self._origins = origins
         self._dtype = np.dtype(plan.dtype)
         method = plan.options.merge_method
         self._hides = method in ("first", "last")
@@ -185,17 +181,18 @@ class _Merger:
         # another waits for a block.
         self._cores = threading.Semaphore(self._threads)
         self._stop = threading.Event()
-        self._write_lock = threading.Lock()
         self._stats_lock = threading.Lock()
         self.cache = BlockCache(self._readers, _CACHE_BYTES, scratch, self._cores)
-        self.filled_blocks: set[tuple[int, int]] = set()  # (row, col) of the output's blocks that hold something
         self.valid_pixels = 0
         self.overwritten_pixels = 0
         self.masked_pixels = 0
         self.outside_pixels = 0
         rows, cols = (int(size) for size in plan.grid.shape)
         self._step = math.ceil(max(rows, cols) / PREVIEW)
-        self.preview: Pixels = np.full((-(-rows // self._step), -(-cols // self._step)), plan.nodata, self._dtype)
+        small = -(-rows // self._step), -(-cols // self._step)
+        self.preview: Pixels = np.full(small, plan.nodata, self._dtype)
+        if origins is not None:
+            origins.preview = np.full(small, NOWHERE, source_dtype(plan))
         self.histogram = np.zeros(256, np.int64) if self._dtype == np.uint8 else None
 
     def _add(self, tile: Tile) -> int:
@@ -236,18 +233,12 @@ class _Merger:
         if self._stop.is_set():
             return
         with gdal_env(), self._cores:
-            merged, empty, masked, outside = self._merged(window, reads)
+            merged, empty, masked, outside, origins = self._merged(window, reads)
             shown = (
                 ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._dtype.type(self._plan.nodata)
             )
-        filled = {
-            ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
-            for row in range(0, window.shape[0], BLOCK)
-            for col in range(0, window.shape[1], BLOCK)
-            if shown[row : row + BLOCK, col : col + BLOCK].any()
-        }
         valid = empty.size - int(np.count_nonzero(empty))
-        self._show(window, merged)
+        self._show(window, merged, self.preview)
         counts = np.bincount(merged[~empty], minlength=256) if self.histogram is not None else 0
         with self._stats_lock:
             if self.histogram is not None:
@@ -256,21 +247,23 @@ class _Merger:
             self.masked_pixels += masked
             self.outside_pixels += outside
             self.overwritten_pixels += valid - int(np.count_nonzero(shown))
-            self.filled_blocks |= filled
-        if filled:
-            height, width = window.shape
-            with self._write_lock, self._cores:
-                self._target.write(merged, 1, window=Window(window.left, window.top, width, height))
+        self._target.write(window, merged, shown, self._cores)
+        if self._origins is not None and origins is not None:
+            self._origins.write(window, origins, self._cores)
+            self._show(window, origins.source, self._origins.preview)
 
-    def _show(self, window: Box, merged: Pixels) -> None:
-        """Put a window's share of the pixels into the preview."""
+    def _show(self, window: Box, pixels: Pixels, preview: Pixels) -> None:
+        """Put a window's share of the pixels into a preview."""
         step = self._step
-        seen = merged[-window.top % step :: step, -window.left % step :: step]
+        seen = pixels[-window.top % step :: step, -window.left % step :: step]
         top, left = -(-window.top // step), -(-window.left // step)
-        self.preview[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+        preview[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
 
     def _merged(self, window: Box, reads: Sequence[Read]) -> _Merged:
         outside = self._outside(window)
+        origins = None if self._origins is None else self._origins.window(window.shape)
+        # To count, a tile is looked at wherever it lies.
+        hides = self._hides and (origins is None or origins.observations is None)
         merged: Pixels
         layer, needs = reads[0]
         if self._hides and needs.part == window and layer.placement.gives(self._dtype, self._plan.nodata):
@@ -279,6 +272,8 @@ class _Merger:
             merged = np.require(pixels, requirements=["OWNDATA", "WRITEABLE"])
             empty = layer.placement.is_empty(merged)
             hidden = None if unmasked is None else ~layer.placement.is_empty(unmasked)
+            if origins is not None:
+                origins.take(layer.number, empty)
             reads = reads[1:]
         else:
             merged = np.full(window.shape, self._plan.nodata, self._dtype)
@@ -286,7 +281,7 @@ class _Merger:
             hidden = None  # where some tile has a pixel that SCL masks
         for layer, announced in reads:
             needs = announced
-            if self._hides:  # what lies behind earlier tiles, or outside, is neither decoded nor resampled
+            if hides:  # what lies behind earlier tiles, or outside, is neither decoded nor resampled
                 asked = empty if outside is None else empty & ~outside
                 part = _still_empty(needs.part, asked[needs.part.within(window).slices])
                 found = layer.needs(part, announced) if part else None
@@ -300,14 +295,19 @@ class _Merger:
             if unmasked is not None:
                 hidden = np.zeros(window.shape, dtype=bool) if hidden is None else hidden
                 hidden[inside] |= ~layer.placement.is_empty(unmasked)
-            self._merge(merged[inside], new.astype(self._dtype, copy=False), empty[inside], new_empty)
+            new = new.astype(self._dtype, copy=False)
+            if origins is not None:
+                origins.add(layer.number, inside, new, new_empty, merged[inside], empty[inside])
+            self._merge(merged[inside], new, empty[inside], new_empty)
             empty[inside] &= new_empty
         if outside is not None:
             merged[outside] = self._plan.nodata
             empty |= outside
             hidden = None if hidden is None else hidden & ~outside
+            if origins is not None:
+                origins.clear(outside)
         masked = 0 if hidden is None else int(np.count_nonzero(hidden & empty))
-        return _Merged(merged, empty, masked, 0 if outside is None else int(np.count_nonzero(outside)))
+        return _Merged(merged, empty, masked, 0 if outside is None else int(np.count_nonzero(outside)), origins)
 
     def _outside(self, window: Box) -> Mask | None:
         """Which pixels of a window are to be empty whatever the tiles hold; ``None``: none."""
@@ -316,12 +316,14 @@ class _Merger:
 
 
 class _Merged(NamedTuple):
-    """A window's pixels, which of them are empty, how many for the mask's sake, and how many lie outside the area."""
+    """A window's pixels, which of them are empty, how many for the mask's sake, how many lie outside the area; and where
+    they came from, where that is asked."""
 
     pixels: Pixels
     empty: Mask
     masked: int
     outside: int
+    origins: WindowOrigins | None
 
 
 def _still_empty(part: Box, empty: Mask) -> Box:

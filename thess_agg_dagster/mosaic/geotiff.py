@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio.windows import Window
 
-from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.grid import Box, rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.rules import CATEGORICAL_BANDS
 from thess_agg_dagster.mosaic.tiles import first_line
 
 if TYPE_CHECKING:
-    from rasterio.io import DatasetReader
+    from rasterio.io import DatasetReader, DatasetWriter
 
 #: Pixels a side of the internal tiles.
 BLOCK = 512
@@ -32,6 +37,8 @@ COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
 }
 # What GDAL's COG driver calls a level, whatever the compression.
 _LEVELS = {"zstd_level": "level", "zlevel": "level"}
+# Overviews of these are nearest: a mean of classes, or of tiles' numbers, is none.
+_NEVER_AVERAGED = CATEGORICAL_BANDS | {"source", "observations"}
 # While a COG is made: a cache that holds a row of blocks, and overviews that wait uncompressed for their turn.
 _COG_ENV = {"GDAL_CACHEMAX": 16 * 2**20, "COG_TMP_COMPRESSION": "NONE"}
 
@@ -47,6 +54,7 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
     GDAL compresses on as many threads as the engine computes on.
     """
     rows, cols = plan.grid.shape
+    floats = np.dtype(plan.dtype).kind == "f"
     options: dict[str, Any] = {
         "driver": "GTiff",
         "width": int(cols),
@@ -55,7 +63,7 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "crs": rasterio_crs(plan.grid),
         "transform": plan.grid.affine,
-        "nodata": plan.nodata,
+        "nodata": plan.nodata if floats or not math.isnan(plan.nodata) else None,
         "tiled": True,
         "blockxsize": BLOCK,
         "blockysize": BLOCK,
@@ -66,8 +74,59 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
     if compression:
         options |= compression
         options["num_threads"] = threads_of(plan)
-        options["predictor"] = 3 if np.dtype(plan.dtype).kind == "f" else 2
+        options["predictor"] = 3 if floats else 2
     return options
+
+
+class Target:
+    """A GeoTIFF in the making, filled by windows of whole blocks."""
+
+    def __init__(self, file: DatasetWriter) -> None:
+        self.file = file
+        self.dtype = np.dtype(file.dtypes[0])
+        #: Row and column of the blocks that hold something.
+        self.filled: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()
+
+    def write(self, window: Box, pixels: NDArray[Any], shown: NDArray[np.bool_], cores: threading.Semaphore) -> None:
+        """Write a window, unless nothing in it is ``shown``: that is a hole in the sparse file.
+
+        Threads take turns; one of ``cores`` is held while it is this one's.
+        """
+        height, width = window.shape
+        filled = {
+            ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
+            for row in range(0, height, BLOCK)
+            for col in range(0, width, BLOCK)
+            if shown[row : row + BLOCK, col : col + BLOCK].any()
+        }
+        if filled:
+            with self._lock, cores:
+                self.filled |= filled
+                self.file.write(pixels, 1, window=Window(window.left, window.top, width, height))
+
+
+@contextmanager
+def new_geotiff(path: Path, plan: MosaicPlan) -> Iterator[Target]:
+    """A mosaic's file to write into; when the block ends it is verified, and cloud-optimized where asked for.
+
+    Call inside ``gdal_env``. Half a file may stay after an error. Raises ``OSError`` or ``RasterioError``.
+    """
+    cog = plan.options.cog
+    draft = path.with_name(f".{path.name}.draft") if cog else path
+    draft.unlink(missing_ok=True)  # rasterio would look into a file that is already there
+    try:
+        with rasterio.open(draft, "w", **creation_options(plan)) as file:
+            file.set_band_description(1, plan.band)
+            target = Target(file)
+            yield target
+        verify(draft, target.filled)
+        if cog:
+            make_cog(draft, path, plan)
+            verify(path, target.filled, overviews=True)
+    finally:
+        if cog:
+            draft.unlink(missing_ok=True)
 
 
 def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
@@ -83,7 +142,7 @@ def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
         "sparse_ok": True,
         "statistics": "NO",
         "overviews": "IGNORE_EXISTING",
-        "overview_resampling": "nearest" if plan.band in CATEGORICAL_BANDS else "average",
+        "overview_resampling": "nearest" if plan.band in _NEVER_AVERAGED else "average",
         "num_threads": threads_of(plan),
         "compress": "NONE",
     }

@@ -33,6 +33,7 @@ class LayerReader:
 
     def __init__(self, layer: Layer, grid: GeoBox, mask: tuple[int, ...], tile: int, scl: int | None) -> None:
         self.placement = place(layer.tile, layer.empty, grid, layer.resampling)
+        self.number = layer.number
         self._tile = tile
         self._offset = layer.offset
         self._scl = scl

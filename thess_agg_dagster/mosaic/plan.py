@@ -67,13 +67,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Layer:
-    """A tile's part in a mosaic: what it calls empty, what is subtracted, what it is masked with, how it is resampled."""
+    """A tile's part in a mosaic: what it calls empty, what is subtracted, what it is masked with, how it is resampled.
+
+    ``number`` is its place among all tiles given, from 1; those off the grid are counted, so that all bands number alike.
+    """
 
     tile: Tile
     empty: float
     offset: int
     scl: Tile | None
     resampling: Resampling
+    number: int
 
 
 #: What a note tells of.
@@ -284,8 +288,8 @@ def _plan(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions
 
 def _layers(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions) -> Iterator[Layer]:
     """The tiles that touch the grid, each with all that is done to it."""
-    for tile, empty, scl, offset in zip(
-        inspected.tiles, inspected.empty_values, inspected.scl, inspected.offsets, strict=True
+    for number, (tile, empty, scl, offset) in enumerate(
+        zip(inspected.tiles, inspected.empty_values, inspected.scl, inspected.offsets, strict=True), 1
     ):
         try:
             touches = footprint_on(grid, tile.geobox).overlap(whole(grid))
@@ -299,7 +303,7 @@ def _layers(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptio
         if reduced and options.overviews and scl is None and band not in CATEGORICAL_BANDS:
             tile = overview_of(tile, ratio)
         resampling = resolve_resampling(band, options.resampling, options.reduction if reduced else None)
-        yield Layer(tile, empty, offset, scl, resampling)
+        yield Layer(tile, empty, offset, scl, resampling, number)
 
 
 def _reduction(tile: GeoBox, grid: GeoBox) -> float:

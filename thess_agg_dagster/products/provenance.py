@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rasterio import __gdal_version__
 
 from thess_agg_dagster import __version__
 from thess_agg_dagster.audit.outcome import BandRecord
-from thess_agg_dagster.lake.checksums import BackgroundChecksums
+from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
+from thess_agg_dagster.lake.layout import is_beside
+from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
@@ -32,15 +34,53 @@ def mosaic_tags(plan: MosaicPlan, timestamp: TimestampPlan, checksums: Backgroun
     }
 
 
+def legend(plan: MosaicPlan, timestamp: TimestampPlan, checksums: BackgroundChecksums) -> list[dict[str, object]]:
+    """What the numbers in a band's source stand for, in merge order."""
+    baselines = {scene.scene_id: scene.baseline for scene in timestamp.scenes}
+    return [
+        {
+            "index": layer.number,
+            "scene": (scene := layer.tile.path.parent.name),
+            "checksum": str(checksums.of(layer.tile.path)),
+            "baseline": baselines.get(scene),
+        }
+        for layer in plan.layers
+    ]
+
+
+def origin_tags(plan: MosaicPlan, timestamp: TimestampPlan, checksums: BackgroundChecksums) -> dict[str, str]:
+    """The GeoTIFF tags of a band's source and observations; the legend as JSON."""
+    mixes = plan.options.merge_method in MIXING
+    return {
+        "timestamp": timestamp.timestamp,
+        "band": plan.band,
+        "legend": json.dumps(legend(plan, timestamp, checksums)),
+        "empty": str(NOWHERE),
+        "merge_method": plan.options.merge_method,
+    } | ({"several": str(several(source_dtype(plan)))} if mixes else {})
+
+
+def scene_shares(plan: MosaicPlan, shares: Mapping[int, float]) -> list[str]:
+    """Each scene's share of a mosaic's valid pixels, ``<scene>=<share>`` in merge order; ``several`` where methods mix."""
+    names = {layer.number: layer.tile.path.parent.name for layer in plan.layers}
+    mixed = sum(share for number, share in shares.items() if number not in names)
+    found = [f"{name}={shares.get(number, 0.0):.6f}" for number, name in names.items()]
+    return [*found, f"several={mixed:.6f}"] if mixed else found
+
+
 def timestamp_manifest(
-    plan: TimestampPlan, records: Sequence[BandRecord], checksums: BackgroundChecksums, lake: Path
+    plan: TimestampPlan,
+    records: Sequence[BandRecord],
+    checksums: BackgroundChecksums,
+    lake: Path,
+    folder: Path,
 ) -> str:
-    """``manifest.json`` of a timestamp: what was read (paths within the lake) and written, and how."""
+    """``manifest.json`` of a timestamp: what was read (paths within the lake) and written (to ``folder``), and how."""
 
     def read(path: Path) -> dict[str, object]:
         return {"file": str(path.relative_to(lake)), "bytes": path.stat().st_size, "checksum": str(checksums.of(path))}
 
-    manifest = {
+    manifest: dict[str, object] = {
         "timestamp": plan.timestamp,
         "scenes": plan.scene_ids,
         "software": SOFTWARE,
@@ -49,6 +89,13 @@ def timestamp_manifest(
         "outputs": [
             {"file": Path(record.output_path).name, "bytes": record.bytes, "checksum": record.output_checksum}
             for record in records
+        ]
+        + [
+            {"file": path.name, "bytes": path.stat().st_size, "checksum": str(checksum_of(path))}
+            for path in sorted(folder.glob("*.tif"))
+            if is_beside(path.stem)
         ],
     }
+    if plan.provenance:
+        manifest["legend"] = {band: legend(mosaic, plan, checksums) for band, mosaic in plan.mosaics.items()}
     return json.dumps(manifest, indent=2) + "\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,15 @@ from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
-from thess_agg_dagster.lake.checksums import checksum_of
+from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
 from thess_agg_dagster.lake.layout import COLLECTION, ITEM, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, count_dtype, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.radiometry import is_reflectance
 from thess_agg_dagster.mosaic.scl import CLASSES
-from thess_agg_dagster.products.provenance import SOFTWARE
+from thess_agg_dagster.products.provenance import SOFTWARE, legend
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ _EXTENSIONS = {
 _SCALE = 0.0001
 
 
-def timestamp_item(plan: TimestampPlan, records: Sequence[BandRecord], folder: Path, name: str) -> str:
+def timestamp_item(
+    plan: TimestampPlan, records: Sequence[BandRecord], folder: Path, name: str, checksums: BackgroundChecksums
+) -> str:
     """The STAC item of a timestamp as JSON, from its plan and its finished files in ``folder``; ``name`` is its id."""
     import pystac  # here, because only few write a catalog
 
@@ -71,7 +74,8 @@ def timestamp_item(plan: TimestampPlan, records: Sequence[BandRecord], folder: P
         }
         | ({} if _code(first) else {"proj:wkt2": rasterio_crs(first).to_wkt(version="WKT2_2019")})
         | ({} if clouds is None else {"eo:cloud_cover": round(100 * clouds, 2)}),
-        assets={band: _asset(mosaic, plan, folder / f"{band}.tif") for band, mosaic in plan.mosaics.items()},
+        assets={band: _asset(mosaic, plan, folder / f"{band}.tif") for band, mosaic in plan.mosaics.items()}
+        | {key: asset for mosaic in plan.mosaics.values() for key, asset in _origins(mosaic, plan, folder, checksums)},
     )
     if (quicklook := folder / QUICKLOOK).exists():
         item.add_asset(
@@ -148,6 +152,49 @@ def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
         roles=["data"],
         extra_fields=fields | _projection(mosaic.grid) | _file(path),
     )
+
+
+def _origins(
+    mosaic: MosaicPlan, plan: TimestampPlan, folder: Path, checksums: BackgroundChecksums
+) -> Iterator[tuple[str, pystac.Asset]]:
+    """Which scene each pixel came from, its numbers as classes; and how many scenes had one."""
+    import pystac
+
+    beside = plan.beside(mosaic, folder)
+    for path, what in () if beside is None else ((beside.source, "source"), (beside.observations, "observations")):
+        if path is None:
+            continue
+        fields: dict[str, Any] = {"data_type": count_dtype(mosaic)}
+        if what == "source":
+            fields = {"data_type": str(source_dtype(mosaic)), "nodata": NOWHERE}
+            fields["classification:classes"] = _source_classes(mosaic, plan, checksums)
+        title = {
+            "source": f"Scene that each pixel of {mosaic.band} came from",
+            "observations": f"Number of scenes with a valid pixel of {mosaic.band}",
+        }[what]
+        cog = "; profile=cloud-optimized" if mosaic.options.cog else ""
+        yield (
+            path.stem,
+            pystac.Asset(
+                f"./{path.name}",
+                title,
+                media_type=f"image/tiff; application=geotiff{cog}",
+                roles=["metadata"],
+                extra_fields=fields | _projection(mosaic.grid) | _file(path),
+            ),
+        )
+
+
+def _source_classes(mosaic: MosaicPlan, plan: TimestampPlan, checksums: BackgroundChecksums) -> list[dict[str, object]]:
+    classes: list[dict[str, object]] = [{"value": NOWHERE, "name": "empty", "nodata": True}]
+    for each in legend(mosaic, plan, checksums):
+        told = f"{each['checksum']}, processing baseline {each['baseline'] or 'unknown'}"
+        classes.append({"value": each["index"], "name": each["scene"], "description": told})
+    if mosaic.options.merge_method in MIXING:
+        classes.append(
+            {"value": several(source_dtype(mosaic)), "name": "several", "description": "more than one scene"}
+        )
+    return classes
 
 
 def _projection(grid: GeoBox) -> dict[str, Any]:

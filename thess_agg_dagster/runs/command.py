@@ -97,6 +97,8 @@ data_lake_option = click.option(
 )
 @click.option("--format", type=click.Choice(FORMATS), help="Format of the mosaics.  [default: geotiff]")
 @click.option("--stac/--no-stac", default=None, help="Write a STAC item per timestamp and a collection.")
+@click.option("--provenance/--no-provenance", default=None, help="Write which scene each pixel came from.")
+@click.option("--seams/--no-seams", default=None, help="With --provenance: draw the seams on the quicklook.")
 @click.option("--download-from", metavar="HOST|s3://BUCKET|file:///FOLDER,...", help="Fetch broken tiles from there.")
 @click.option("--download-token-url", metavar="URL", help="OAuth2 token endpoint of these hosts.")
 @click.option("--download-client-id", metavar="ID", help="OAuth2 client id.  [default: cdse-public]")

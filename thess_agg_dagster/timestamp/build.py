@@ -14,12 +14,13 @@ from PIL import Image
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
 from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK
-from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
+from thess_agg_dagster.mosaic.blocks import Pixels
+from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import cloud_share
 from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_line, is_transient
 from thess_agg_dagster.products.pictures import Preview, quicklook
-from thess_agg_dagster.products.provenance import mosaic_tags, timestamp_manifest
+from thess_agg_dagster.products.provenance import mosaic_tags, origin_tags, scene_shares, timestamp_manifest
 from thess_agg_dagster.products.stac import timestamp_item
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 from thess_agg_dagster.timestamp.records import band_record, failed_attempt, successful_attempt
@@ -60,13 +61,13 @@ def build_timestamp(
     """
     with BackgroundChecksums(plan.input_files()) as checksums:
         tell(plan.summary())
-        records, previews = _build_bands(plan, folder, target, checksums, tell)
-        picture = _quicklook(previews, tell)
+        records, previews, origins = _build_bands(plan, folder, target, checksums, tell)
+        picture = _quicklook(previews, origins if plan.seams else {}, tell)
         if picture:
             picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
-        (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake))
-    if plan.stac:
-        (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name))
+        (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake, folder))
+        if plan.stac:
+            (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name, checksums))
     return Outcome(successful_attempt(plan, records, target), picture)
 
 
@@ -79,16 +80,21 @@ def unpublished(plan: TimestampPlan, target: Path, error: OSError | ChangedError
 
 def _build_bands(
     plan: TimestampPlan, folder: Path, target: Path, checksums: BackgroundChecksums, tell: Tell
-) -> tuple[list[BandRecord], dict[str, Preview]]:
+) -> tuple[list[BandRecord], dict[str, Preview], dict[str, Pixels]]:
+    """A record of every band, and previews of its pixels and of where they came from."""
     records: list[BandRecord] = []
     previews: dict[str, Preview] = {}
+    origins: dict[str, Pixels] = {}
     errors: list[Exception] = []
     told = time.monotonic()
     for band, mosaic in plan.mosaics.items():
         final = target / f"{band}.tif"
         try:
-            record, previews[band] = _write_band(mosaic, folder / final.name, final, plan, checksums)
+            record, stats = _write_band(mosaic, folder / final.name, final, plan, checksums)
             records.append(record)
+            previews[band] = _masked(stats.preview, mosaic.nodata)
+            if stats.origins is not None:
+                origins[band] = stats.origins
             if time.monotonic() - told > _TELL_SECONDS:
                 told = time.monotonic()
                 tell(f"{band} is merged, {len(records)} of {len(plan.mosaics)} bands")
@@ -99,12 +105,16 @@ def _build_bands(
         # A tile whose pixels turned out to be damaged can be fetched again before the next try.
         again = _is_passing(errors[0]) or (plan.refetchable and any(isinstance(e, TileError) for e in errors))
         raise BuildError(Outcome(failed_attempt(plan, records), None, errors[0], again)) from errors[0]
-    return records, previews
+    return records, previews, origins
 
 
-def _quicklook(previews: dict[str, Preview], tell: Tell) -> Image.Image | None:
+def _masked(preview: Pixels, nodata: float) -> Preview:
+    return np.ma.array(preview, mask=np.isnan(preview) if math.isnan(nodata) else preview == nodata)
+
+
+def _quicklook(previews: dict[str, Preview], origins: dict[str, Pixels], tell: Tell) -> Image.Image | None:
     try:
-        return quicklook(previews)
+        return quicklook(previews, origins)
     except Exception as error:  # a picture is no reason to lose mosaics
         tell(f"no quicklook: {type(error).__name__}: {first_line(error)}")
         return None
@@ -117,8 +127,11 @@ def _is_passing(error: Exception) -> bool:
 
 def _write_band(
     plan: MosaicPlan, staged: Path, final: Path, timestamp: TimestampPlan, checksums: BackgroundChecksums
-) -> tuple[BandRecord, Preview]:
-    stats = write_mosaic(plan, staged, lambda: mosaic_tags(plan, timestamp, checksums))
+) -> tuple[BandRecord, MosaicStats]:
+    beside = timestamp.beside(plan, staged.parent)
+    if beside is not None:
+        beside = replace(beside, tags=lambda: origin_tags(plan, timestamp, checksums))
+    stats = write_mosaic(plan, staged, lambda: mosaic_tags(plan, timestamp, checksums), beside)
     notes = [str(note) for note in plan.notes]
     if stats.overwritten_pixels:
         notes.append(
@@ -135,9 +148,9 @@ def _write_band(
         bytes=stats.bytes,
         input_checksums=[str(checksums.of(tile.path)) for tile in plan.tiles],
         output_checksum=str(checksum_of(staged)),
+        tile_shares=() if stats.tile_shares is None else scene_shares(plan, stats.tile_shares),
     )
-    empty = np.isnan(stats.preview) if math.isnan(plan.nodata) else stats.preview == plan.nodata
-    return record, np.ma.array(stats.preview, mask=empty)
+    return record, stats
 
 
 def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, str]:

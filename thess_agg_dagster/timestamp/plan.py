@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
@@ -46,6 +47,18 @@ class TimestampPlan:
     parameters: str = "{}"
     refetched: Mapping[Path, Refetched] = field(default_factory=dict)
     refetchable: bool = False
+    provenance: bool = False
+    seams: bool = False
+
+    def beside(self, plan: MosaicPlan, folder: Path) -> OriginFiles | None:
+        """What is written beside a band's mosaic: which scene each pixel came from, and of the finest band (the first of
+        them) how many scenes had one. Bands differ in their empty pixels, so each has a source of its own."""
+        if not self.provenance:
+            return None
+        finest = min(self.mosaics.values(), key=lambda mosaic: abs(mosaic.grid.resolution.x))
+        if plan.band == finest.band:
+            return OriginFiles(folder / f"{SOURCE}.tif", folder / f"{OBSERVATIONS}.tif")
+        return OriginFiles(folder / f"{SOURCE}_{plan.band}.tif")
 
     @property
     def inputs(self) -> str:
@@ -105,6 +118,8 @@ def plan_timestamp(
         params.as_json(),
         {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
         bool(params.download_from),
+        params.provenance,
+        params.seams,
     )
 
 

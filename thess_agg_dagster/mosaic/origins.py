@@ -1,0 +1,151 @@
+"""Origins: which tile each pixel of a mosaic came from, and how many tiles had one for it.
+
+Both are known while a window is merged, so ``source`` costs no second look; to count, the engine has to read what lies
+behind the first tile, too.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thess_agg_dagster.mosaic.blocks import Pixels
+from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff
+from thess_agg_dagster.mosaic.grid import Box
+from thess_agg_dagster.mosaic.placement import Mask
+from thess_agg_dagster.mosaic.plan import MosaicPlan
+
+#: Merge methods that make a pixel of several tiles.
+MIXING = ("sum", "count")
+#: The number of a pixel that no tile has. Tiles are numbered from 1, in merge order.
+NOWHERE = 0
+
+
+def several(dtype: np.dtype[Any]) -> int:
+    """What stands for a pixel made of several tiles: the largest number."""
+    return int(np.iinfo(dtype).max)
+
+
+def source_dtype(plan: MosaicPlan) -> np.dtype[Any]:
+    """uint8, unless there are more tiles than that can number."""
+    return np.dtype("uint8" if max(layer.number for layer in plan.layers) < several(np.dtype("uint8")) else "uint16")
+
+
+def count_dtype(plan: MosaicPlan) -> str:
+    """uint8, unless there are more tiles than that can count."""
+    return "uint8" if len(plan.layers) <= np.iinfo("uint8").max else "uint16"
+
+
+@dataclass(frozen=True)
+class OriginFiles:
+    """What is written beside a mosaic, on its grid.
+
+    ``source`` holds the number of the tile that each pixel came from (:attr:`Layer.number`; 0: empty; the dtype's largest:
+    several), ``observations`` how many tiles had a valid pixel there; ``None``: not counted. ``tags`` is asked for when
+    all pixels are written.
+    """
+
+    source: Path
+    observations: Path | None = None
+    tags: Callable[[], Mapping[str, str]] = dict
+
+
+class Origins:
+    """Both files in the making."""
+
+    def __init__(self, plan: MosaicPlan, source: Target, observations: Target | None = None) -> None:
+        self._method = plan.options.merge_method
+        self._source = source
+        self._observations = observations
+        self._lock = threading.Lock()
+        #: Pixels that came from each tile, by its number.
+        self.counts: Counter[int] = Counter()
+        #: The source as small as the mosaic's preview.
+        self.preview: Pixels = np.zeros((0, 0), source.dtype)
+
+    @classmethod
+    @contextmanager
+    def writing(cls, plan: MosaicPlan, files: OriginFiles | None) -> Iterator[Origins | None]:
+        """Opens the files; when it ends they are whole."""
+        if files is None:
+            yield None
+            return
+        # A source of 0 is empty, a count of 0 is a count.
+        source = replace(plan, band="source", dtype=str(source_dtype(plan)), nodata=NOWHERE)
+        observations = replace(plan, band="observations", dtype=count_dtype(plan), nodata=math.nan)
+        with ExitStack() as stack:
+            targets = [stack.enter_context(new_geotiff(files.source, source))]
+            if files.observations is not None:
+                targets.append(stack.enter_context(new_geotiff(files.observations, observations)))
+            yield cls(plan, *targets)
+            for target in targets:
+                target.file.update_tags(**files.tags())
+
+    def window(self, shape: tuple[int, int]) -> WindowOrigins:
+        counted = None if self._observations is None else self._observations.dtype
+        return WindowOrigins(shape, self._source.dtype, self._method, counted)
+
+    def write(self, window: Box, found: WindowOrigins, cores: threading.Semaphore) -> None:
+        pixels = found.pixels()
+        with self._lock:
+            self.counts.update(pixels)
+        self._source.write(window, found.source, found.source != NOWHERE, cores)
+        if self._observations is not None and found.observations is not None:
+            self._observations.write(window, found.observations, found.observations != 0, cores)
+
+
+class WindowOrigins:
+    """Where a window's pixels come from, gathered tile by tile."""
+
+    def __init__(
+        self, shape: tuple[int, int], dtype: np.dtype[Any], method: str, count_dtype: np.dtype[Any] | None
+    ) -> None:
+        self.source: Pixels = np.zeros(shape, dtype)
+        self.observations: Pixels | None = None if count_dtype is None else np.zeros(shape, count_dtype)
+        self._method = method
+        self._numbers = {several(dtype)} if method in MIXING else set()
+
+    def take(self, number: int, empty: Mask) -> None:
+        """The whole window is a tile's."""
+        self.source[~empty] = number
+        if self.observations is not None:
+            self.observations += ~empty
+        self._numbers.add(number)
+
+    def add(
+        self, number: int, part: tuple[slice, slice], new: Pixels, new_empty: Mask, old: Pixels, old_empty: Mask
+    ) -> None:
+        """A tile is about to be merged into a part of the window, which holds ``old`` so far."""
+        valid = ~new_empty
+        if self.observations is not None:
+            self.observations[part] += valid
+        source = self.source[part]
+        if self._method in MIXING:
+            source[valid & ~old_empty] = several(source.dtype)
+            wins = old_empty
+        elif self._method == "min":
+            wins = old_empty | (new < old)
+        elif self._method == "max":
+            wins = old_empty | (new > old)
+        else:  # the first in merge order; for `last` that order is turned around
+            wins = old_empty
+        np.copyto(source, source.dtype.type(number), where=wins & valid)
+        self._numbers.add(number)
+
+    def clear(self, outside: Mask) -> None:
+        """Forget what lies outside the area asked for."""
+        self.source[outside] = NOWHERE
+        if self.observations is not None:
+            self.observations[outside] = 0
+
+    def pixels(self) -> dict[int, int]:
+        """Pixels of each tile's number."""
+        return {number: int(np.count_nonzero(self.source == number)) for number in self._numbers}
