@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -57,7 +57,7 @@ def manifest_value(lake: DataLake, word: str, scene_id: str, band: str) -> str:
 def _read_manifest(path: Path, stamp: str) -> Mapping[tuple[str, str, str], str]:
     found: dict[tuple[str, str, str], str] = {}
     with open_text(path, errors="replace") as file:
-        for row in csv.DictReader(file):
+        for row in _rows(csv.DictReader(file)):
             for column, value in row.items():
                 if not isinstance(column, str) or not isinstance(value, str):
                     continue  # more cells than columns, or fewer
@@ -68,11 +68,26 @@ def _read_manifest(path: Path, stamp: str) -> Mapping[tuple[str, str, str], str]
     return found
 
 
+def _rows(reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
+    """The rows that can be read: one with a cell too long costs no other."""
+    try:
+        _ = reader.fieldnames
+    except csv.Error:
+        return
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            continue
+
+
 def read_item(path: Path) -> Mapping[str, Any]:
     """A STAC item; empty where there is none, or something else. Raises ``OSError`` where a disk or store fails."""
     try:
         item = json.loads(read_if_there(path) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return item if isinstance(item, dict) else {}
 
@@ -102,8 +117,12 @@ def _rank(key: str, asset: Mapping[str, Any], band: str) -> int | None:
         return 0
     if key == _COMMON_NAMES.get(band.upper()):
         return 1
-    bands = asset.get("bands") or asset.get("eo:bands") or []
-    names = [str(each.get("name", "")).lower() for each in bands if isinstance(each, dict)]
+    bands = asset.get("bands") or asset.get("eo:bands")
+    names = (
+        [str(each.get("name", "")).lower() for each in bands if isinstance(each, dict)]
+        if isinstance(bands, list)
+        else []
+    )
     return 2 if names == [band] else None
 
 

@@ -7,6 +7,7 @@ whatever they chose. A tile in an object store is not read as a whole for our sa
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ _ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", OURS)
 _MULTIHASH = {"1220": "sha256", "1340": "sha512", "1114": "sha1", "d50110": "md5", "2030": "sha384"}
 # A bare digest tells its algorithm by its length.
 _BARE = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
+_DIGITS = {algorithm: digits for digits, algorithm in _BARE.items()} | {OURS: 32}
 _HEX = re.compile(r"[0-9a-fA-F]+", re.ASCII)
 
 
@@ -57,7 +59,7 @@ def parse_checksum(text: str) -> Checksum | None:
     name, colon, digest = text.partition(":")
     if colon:
         name = name.lower().replace("-", "")
-        known = name in _ALGORITHMS and _HEX.fullmatch(digest)
+        known = name in _ALGORITHMS and _HEX.fullmatch(digest) and len(digest) == _DIGITS[name]
         return Checksum(name, digest.lower()) if known else None
     if not _HEX.fullmatch(text):
         return None
@@ -68,23 +70,70 @@ def parse_checksum(text: str) -> Checksum | None:
     return Checksum(_BARE[len(text)], text) if len(text) in _BARE else None
 
 
+class ChecksumError(ValueError):
+    """A checksum is published that cannot be read."""
+
+
+def checksum_files(tile: Path) -> list[Path]:
+    """Where a checksum may stand beside a tile."""
+    return [tile.with_name(tile.name + suffix) for suffix in (".sha256", ".md5")]
+
+
+def parse_checksum_file(data: bytes, name: str) -> Checksum | None:
+    """What a checksum file says of the file ``name``, or, where it has a single line, of whichever it names.
+
+    As ``sha256sum`` writes it (``<hex>  <name>``, with ``\\`` before an escaped name), ``sha256sum --tag``, BSD and
+    OpenSSL (``SHA256 (<name>) = <hex>``), or a checksum alone; in UTF-8 or, with a byte order mark, UTF-16. ``None`` for
+    anything else.
+    """
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    lines = [line.strip() for line in data.decode(encoding, errors="replace").splitlines()]
+    found = [_parse_line(line) for line in lines if line and not line.startswith("#")]
+    if len(found) > 1:
+        found = [(checksum, named) for checksum, named in found if named.rpartition("/")[2] == name]
+    return found[0][0] if len(found) == 1 else None
+
+
+_TAGGED = re.compile(r"\\?(?:SHA2-)?([A-Za-z0-9-]+) ?\((.*)\) ?= ?([0-9a-fA-F]+)", re.ASCII)
+
+
+def _parse_line(line: str) -> tuple[Checksum | None, str]:
+    """The checksum on a line, and the name that stands with it."""
+    if tagged := _TAGGED.fullmatch(line):
+        algorithm = tagged[1] if tagged[1].lower().startswith(("md", "sha", "xx")) else f"sha{tagged[1]}"
+        return parse_checksum(f"{algorithm}:{tagged[3]}"), tagged[2]
+    digest, _, named = line.removeprefix("\\").partition(" ")
+    return parse_checksum(digest), named.strip().removeprefix("*")
+
+
 def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksum, str] | None:
-    """What somebody published as a tile's checksum, and where it stands; ``None`` where nobody did."""
+    """What somebody published as a tile's checksum, and where it stands; ``None`` where nobody did.
+
+    Raises :class:`ChecksumError` where it is not to be understood: a tile is not used unverified.
+    """
     tile = lake.tile(scene_id, band)
-    # 1. A file beside the tile, as `md5sum` and `sha256sum` write it.
-    for suffix in (".sha256", ".md5"):
-        sibling = tile.with_name(tile.name + suffix)
-        text = (read_if_there(sibling) or b"").decode(errors="replace")
-        if found := parse_checksum((text.split() or [""])[0]):
-            return found, str(sibling)
+    # 1. A file beside the tile.
+    for sibling in checksum_files(tile):
+        data = read_if_there(sibling)
+        if data is not None:
+            found = parse_checksum_file(data, tile.name)
+            return _understood(found, data[:80].decode(errors="replace"), sibling), str(sibling)
     # 2. The manifest of the selected assets: `checksum_b04`, or `checksum` in rows with a `band`.
-    if found := parse_checksum(manifest_value(lake, "checksum", scene_id, band)):
-        return found, str(lake.assets_manifest)
+    if given := manifest_value(lake, "checksum", scene_id, band):
+        return _understood(parse_checksum(given), given, lake.assets_manifest), str(lake.assets_manifest)
     # 3. The scene's STAC item.
     item = lake.scene_item(scene_id)
     if found := parse_checksum(str(item_asset(read_item(item), band).get("file:checksum", ""))):
         return found, str(item)
     return None
+
+
+def _understood(found: Checksum | None, given: str, where: Path) -> Checksum:
+    if found is None:
+        raise ChecksumError(
+            f"the checksum in {where} cannot be understood ({given[:80]!r}); mend it, e.g. with sha256sum, or remove it"
+        )
+    return found
 
 
 class ChangedError(Exception):

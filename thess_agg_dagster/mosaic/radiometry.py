@@ -64,7 +64,8 @@ def radiometry_of(scene_id: str, item: Mapping[str, Any] | None = None) -> tuple
 
     ``item`` is the scene's STAC item, where there is one.
     """
-    properties = (item or {}).get("properties") or {}
+    found = (item or {}).get("properties")
+    properties = found if isinstance(found, dict) else {}
     # 1. What the catalogue says: some archives have removed the offset already.
     # 2. The baseline, as the catalogue says, else as the scene id does.
     stated = str(properties.get("s2:processing_baseline") or properties.get("processing:version") or "")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
+from thess_agg_dagster.lake.catalogue import manifest_value
+from thess_agg_dagster.lake.checksums import checksum_files
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic import PIXELS_VERSION
@@ -61,9 +63,16 @@ def identify_bands(
     found = {}
     for band in bands:
         names = [band, *([MASK_BAND] if params.mask_scl_classes else []), *filter(None, [params.match_band])]
-        paths = [lake.tile(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
-        paths += map(lake.scene_item, acquisition.scene_ids)
-        found[band] = _digest(start, paths, stamps)
+        tiles = [(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
+        paths = [*(lake.tile(*tile) for tile in tiles), *map(lake.scene_item, acquisition.scene_ids)]
+        # A checksum that somebody publishes later may tell that what was read is not what it should have been.
+        paths += [file for tile in tiles for file in checksum_files(lake.tile(*tile)) if stamps(file)]
+        published = [
+            f"{scene} {name} {text}\n"
+            for scene, name in tiles
+            if (text := manifest_value(lake, "checksum", scene, name))
+        ]
+        found[band] = _digest(start + "".join(published), paths, stamps)
     return found
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from thess_agg_dagster.lake.catalogue import read_item
-from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
+from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.origins import OriginFiles
@@ -136,7 +136,10 @@ def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int |
 
     def look(tile: tuple[str, str]) -> Problem | None:
         path = lake.tile(*tile)
-        expected = expected_checksum(lake, *tile)
+        try:
+            expected = expected_checksum(lake, *tile)
+        except ChecksumError as error:
+            return Problem("checksum_mismatch", str(error), path)
         # A missing tile is found by who opens it; a stray is not opened at all.
         if expected is None or lake.leads_outside(path):
             return None

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
-from thess_agg_dagster.lake.checksums import checksum_of, expected_checksum
+from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
 from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, Progress, shown
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import keep_aside, staged_file
@@ -85,7 +85,9 @@ def refetch(
             return None if why is None else (path, _fetched(lake, *tile, why, downloader, progress))
         except DownloadError as error:
             return path, str(error)
-        except (SystemFaultError, OSError) as error:
+        except ChecksumError as error:
+            return path, str(error)
+        except Exception as error:  # what a catalogue says of one tile must not cost the others
             return path, f"it cannot be replaced ({error})"
         finally:
             done()

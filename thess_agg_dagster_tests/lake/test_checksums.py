@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,18 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import (
     BackgroundChecksums,
     ChangedError,
     Checksum,
+    ChecksumError,
     checksum_of,
     expected_checksum,
     parse_checksum,
 )
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.mosaic.radiometry import radiometry_of
 
 DATA = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -92,6 +96,78 @@ def test_an_item_that_says_nothing(lake: DataLake, text: str) -> None:
     item = lake.scene_item("scene")
     item.parent.mkdir()
     item.write_text(text)
+    assert expected_checksum(lake, "scene", "B04") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{SHA256}  B04.tif\n", SHA256),
+        (f"{SHA256} *T35TKF_B04.jp2\n", SHA256),
+        (f"{SHA256.upper()}\n", SHA256),
+        (f"sha256:{SHA256}", SHA256),
+        (f"SHA256 (B04.tif) = {SHA256}\n", SHA256),  # sha256sum --tag, BSD
+        (f"SHA256(B04.tif)= {SHA256}\n", SHA256),  # OpenSSL 1
+        (f"SHA2-256(/data/B04.tif)= {SHA256}\n", SHA256),  # OpenSSL 3
+        (f"MD5 (B04.tif) = {MD5}\n", MD5),
+        (f"\\{SHA256}  new\\nline.tif\n", SHA256),
+        (f"\\SHA256 (new\\nline.tif) = {SHA256}\n", SHA256),
+        (f"# made by hand\r\n{SHA256}  B04.tif\r\n", SHA256),
+        (f"{'0' * 64}  B08.tif\n{SHA256}  scene/B04.tif\n", SHA256),
+        (f"{'0' * 64}  B08.tif\n{'1' * 64}  SCL.tif\n", None),
+        (f"SHA256 (B04.tif) = {SHA256[:-1]}\n", None),
+        (f"sha256:{MD5}", None),
+        ("B04.tif: OK\n", None),
+        ("BLAKE9 (B04.tif) = abcdef\n", None),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_every_form_of_a_file_beside_a_tile(lake: DataLake, text: str, expected: str | None, encoding: str) -> None:
+    sibling = lake.tile("scene", "B04").with_name("B04.tif.sha256")
+    sibling.write_bytes(text.encode(encoding))
+    if expected:
+        found = expected_checksum(lake, "scene", "B04")
+        assert found is not None
+        assert (found[0].digest, found[1]) == (expected, str(sibling))
+    else:
+        with pytest.raises(ChecksumError, match=f"the checksum in {re.escape(str(sibling))} cannot be understood"):
+            expected_checksum(lake, "scene", "B04")
+
+
+def test_what_coreutils_and_openssl_write(lake: DataLake) -> None:
+    tile = lake.tile("scene", "B04")
+    for command in (
+        ["sha256sum", tile.name], ["sha256sum", "--tag", tile.name], ["md5sum", "-b", tile.name],
+        ["openssl", "dgst", "-sha256", tile.name], ["openssl", "sha1", tile.name],
+    ):  # fmt: skip
+        written = subprocess.run(command, cwd=tile.parent, capture_output=True, check=True).stdout
+        tile.with_name("B04.tif.sha256").write_bytes(written)
+        found = expected_checksum(lake, "scene", "B04")
+        assert found is not None
+        assert found[0] == checksum_of(tile, found[0].algorithm)
+
+
+def test_a_checksum_in_the_manifest_that_cannot_be_understood(lake: DataLake) -> None:
+    lake.assets_manifest.write_text("scene_id,checksum_b04\nscene,crc32:deadbeef\n")
+    with pytest.raises(ChecksumError, match=r"assets_manifest_selected.csv cannot be understood \('crc32:deadbeef'\)"):
+        expected_checksum(lake, "scene", "B04")
+
+
+def test_bad_catalogue_files_cost_nobody_else(lake: DataLake) -> None:
+    item = lake.scene_item("scene")
+    item.parent.mkdir()
+    for text in (
+        "[" * 200_000,
+        '{"a":' * 200_000,
+        '{"properties": ["x"], "assets": {"a": {"bands": 5}, "b": {"eo:bands": "B04"}}}',
+    ):
+        item.write_text(text)
+        assert expected_checksum(lake, "scene", "B04") is None
+        assert radiometry_of("S2_N0510_", read_item(item)) == ("05.10", 1000)
+    lake.assets_manifest.write_text(f"scene_id,checksum_b04\nother,{'x' * 131_073}\nscene,{MD5}\n")
+    assert expected_checksum(lake, "scene", "B04") == (Checksum("md5", MD5), str(lake.assets_manifest))
+    lake.assets_manifest.write_text(f"scene_id,{'x' * 131_073}\nscene,{MD5}\n")
     assert expected_checksum(lake, "scene", "B04") is None
 
 

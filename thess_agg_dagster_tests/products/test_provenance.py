@@ -12,8 +12,11 @@ import rasterio
 import xxhash
 
 import thess_agg_dagster
+from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.tiles import gdal_name
+from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.paths import is_remote
+from thess_agg_dagster.timestamp.freshness import identify_bands
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise, read
 from thess_agg_dagster_tests.runs.test_command import invoke
@@ -83,6 +86,21 @@ def test_a_tile_that_is_not_what_was_published_is_not_used(two: SmallLake) -> No
     )
     assert not two.checks()["inputs_complete"].passed
     assert set(two.tables()["band_report"].query("band == 'B08'")["status"]) == {"checksum_mismatch", "skipped"}
+
+
+def test_a_checksum_that_comes_later_is_a_change(two: SmallLake) -> None:
+    acquisition, params = Acquisition(FIRST, (scene(FIRST, "T34TFL"),)), TimestampsAggregationParams()
+    before = identify_bands(acquisition, two.lake, params, ["B04", "B08", "SCL"])
+    sibling = two.lake.tile(scene(FIRST, "T34TFL"), "B08").with_name("B08.tif.sha256")
+    sibling.write_text("?")
+    after = identify_bands(acquisition, two.lake, params, ["B04", "B08", "SCL"])
+    assert [band for band in before if before[band] != after[band]] == ["B08"]
+    two.lake.assets_manifest.write_text(f"scene_id,checksum_scl\n{scene(FIRST, 'T34TFL')},{'0' * 32}\n")
+    last = identify_bands(acquisition, two.lake, params, ["B04", "B08", "SCL"])
+    assert [band for band in before if after[band] != last[band]] == ["SCL"]
+    found = two.aggregate(FIRST, bands=["B04", "B08"]).attempt
+    assert {band.band: band.status for band in found.bands} == {"B04": "skipped", "B08": "checksum_mismatch"}
+    assert f"the checksum in {sibling} cannot be understood ('?'); mend it" in found.message
 
 
 def test_a_scl_tile_that_masks_is_verified_as_well(two: SmallLake) -> None:
