@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import dagster as dg
 from odc.geo.crs import CRS
@@ -43,6 +44,22 @@ _ALLOWED: Mapping[str, Sequence[str]] = {
     "format": FORMATS,
 }
 
+# The launchpad knows values of these types: it offers them, and says at once where another stands. (A type checker would
+# have to read the lists.)
+if TYPE_CHECKING:
+    Merging: TypeAlias = str
+    Resampling: TypeAlias = str
+    Compression: TypeAlias = str
+    Grid: TypeAlias = str
+    MissingScl: TypeAlias = str
+    Format: TypeAlias = str
+    Dtype: TypeAlias = str
+else:
+    Merging, Resampling = Literal[METHODS], Literal[RESAMPLINGS]
+    Compression, Grid = Literal[tuple(COMPRESSIONS)], Literal[GRIDS]
+    MissingScl, Format = Literal[MISSING_SCL], Literal[FORMATS]
+    Dtype = StrEnum("Dtype", {name: name for name in SUPPORTED_DTYPES})  # Dagster takes no Literal that may be unset
+
 
 # What decides the pixels of a mosaic (or the bytes they are kept in), and the default of each.
 _PIXELS: dict[str, Any] = {}
@@ -71,10 +88,10 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     """
 
     bands: list[str] = _parameter("bands", ["B04", "B08", "SCL"], "Bands to mosaic, one file each.", pixels=False)
-    merge_method: str = _parameter(
+    merge_method: Merging = _parameter(
         "merge_method", "first", f"Which pixel wins where tiles overlap: {', '.join(METHODS)}. Default: first."
     )
-    resampling: str = _parameter(
+    resampling: Resampling = _parameter(
         "resampling",
         "nearest",
         f"For tiles in another CRS or pixel size; SCL is never interpolated: {', '.join(RESAMPLINGS)}. Default: nearest.",
@@ -85,10 +102,10 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "Value of empty pixels in the mosaics. Default: NaN, no override: integer mosaics keep the tiles' value "
         "(0 where untagged), float mosaics get NaN.",
     )
-    dtype: str | None = _parameter(
+    dtype: Dtype | None = _parameter(
         "dtype", None, f"Dtype of the mosaics: {', '.join(SUPPORTED_DTYPES)}. Default: the tiles'."
     )
-    compress: str = _parameter(
+    compress: Compression = _parameter(
         "compress", "zstd", f"Compression of the mosaics: {', '.join(COMPRESSIONS)}. Default: zstd."
     )
     target_crs: str = _parameter(
@@ -97,7 +114,7 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "CRS of the mosaics: first (the first tile's), majority (that of most tiles), or any CRS, e.g. EPSG:32634. "
         "Default: first; for grid=fixed around an aoi, the UTM zone of its centre.",
     )
-    grid: str = _parameter(
+    grid: Grid = _parameter(
         "grid",
         "tiles",
         "Which pixels the mosaics have: tiles (what the tiles of a timestamp cover) or fixed (bounds, or those of the aoi: "
@@ -118,7 +135,7 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     resolution: float | None = _parameter(
         "resolution", None, "Pixel size of the mosaics, in units of the CRS. Default: the tiles', band by band."
     )
-    reduction: str = _parameter(
+    reduction: Resampling = _parameter(
         "reduction",
         "average",
         "How tiles are brought to the coarser pixels of resolution or match_band; SCL gets the most frequent class, with "
@@ -139,7 +156,7 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "SCL classes that empty a pixel of the other bands before merging, e.g. 3,8,9,10 (shadows and clouds). "
         "Default: none.",
     )
-    missing_scl: str = _parameter(
+    missing_scl: MissingScl = _parameter(
         "missing_scl",
         "fail",
         "What happens with a scene that has no SCL to mask with: fail or unmasked (where SCL is one of the bands, its own "
@@ -148,7 +165,7 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     harmonize: bool = _parameter(
         "harmonize", False, "Remove the offset of 1000 that reflectances of processing baseline 04.00 and later carry."
     )
-    format: str = _parameter(
+    format: Format = _parameter(
         "format",
         "geotiff",
         "Format of the mosaics: geotiff or cog (cloud-optimized, with overviews). Default: geotiff.",
@@ -241,9 +258,9 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
                 )
         return unique
 
-    @field_validator(*_ALLOWED)
+    @field_validator(*_ALLOWED, mode="before")
     @classmethod
-    def _one_of(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _one_of(cls, value: Any, info: ValidationInfo) -> Any:
         allowed = _ALLOWED[str(info.field_name)]
         if value is not None and value not in allowed:
             raise ValueError(f"{info.field_name}={value!r} is not one of {', '.join(allowed)}")
@@ -329,6 +346,11 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             raise ValueError(f"{value} is not a number of workers, threads or connections; give 1 or more")
         return value
 
+    @classmethod
+    def from_environment(cls) -> TimestampsAggregationParams:
+        """The parameters that this process starts with, each given by name: only such does the launchpad show."""
+        return cls(**cls().run_config())
+
     def mosaic_options(self) -> MosaicOptions:
         """What the engine needs to know. Reads the aoi; raises ``AreaError`` where it cannot be used."""
         target = Target(
@@ -386,7 +408,8 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         return values
 
     def _values(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in type(self).model_fields}
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
 
 
 def _spelled(value: Any) -> Any:

@@ -9,8 +9,13 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
+from dagster._config import validate_config
+from dagster._core.snap.config_types import build_config_schema_snapshot
+from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 from pydantic import ValidationError
 
+from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 
@@ -113,6 +118,23 @@ def test_run_config_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -
         run_config={"resources": {"params": {"config": {"bands": ["B11"]}}}},
     )
     assert seen == [(["B11"], "max")]
+
+
+def test_the_launchpad_offers_closed_lists_and_shows_the_parameters() -> None:
+    """As its editor checks what is typed, before anything is launched."""
+    job = defs.resolve_implicit_global_asset_job_def()
+
+    def errors(**given: str) -> list[str]:
+        found = validate_config(job.run_config_schema.config_type, {"resources": {"params": {"config": given}}})
+        return [error.message for error in found.errors or ()]
+
+    for name in ("merge_method", "resampling", "reduction", "dtype", "compress", "grid", "missing_scl", "format"):
+        (error,) = errors(**{name: "maxi"})
+        assert "maxi" in error
+    assert errors(merge_method="max", resampling="cubic", dtype="float32", compress="none", grid="fixed") == []
+    schema, root = build_config_schema_snapshot(job), job.run_config_schema.config_type
+    shown = yaml.safe_load(default_values_yaml_from_type_snap(schema, schema.get_config_snap(str(root.key))))
+    assert shown["resources"]["params"]["config"] == TimestampsAggregationParams().run_config()
 
 
 def test_what_decides_the_pixels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -186,6 +187,32 @@ def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAtte
         ids = {record.dagster_run.run_id for record in ended}
         runs |= {key: run_id for key, run_id in run_ids.items() if run_id in ids}
     return runs
+
+
+def reason_of_end(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Why a run ended that left no attempt, in the words of whoever ended it; empty where nobody knows."""
+    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED}
+    said = ""
+    for entry in reversed(instance.all_logs(run_id, of_type=kinds)):
+        event = entry.dagster_event
+        if event is None:
+            continue
+        data: Any = event.event_specific_data
+        if failure := getattr(data, "user_failure_data", None):
+            return str(failure.description or "")
+        error = getattr(data, "error", None)
+        while error is not None and error.cause is not None:
+            error = error.cause
+        if error is not None:
+            return _plain(error.message)
+        said = said or event.message or ""
+    return said
+
+
+def _plain(message: str) -> str:
+    """An error as Dagster recorded it, without the names of classes; of pydantic's only what is wrong."""
+    faults = re.findall(r"Value error, (.*?) \[type=", message, re.DOTALL)
+    return "; ".join(faults) or message.strip().splitlines()[0]
 
 
 def _recorded(record: dg.EventLogRecord) -> RecordedAttempt | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from thess_agg_dagster.audit.event_log import latest_attempts, unreported
+from thess_agg_dagster.audit.event_log import latest_attempts, reason_of_end, unreported
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
 from thess_agg_dagster.lake.layout import DataLake
@@ -124,7 +124,9 @@ def table_schema(name: str) -> dg.TableSchema:
     )
 
 
-_SILENT = "the run ended before it could report (killed, stopped, or failed before this step); see it in the UI, then run it again"
+_SILENT = "the run ended before it could report (killed, stopped, or failed before this step)"
+# Of more runs nobody reads why they ended; each is looked up by itself.
+_MOST_REASONS = 100
 
 
 #: Metadata key of the report: the newest event that it could know of.
@@ -158,11 +160,12 @@ def audit_tables(
 
     recorded = latest_attempts(instance, published)
     silent = unreported(instance, recorded)
+    reasons = {key: reason_of_end(instance, silent[key]) for key in sorted(silent)[-_MOST_REASONS:]}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     for key in sorted(instance.get_dynamic_partitions(str(timestamps.name))):
         found = recorded.get(key)
         if key in silent:
-            attempt = Attempt(key, "exception", _SILENT)
+            attempt = Attempt(key, "exception", _silent_message(reasons.get(key, ""), found))
         elif found is not None:
             attempt = _here(found.attempt, lake) if lake else found.attempt
         else:
@@ -188,6 +191,16 @@ def _here(attempt: Attempt, lake: DataLake) -> Attempt:
         for band in attempt.bands
     ]
     return replace(attempt, bands=bands, output_folder=lake.here(attempt.output_folder))
+
+
+def _silent_message(reason: str, before: RecordedAttempt | None) -> str:
+    """What is known of a run that left no attempt; what was wrong before it may be so still."""
+    parts = [": ".join(filter(None, (_SILENT, reason))), "see it in the UI, then run it again"]
+    if before is not None and before.attempt.status == "success":
+        parts.append("what was published before stays")
+    elif before is not None:
+        parts.append(f"the attempt before: {before.attempt.status}: {before.attempt.message}")
+    return "; ".join(parts)
 
 
 def _sorted_bands(attempt: Attempt) -> list[BandRecord]:

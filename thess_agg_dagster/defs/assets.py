@@ -251,7 +251,7 @@ pipeline = dg.Definitions(
     assets=[*_ASSETS, raw_tiles],
     resources={
         "io_manager": DataLakeIOManager.from_environment(),
-        "params": TimestampsAggregationParams(),
+        "params": TimestampsAggregationParams.from_environment(),
     },
     # A run is already a process of its own; another one per step would only cost start-up.
     executor=dg.in_process_executor,

@@ -160,6 +160,14 @@ def failed_schema(message: str) -> dg.AssetCheckResult:
     return _result("schema", [message])
 
 
+def unusable_list(message: str) -> dg.AssetCheckEvaluation:
+    """The same where a sensor finds it out, outside of any run."""
+    failed = failed_schema(message)
+    return dg.AssetCheckEvaluation(
+        TIME_SERIE, "schema", failed.passed, failed.metadata, severity=failed.severity, description=failed.description
+    )
+
+
 def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResult:
     """Read the tables back and look for every registered timestamp."""
     import pandas as pd

@@ -19,6 +19,7 @@ from thess_agg_dagster.audit.event_log import (
 )
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
+from thess_agg_dagster.defs.checks import unusable_list
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, VERIFICATION, timestamps
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
@@ -78,7 +79,11 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     cursor = json.loads(context.cursor) if context.cursor else {}
     stamp = _stamp(path)
     if stamp is None:
-        return dg.SkipReason(f"{path}: no such file yet")
+        if not cursor.get("stamp"):
+            return dg.SkipReason(f"{path}: no such file yet")
+        return _unusable(cursor, None, f"{path}: is gone; put it back (what is on disk stays)")
+    if cursor.get("refused") == [stamp]:
+        return dg.SkipReason(f"{path} is unusable, and has not changed; its check `schema` says why")
     if stamp == cursor.get("stamp") and not cursor.get("after"):
         return dg.SkipReason(f"{path} has not changed")
     if _is_fresh(path):
@@ -86,7 +91,7 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     try:
         series = read_time_serie(path)
     except TimeSerieError as error:
-        return dg.SkipReason(str(error))
+        return _unusable(cursor, stamp, str(error))
     if _stamp(path) != stamp:
         return dg.SkipReason(f"{path} changed while it was read; it is looked at again")
     # Sorted, so that a list too long for one tick goes on where the last one stopped.
@@ -295,6 +300,17 @@ def _is_ours(run: dg.DagsterRun) -> bool:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _unusable(cursor: dict[str, Any], stamp: list[Any] | None, message: str) -> Tick:
+    """A list that cannot be used fails its check, once for each state of the file; the cursor keeps the last good one."""
+    if cursor.get("refused") == [stamp]:
+        return dg.SkipReason(message)
+    return dg.SensorResult(
+        skip_reason=message,
+        asset_events=[unusable_list(message)],
+        cursor=json.dumps(cursor | {"refused": [stamp]}),
+    )
 
 
 def _stamp(path: Path) -> list[Any] | None:

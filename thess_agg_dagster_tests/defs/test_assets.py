@@ -220,10 +220,20 @@ def test_a_run_that_ends_before_it_can_report(ready: SmallLake) -> None:
     """A resource that cannot be made stops the run before the asset begins: no attempt, but the tables tell."""
     assert ready.aggregate(FIRST).attempt.status == "success"
     with pytest.raises(dg.DagsterResourceFunctionError):
-        run_asset(ready.instance, ready.resources(merge_method="mean"), AGGREGATED, FIRST)
+        run_asset(ready.instance, ready.resources(grid="fixed"), AGGREGATED, FIRST)
     tables = ready.tables()
     assert tables["status"]["status"].tolist() == ["exception"]
-    assert "the run ended before it could report" in tables["status"]["message"][0]
+    message = tables["status"]["message"][0]
+    assert "the run ended before it could report" in message
+    assert "grid=fixed needs bounds (left, bottom, right, top) or an aoi; see it in the UI" in message
+    assert message.endswith("what was published before stays")
+    # What was wrong before is not lost, either.
+    ready.lake.tile(scene(FIRST, "T34TFL"), "B08").unlink()
+    ready.aggregate(FIRST)
+    with pytest.raises(dg.DagsterResourceFunctionError):
+        run_asset(ready.instance, ready.resources(grid="fixed"), AGGREGATED, FIRST)
+    message = ready.tables()["status"]["message"][0]
+    assert f"the attempt before: failed_missing_inputs: B08 of {scene(FIRST, 'T34TFL')}: no such file" in message
 
 
 def test_checks_of_a_good_timestamp(ready: SmallLake) -> None:

@@ -147,15 +147,38 @@ def test_a_list_in_the_making_or_unusable_waits_and_is_looked_at_again(
     good = ready.lake.time_serie.read_text()
     ready.lake.time_serie.unlink()
     assert "no such file yet" in sensor.tick()[1]
+    assert ready.checks(TIME_SERIE) == {}
     ready.lake.time_serie.write_text("acq_date,tiles\n")
-    for _ in range(2):
-        assert "lacks the column" in sensor.tick()[1]
+    assert sensor.tick() == ([], "")  # which fails the check
+    assert "lacks the column" in str(ready.checks(TIME_SERIE)["schema"].description)
+    assert "is unusable, and has not changed" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good[:60])
     monkeypatch.setattr(sensors, "_SETTLE_SECONDS", 0.5)
     assert "may still be written" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good)
     time.sleep(0.6)
     assert sensor.tick()[0] == ["", FIRST, SECOND]
+
+
+def test_an_unusable_list_fails_its_check_once_for_each_state(ready: SmallLake) -> None:
+    """Where an alert can see it; a list that is good again passes, and is looked at as before."""
+    sensor, path = Sensor(time_serie_sensor, ready), ready.lake.time_serie
+    good = path.read_text()
+    assert sensor.tick()[0] == ["", FIRST, SECOND]
+    ready.read_list()
+    path.write_bytes(b"\xff\xfe garbage")
+    sensor.tick()
+    path.unlink()
+    for _ in range(3):
+        sensor.tick()
+    failed = ready.instance.get_event_records(dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION))
+    found = [record.event_log_entry.dagster_event.asset_check_evaluation_data for record in failed]  # type: ignore[union-attr]
+    said = [check.description for check in found if not check.passed]
+    assert ["is gone" in str(said[0]), "cannot be read" in str(said[1]), len(said)] == [True, True, 2]
+    path.write_text(good)
+    assert sensor.tick()[0] == [""]  # nothing but the list itself: it has changed
+    ready.read_list()
+    assert ready.checks(TIME_SERIE)["schema"].passed
 
 
 def test_a_long_list_is_launched_over_several_ticks(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
