@@ -12,9 +12,9 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 
+from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.rules import CATEGORICAL_BANDS
 from thess_agg_dagster.mosaic.tiles import first_line
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
         "sparse_ok": True,
         "statistics": "NO",
         "overviews": "IGNORE_EXISTING",
-        "overview_resampling": "nearest" if plan.band in CATEGORICAL_BANDS else "average",
+        "overview_resampling": "nearest" if role_of(plan.band) == "classes" else "average",
         "num_threads": threads_of(plan),
         "compress": "NONE",
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from thess_agg_dagster.mosaic.bands import SCL, plain
 from thess_agg_dagster.mosaic.scl import palette
 
 if TYPE_CHECKING:
@@ -30,14 +31,15 @@ def quicklook(previews: Mapping[str, Preview]) -> Image.Image | None:
     ``previews`` are masked arrays by band, empty pixels masked; bands may differ in pixel size, not in ground.
     """
     panels: list[Image.Image] = []
-    optical = [band for band in previews if band != "SCL"]
+    previews = {plain(band): preview for band, preview in reversed([*previews.items()])}  # the first of a name
+    optical = [band for band in reversed(previews) if band != SCL]
     chosen = next((bands for bands in _COMPOSITES if set(bands) <= set(optical)), tuple(optical[:1]) * 3)
     if chosen:
         stretched = {band: _stretched(previews[band]) for band in set(chosen)}
         size = max(image.size for image in stretched.values())
         panels.append(Image.merge("RGB", [stretched[band].resize(size) for band in chosen]))
-    if "SCL" in previews:
-        values = previews["SCL"].filled(0).astype(np.uint8)
+    if SCL in previews:
+        values = previews[SCL].filled(0).astype(np.uint8)
         panel = Image.fromarray(np.where(values[..., None] == 0, np.uint8(_BACKGROUND), palette()[values]))
         panels.append(panel.resize(panels[0].size, Image.Resampling.NEAREST) if panels else panel)
     if not panels:

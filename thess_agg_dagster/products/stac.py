@@ -22,9 +22,9 @@ from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import COLLECTION, ITEM, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import instant_of
+from thess_agg_dagster.mosaic.bands import is_scl, role_of
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.radiometry import is_reflectance
 from thess_agg_dagster.mosaic.scl import CLASSES
 from thess_agg_dagster.products.provenance import SOFTWARE
 from thess_agg_dagster.timestamp.plan import TimestampPlan
@@ -135,7 +135,7 @@ def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
     }
     if mosaic.grid.crs is not None and mosaic.grid.crs.units[0] == "metre":  # both are in metres
         fields["gsd"] = raster["spatial_resolution"] = mosaic.grid.resolution.x
-    if mosaic.band == "SCL":
+    if is_scl(mosaic.band):
         fields["classification:classes"] = [
             {"value": value, "name": name.replace(",", "").replace(" ", "_"), "color_hint": colour[1:].upper()}
             for value, (name, colour) in CLASSES.items()
@@ -175,7 +175,7 @@ def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
     numbers = mosaic.dtype.startswith(("int", "uint")) and mosaic.options.merge_method not in ("sum", "count")
     offsets = {0} if mosaic.options.harmonize else {scene.offset for scene in plan.scenes}
     offset = offsets.pop() if len(offsets) == 1 else None
-    if not is_reflectance(mosaic.band) or not numbers or offset is None:
+    if role_of(mosaic.band) != "reflectance" or not numbers or offset is None:
         return {}
     return {"scale": _SCALE, "offset": 0.0 - offset * _SCALE}
 

@@ -14,6 +14,7 @@ from PIL import Image
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
 from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK
+from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import cloud_share
@@ -124,7 +125,13 @@ def _write_band(
         notes.append(
             f"{stats.overwritten_pixels} valid pixels have the value of nodata ({plan.nodata:g}) and read as empty"
         )
-    clouds = cloud_share(stats.histogram) if plan.band == "SCL" and stats.histogram is not None else None
+    clouds = None
+    if is_scl(plan.band):
+        clouds = None if stats.histogram is None else cloud_share(stats.histogram)
+        if stats.histogram is None:
+            notes.append(f"no cloud share: merge_method={plan.options.merge_method} leaves no classes")
+        elif clouds is None:
+            notes.append("no cloud share: not one pixel has a class")
     record = replace(
         band_record(timestamp, plan, "success", "; ".join(notes)),
         output_path=str(final),
