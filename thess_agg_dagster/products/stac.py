@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import shapely
-from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.audit.outcome import BandRecord
@@ -23,6 +22,7 @@ from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import COLLECTION, ITEM, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.bands import is_scl, role_of
+from thess_agg_dagster.mosaic.degrees import bbox_of, bbox_of_all, cut, outline
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import CLASSES
@@ -54,14 +54,12 @@ def timestamp_item(plan: TimestampPlan, records: Sequence[BandRecord], folder: P
     import pystac  # here, because only few write a catalog
 
     first = next(iter(plan.mosaics.values())).grid
-    outline = first.extent.to_crs(
-        CRS("EPSG:4326"), resolution=max(first.boundingbox.span_x, first.boundingbox.span_y) / 16
-    )
+    ground = outline(first.extent, 16)
     clouds = next((record.cloud_share for record in records if record.cloud_share is not None), None)
     item = pystac.Item(
         id=name,
-        geometry=shapely.geometry.mapping(shapely.set_precision(outline.geom, 1e-7)),
-        bbox=[round(edge, 7) for edge in outline.boundingbox.bbox],
+        geometry=shapely.geometry.mapping(shapely.set_precision(cut(ground), 1e-7)),
+        bbox=[round(edge, 7) for edge in bbox_of(ground)],
         datetime=instant_of(plan.timestamp),
         properties={
             "proj:code": _code(first),
@@ -98,7 +96,6 @@ def series_collection(items: Iterable[Path]) -> str | None:
         return None
     import pystac
 
-    west, south, east, north = zip(*(item["bbox"] for _, item in found), strict=True)
     times = sorted(datetime.fromisoformat(item["properties"]["datetime"]) for _, item in found)
     collection = pystac.Collection(
         id=_ID,
@@ -106,7 +103,7 @@ def series_collection(items: Iterable[Path]) -> str | None:
         description="One mosaic per acquisition timestamp and band, merged from Sentinel-2 Level-2A tiles.",
         license="other",
         extent=pystac.Extent(
-            pystac.SpatialExtent([[min(west), min(south), max(east), max(north)]]),
+            pystac.SpatialExtent([[*bbox_of_all([item["bbox"] for _, item in found])]]),
             pystac.TemporalExtent([[times[0], times[-1]]]),
         ),
         summaries=pystac.Summaries(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,10 +65,13 @@ def build_timestamp(
         records, previews = _build_bands(plan, folder, target, checksums, tell)
         picture = _quicklook(previews, tell)
         if picture:
-            picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
-        (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake))
+            with _named(QUICKLOOK, plan, target):
+                picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
+        with _named(MANIFEST, plan, target):
+            (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake))
     if plan.stac:
-        (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name))
+        with _named(ITEM, plan, target):
+            (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name))
     return Outcome(successful_attempt(plan, records, target), picture)
 
 
@@ -76,6 +80,19 @@ def unpublished(plan: TimestampPlan, target: Path, error: OSError | ChangedError
     why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
     records = [band_record(plan, mosaic, "write_failed", why) for mosaic in plan.mosaics.values()]
     return Outcome(failed_attempt(plan, records), None, error, _is_passing(error))
+
+
+@contextmanager
+def _named(file: str, plan: TimestampPlan, target: Path) -> Iterator[None]:
+    """Fail the timestamp by the name of a file beside its mosaics, whatever goes wrong with that."""
+    try:
+        yield
+    except (OSError, ChangedError):
+        raise
+    except Exception as error:
+        why = f"{target / file}: cannot be made ({type(error).__name__}: {first_line(error)}); please report it"
+        records = [band_record(plan, mosaic, "write_failed", why) for mosaic in plan.mosaics.values()]
+        raise BuildError(Outcome(failed_attempt(plan, records), None, error)) from error
 
 
 def _build_bands(
@@ -125,9 +142,8 @@ def _write_band(
         notes.append(
             f"{stats.overwritten_pixels} valid pixels have the value of nodata ({plan.nodata:g}) and read as empty"
         )
-    clouds = None
+    clouds = cloud_share(stats.histogram) if is_scl(plan.band) and stats.histogram is not None else None
     if is_scl(plan.band):
-        clouds = None if stats.histogram is None else cloud_share(stats.histogram)
         if stats.histogram is None:
             notes.append(f"no cloud share: merge_method={plan.options.merge_method} leaves no classes")
         elif clouds is None:

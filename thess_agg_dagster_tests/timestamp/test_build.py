@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import shapely
+from rasterio.warp import transform
 
 from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.rules import METHODS
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.timestamp.build import build_timestamp
+from thess_agg_dagster.timestamp.build import BuildError, build_timestamp
 from thess_agg_dagster.timestamp.plan import plan_timestamp
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
 
@@ -104,3 +107,36 @@ def test_the_scl_that_masks_may_be_spelt_otherwise(tmp_path: Path) -> None:
     clear = np.where(np.kron(classes, np.ones((2, 2))) == 9, 0, pixels)
     np.testing.assert_array_equal(read(tmp_path / "out" / "B04_10m.tif"), clear)
     np.testing.assert_array_equal(read(tmp_path / "out" / "SCL_20m.tif"), classes)
+
+
+def test_a_stac_item_across_180_degrees(tmp_path: Path) -> None:
+    """RFC 7946: cut at the antimeridian, and bounds whose west is the larger."""
+    (x,), (y,) = transform("EPSG:4326", "EPSG:32760", [180.0], [-17.0])
+    path = DataLake.at(str(tmp_path)).tile("S2A_A", "B04")
+    write_tile(path, noise(1, (40, 40)), crs="EPSG:32760", corner=(round(x) - 200, round(y) + 200))
+    build(tmp_path, ["S2A_A"], ["B04"], stac=True)
+    item = json.loads((tmp_path / "out" / "item.json").read_text())
+    west, _, east, _ = item["bbox"]
+    assert 179.99 < west < 180
+    assert -180 < east < -179.99
+    ground = shapely.geometry.shape(item["geometry"])
+    assert ground.geom_type == "MultiPolygon"
+    assert ground.is_valid
+    assert (ground.bounds[0], ground.bounds[2]) == (-180, 180)
+
+
+def test_what_goes_wrong_beside_the_mosaics_is_an_attempt_that_says_so(tmp_path: Path) -> None:
+    """A real error: an acquisition time that no calendar has, so that no item can be made."""
+    lake = DataLake.at(str(tmp_path))
+    write_tile(lake.tile("S2A_A", "B04"), noise(1, (40, 40)))
+    params = TimestampsAggregationParams(bands=["B04"], stac=True)
+    plan = plan_timestamp(Acquisition("2023-02-31 09:20:31", ("S2A_A",)), lake, params)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BuildError) as caught:
+        build_timestamp(plan, tmp_path / "out", tmp_path / "published", lake.root)
+    attempt = caught.value.outcome.attempt
+    assert attempt.status == "failed_merge"
+    (record,) = attempt.bands
+    assert record.status == "write_failed"
+    assert "published/item.json: cannot be made (ValueError: " in record.message
+    assert not caught.value.outcome.worth_a_retry
