@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from rasterio.warp import transform as project
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.mosaic.radiometry import baseline_of, is_reflectance, offset_of
+from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.radiometry import baseline_of, offset_of
 
 #: EPSG code and upper-left corner (metres) of the tiles around Thessaloniki; each is 109 800 m a side.
 TILES = {
@@ -102,7 +103,7 @@ def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = Fals
         ("B08", nir + (8_000 - nir) * clouds, "uint16", 1),
         ("SCL", classes, "uint8", 2),
     ):
-        offset = offset_of(baseline_of(scene_id) or "00.00") if is_reflectance(band) else 0
+        offset = offset_of(baseline_of(scene_id) or "00.00") if role_of(band) == "reflectance" else 0
         data = np.where(outside, 0, np.clip(values, 1, 10000) + offset).astype(dtype)[::step, ::step]
         path = lake.tile(scene_id, band)
         path.parent.mkdir(parents=True, exist_ok=True)

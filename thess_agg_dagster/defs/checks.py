@@ -36,7 +36,7 @@ _DETAILS = "details"
 _DETAILS_SCHEMA = dg.TableSchema([dg.TableColumn("level"), dg.TableColumn("detail")])
 
 # Notes of a plan that a person should look at: what the mosaic shows may not be what the tiles meant.
-_LOOK_AT = frozenset[NoteKind]({"dtype", "mixed_baselines", "unmasked"})
+_LOOK_AT = frozenset[NoteKind]({"dtype", "mixed_baselines", "unmasked", "unknown_band"})
 
 with warnings.catch_warnings():
     # Checks per partition are a preview feature of Dagster 1.13; they work, and the warning says nothing to a user.
@@ -91,9 +91,9 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
             faults[by_kind.get(problem.kind, "inputs_complete")].append(str(problem))
     mosaics = plan.mosaics.values()
     reprojected = [
-        f"{m.band}: {len(m.reprojected)} of {len(m.tiles)} tiles reprojected to {crs_name(rasterio_crs(m.grid))}"
+        f"{m.band}: {count} of {len(m.tiles)} tiles reprojected to {crs_name(rasterio_crs(m.grid))}"
         for m in mosaics
-        if m.reprojected
+        if (count := sum(tile.geobox.crs != m.grid.crs for tile in m.tiles))
     ]
     notes = [(note.kind, f"{m.band}: {note}") for m in mosaics for note in m.notes]
     yield _result("inputs_complete", faults["inputs_complete"])

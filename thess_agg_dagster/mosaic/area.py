@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
-from pyproj.exceptions import CRSError
+from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import geometry_mask
 from shapely.geometry.base import BaseGeometry
 
+from thess_agg_dagster.mosaic.degrees import DEGREES, in_one_piece, longitude, outline, turned
 from thess_agg_dagster.mosaic.grid import Box
 
 # Well-known text, with the SRID that PostGIS puts in front of it.
@@ -57,7 +58,11 @@ def read_area(given: str) -> Geometry:
 @lru_cache(maxsize=8)
 def _read_file(path: Path, changed: int) -> Geometry:
     if path.suffix.lower() in (".wkt", ".txt"):
-        return _from_wkt(path.read_text(encoding="utf-8-sig", errors="replace"), str(path))
+        try:
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+        except OSError as error:
+            raise AreaError(f"aoi {path}: cannot be read ({error.strerror})") from error
+        return _from_wkt(text, str(path))
     import pyogrio  # here, because it takes long to import, and few have an area in a file
 
     try:
@@ -89,13 +94,26 @@ def _united(shapes: list[BaseGeometry], crs: str | None, where: str) -> Geometry
         raise AreaError(f"{where}: holds no polygon")
     if not crs:
         raise AreaError(f"{where}: has no CRS; assign one, e.g. with `ogr2ogr -a_srs EPSG:4326`")
-    united = _polygonal(shapely.union_all([_polygonal(shapely.force_2d(polygon)) for polygon in polygons]))
-    if not united.area or not all(map(math.isfinite, united.bounds)):
-        raise AreaError(f"{where}: the polygon has no area")
+    if not np.isfinite(shapely.get_coordinates(polygons)).all():
+        raise AreaError(f"{where}: a corner of the polygon is infinite, or no number")
     try:
-        return Geometry(united, CRS(crs))
+        united = _polygonal(shapely.union_all([_polygonal(shapely.force_2d(polygon)) for polygon in polygons]))
+        known = CRS(crs)
+    except shapely.errors.GEOSException as error:
+        raise AreaError(f"{where}: holds a broken polygon ({error})") from error
     except CRSError as error:
         raise AreaError(f"{where}: {error}") from error
+    if not united.area:
+        raise AreaError(f"{where}: the polygon has no area")
+    if not (known.geographic or known.projected):
+        raise AreaError(f"{where}: {crs} is neither geographic nor projected; give longitude and latitude")
+    if known.geographic:
+        west, south, east, north = united.bounds
+        if west < -360 or east > 360 or south < -90 or north > 90:
+            reach = f"longitude {west:g} to {east:g}, latitude {south:g} to {north:g}"
+            raise AreaError(f"{where}: reaches {reach}, which is not on the Earth; are x and y swapped, or in metres?")
+        united = in_one_piece(united)
+    return Geometry(united, known)
 
 
 def _polygonal(shape: BaseGeometry) -> BaseGeometry:
@@ -109,21 +127,47 @@ def project_area(area: Geometry, crs: CRS, near: Geometry | None = None) -> Geom
 
     Raises :class:`AreaError` where it has no place there.
     """
+    try:
+        return _projected(area, crs, near)
+    except (shapely.errors.GEOSException, ProjError) as error:
+        raise AreaError(f"the aoi cannot be projected to {str(crs)[:60]} ({error})") from error
+
+
+def _projected(area: Geometry, crs: CRS, near: Geometry | None) -> Geometry:
     assert area.crs is not None
-    if near is not None and area.crs != crs:
+    if near is not None and (area.crs != crs or area.crs.geographic):
         # A country or a continent has no place in a UTM zone as a whole.
         around = near.buffer(0.1 * max(near.boundingbox.span_x, near.boundingbox.span_y))
-        around = around.to_crs(area.crs, resolution=max(around.boundingbox.span_x, around.boundingbox.span_y) / _STEPS)
-        area = Geometry(_polygonal(shapely.intersection(area.geom, _polygonal(around.geom))), area.crs)
+        if area.crs.geographic:
+            # What lies around may be counted from the other side of the antimeridian.
+            there = _polygonal(around.geom if area.crs == crs else outline(around, _STEPS))
+            shapes = [turned(area.geom, turns) for turns in (-1, 0, 1)]
+        else:
+            box = around.boundingbox
+            there = _polygonal(around.to_crs(area.crs, resolution=max(box.span_x, box.span_y) / _STEPS).geom)
+            shapes = [area.geom]
+        parts = [shapely.intersection(shape, there) for shape in shapes]
+        area = Geometry(_polygonal(shapely.union_all(parts)), area.crs)
         if area.is_empty:
             return Geometry(area.geom, crs)
     left, bottom, right, top = area.boundingbox.bbox
-    there = area.to_crs(crs, resolution=max(right - left, top - bottom) / _STEPS)
-    if there.is_empty or not all(map(math.isfinite, there.boundingbox.bbox)):
+    projected = area.to_crs(crs, resolution=max(right - left, top - bottom) / _STEPS)
+    if projected.is_empty or not all(map(math.isfinite, projected.boundingbox.bbox)):
         raise AreaError(f"the aoi cannot be projected to {str(crs)[:60]}")
     if near is None:
-        return there
-    return Geometry(_polygonal(shapely.intersection(_polygonal(there.geom), near.geom)), crs)
+        return projected
+    return Geometry(_polygonal(shapely.intersection(_polygonal(projected.geom), near.geom)), crs)
+
+
+def utm_zone(area: Geometry) -> CRS:
+    """The UTM zone of an area's centre. Raises :class:`AreaError` where there is none."""
+    lon, lat = area.centroid.to_crs(DEGREES).coords[0]
+    if not -80 <= lat <= 84:
+        raise AreaError(
+            f"the centre of the aoi lies at latitude {lat:g}, where there is no UTM zone; give target_crs, e.g. EPSG:3413 "
+            "in the north, EPSG:3031 in the south"
+        )
+    return CRS.utm(longitude(lon), lat)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from rasterio.errors import RasterioError
 from rasterio.merge import MERGE_METHODS
 
 from thess_agg_dagster.mosaic.area import AreaOnGrid
+from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels, TileReader
 from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff, threads_of
 from thess_agg_dagster.mosaic.grid import Box, windows
@@ -57,9 +58,10 @@ class MosaicStats:
     ``valid_share`` and ``masked_share`` count pixels of the whole grid (where all but an area is emptied: of the area),
     0 to 1; the masked ones would hold a value without the SCL mask. ``overwritten_pixels`` are valid, but have the value
     of the mosaic's nodata and read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at most
-    :data:`PREVIEW` a side. ``histogram`` counts the pixels of each value of a uint8 mosaic, shape ``(256,)``, where
-    some tile has a pixel; ``None`` for other dtypes. Where origins are written, ``tile_shares`` tells which share of the
-    valid pixels came from each tile, by its number, and ``origins`` is the preview of the source.
+    :data:`PREVIEW` a side. ``histogram`` counts the pixels of each class of a mosaic of classes, shape ``(256,)`` (255:
+    whatever is no uint8), where some tile has a pixel; ``None`` for other bands, and where ``count`` or ``sum`` made
+    other numbers of the classes. Where origins are written, ``tile_shares`` tells which share of the valid pixels came
+    from each tile, by its number, and ``origins`` is the preview of the source.
     """
 
     valid_pixels: int
@@ -193,7 +195,7 @@ class _Merger:
         self.preview: Pixels = np.full(small, plan.nodata, self._dtype)
         if origins is not None:
             origins.preview = np.full(small, NOWHERE, source_dtype(plan))
-        self.histogram = np.zeros(256, np.int64) if self._dtype == np.uint8 else None
+        self.histogram = np.zeros(256, np.int64) if holds_classes(plan) else None
 
     def _add(self, tile: Tile) -> int:
         """A file to read; its number in the cache."""
@@ -239,7 +241,7 @@ class _Merger:
             )
         valid = empty.size - int(np.count_nonzero(empty))
         self._show(window, merged, self.preview)
-        counts = np.bincount(merged[~empty], minlength=256) if self.histogram is not None else 0
+        counts = 0 if self.histogram is None else _counted(merged[~empty])
         with self._stats_lock:
             if self.histogram is not None:
                 self.histogram += counts
@@ -313,6 +315,18 @@ class _Merger:
         """Which pixels of a window are to be empty whatever the tiles hold; ``None``: none."""
         inside = None if self._area is None else self._area.inside(window)
         return None if inside is None else ~inside
+
+
+def holds_classes(plan: MosaicPlan) -> bool:
+    """Whether the pixels of a mosaic are classes: its tiles' are, and merging leaves them so."""
+    return role_of(plan.band) == "classes" and plan.options.merge_method not in ("sum", "count")
+
+
+def _counted(classes: Pixels) -> NDArray[np.int64]:
+    """How many there are of each class, 255 for all that is no uint8."""
+    if classes.dtype != np.uint8:
+        classes = np.where((classes >= 0) & (classes < 255), classes, 255).astype(np.uint8)
+    return np.bincount(classes, minlength=256)
 
 
 class _Merged(NamedTuple):

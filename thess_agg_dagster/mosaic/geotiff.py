@@ -17,9 +17,9 @@ import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.grid import Box, rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.rules import CATEGORICAL_BANDS
 from thess_agg_dagster.mosaic.tiles import first_line
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
 }
 # What GDAL's COG driver calls a level, whatever the compression.
 _LEVELS = {"zstd_level": "level", "zlevel": "level"}
-# Overviews of these are nearest: a mean of classes, or of tiles' numbers, is none.
-_NEVER_AVERAGED = CATEGORICAL_BANDS | {"source", "observations"}
+# Overviews of these are nearest, as those of classes: a mean of tiles' numbers is none.
+_NUMBERS = ("source", "observations")
 # While a COG is made: a cache that holds a row of blocks, and overviews that wait uncompressed for their turn.
 _COG_ENV = {"GDAL_CACHEMAX": 16 * 2**20, "COG_TMP_COMPRESSION": "NONE"}
 
@@ -142,7 +142,7 @@ def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
         "sparse_ok": True,
         "statistics": "NO",
         "overviews": "IGNORE_EXISTING",
-        "overview_resampling": "nearest" if plan.band in _NEVER_AVERAGED else "average",
+        "overview_resampling": "nearest" if role_of(plan.band) == "classes" or plan.band in _NUMBERS else "average",
         "num_threads": threads_of(plan),
         "compress": "NONE",
     }

@@ -12,10 +12,10 @@ import numpy as np
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
+from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.grid import footprint_on, project_pixels, whole
-from thess_agg_dagster.mosaic.radiometry import is_reflectance
+from thess_agg_dagster.mosaic.placement import is_aligned
 from thess_agg_dagster.mosaic.rules import (
-    CATEGORICAL_BANDS,
     fits,
     resolve_dtype,
     resolve_empty_value,
@@ -82,7 +82,16 @@ class Layer:
 
 #: What a note tells of.
 NoteKind = Literal[
-    "unmasked", "mixed_baselines", "dtype", "empty_values", "pixel_sizes", "outside_grid", "overviews", "offset_removed"
+    "unmasked",
+    "mixed_baselines",
+    "dtype",
+    "empty_values",
+    "pixel_sizes",
+    "off_grid",
+    "unknown_band",
+    "outside_grid",
+    "overviews",
+    "offset_removed",
 ]
 
 
@@ -122,8 +131,8 @@ class MosaicPlan:
 
     @property
     def reprojected(self) -> tuple[Tile, ...]:
-        """The tiles in another CRS than the mosaic's."""
-        return tuple(tile for tile in self.tiles if tile.geobox.crs != self.grid.crs)
+        """The tiles from another CRS or pixel grid than the mosaic's: resampled, or copied where that is the same."""
+        return tuple(tile for tile in self.tiles if not is_aligned(tile.geobox, self.grid))
 
 
 @dataclass(frozen=True)
@@ -188,8 +197,8 @@ def _inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> _I
     scl: list[Tile | None] = []
     problems: list[Problem] = []
     notes: list[Note] = []
-    masked = bool(options.mask) and band not in CATEGORICAL_BANDS
-    harmonized = options.harmonize and is_reflectance(band)
+    masked = bool(options.mask) and role_of(band) != "classes"
+    harmonized = options.harmonize and role_of(band) == "reflectance"
     for source in sources:
         try:
             tile = inspect_tile(source.path)
@@ -225,7 +234,7 @@ def _inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> _I
         raise PlanError(problems or [Problem("missing_input", "no tiles are listed")])
     offsets = [source.offset or 0 if harmonized else 0 for source in sources]
     carried = sorted({source.offset for source in sources if source.offset is not None})
-    if is_reflectance(band) and not options.harmonize and len(carried) > 1:
+    if role_of(band) == "reflectance" and not options.harmonize and len(carried) > 1:
         mixed = f"tiles with and without the offset of {carried[-1]} (processing baseline 04.00) are mixed"
         notes.append(Note("mixed_baselines", f"{mixed}; harmonize removes it"))
     return _Inspected(tuple(tiles), tuple(empty_values), tuple(scl), tuple(offsets), tuple(notes))
@@ -282,7 +291,7 @@ def _plan(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions
         reason = f"no tile lies in the {what}; check the {what}, or take the row off the list"
         raise PlanError([Problem("outside_grid", reason)])
     return MosaicPlan(
-        band, tuple(layers), grid, dtype, nodata, options, tuple(_notes(inspected, layers, grid, dtype, options))
+        band, tuple(layers), grid, dtype, nodata, options, tuple(_notes(band, inspected, layers, grid, dtype, options))
     )
 
 
@@ -300,7 +309,7 @@ def _layers(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptio
         ratio = _reduction(tile.geobox, grid)
         reduced = options.target.other_pixels and ratio > _REDUCED
         # An overview mixes classes, and clouds into what is beside them.
-        if reduced and options.overviews and scl is None and band not in CATEGORICAL_BANDS:
+        if reduced and options.overviews and scl is None and role_of(band) != "classes":
             tile = overview_of(tile, ratio)
         resampling = resolve_resampling(band, options.resampling, options.reduction if reduced else None)
         yield Layer(tile, empty, offset, scl, resampling, number)
@@ -318,8 +327,14 @@ def _reduction(tile: GeoBox, grid: GeoBox) -> float:
     return float(1 / math.sqrt(area)) if area > 0 else 1.0
 
 
+def _interpolates(layer: Layer, grid: GeoBox) -> bool:
+    """Whether a tile's pixels become others on the grid, instead of being taken as they are."""
+    taken = layer.resampling in (Resampling.nearest, Resampling.mode)
+    return not taken and not is_aligned(layer.tile.geobox, grid)
+
+
 def _notes(
-    inspected: _Inspected, layers: Sequence[Layer], grid: GeoBox, dtype: str, options: MosaicOptions
+    band: str, inspected: _Inspected, layers: Sequence[Layer], grid: GeoBox, dtype: str, options: MosaicOptions
 ) -> Iterator[Note]:
     """What was reconciled, for checks and the audit."""
     tiles = inspected.tiles
@@ -332,6 +347,15 @@ def _notes(
     sizes = dict.fromkeys(tile.geobox.resolution.map(abs).xy for tile in tiles if tile.geobox.crs == grid.crs)
     if len(sizes) > 1:
         yield Note("pixel_sizes", f"tiles of different pixel sizes brought to {grid.resolution.x:g}")
+    pixel = grid.resolution.map(abs).xy
+    same = [layer.tile.geobox for layer in layers if layer.tile.geobox.resolution.map(abs).xy == pixel]
+    if off := sum(tile.crs == grid.crs and not is_aligned(tile, grid) for tile in same):
+        yield Note(
+            "off_grid", f"{off} of {len(layers)} tiles resampled, because their pixels do not lie on the mosaic's"
+        )
+    if role_of(band) == "unknown" and (options.harmonize or any(_interpolates(layer, grid) for layer in layers)):
+        what = "it counts as neither classes (SCL) nor reflectance (B01 to B12)"
+        yield Note("unknown_band", f"its name does not tell what it is; {what}")
     if len(layers) < len(tiles):
         yield Note("outside_grid", f"{len(tiles) - len(layers)} of {len(tiles)} tiles lie outside the grid")
     if any(layer.tile.overview is not None for layer in layers):

@@ -18,16 +18,9 @@ from numpy.typing import NDArray
 OFFSET = 1000
 _SINCE = 400
 
-# Reflectance bands carry the offset; SCL, AOT, WVP and other layers do not.
-_REFLECTANCE = re.compile(r"B(0[1-9]|1[0-2]|8A)", re.ASCII)
 _BASELINE = re.compile(r"_N(\d{4})_", re.ASCII)
 # What Sen2Cor writes where it was run by hand: any version of it.
 _BY_HAND = "9999"
-
-
-def is_reflectance(band: str) -> bool:
-    """Whether a band's digital numbers are reflectances (``B01`` to ``B12``, ``B8A``)."""
-    return _REFLECTANCE.fullmatch(band) is not None
 
 
 def baseline_of(scene_id: str) -> str | None:

@@ -13,6 +13,7 @@ from rasterio.enums import Resampling
 from rasterio.merge import MERGE_METHODS
 from rasterio.warp import SUPPORTED_RESAMPLING
 
+from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 
 #: Merge methods, meaning what ``rasterio.merge`` means by them (they are rasterio's own functions).
@@ -21,15 +22,12 @@ METHODS = tuple(MERGE_METHODS)
 #: Resampling names ``rasterio.warp`` supports; ``gauss`` exists for overviews only.
 RESAMPLINGS = tuple(r.name for r in SUPPORTED_RESAMPLING)
 
-#: Bands whose values are classes: never interpolated.
-CATEGORICAL_BANDS = frozenset({"SCL", "QA60", "CLASSI"})
-
 
 def fits(value: float, dtype: str) -> bool:
-    """Whether ``dtype`` holds ``value`` exactly (floats: within their range; NaN fits floats only)."""
+    """Whether ``dtype`` holds ``value`` exactly (floats: within their range; NaN and infinity fit floats only)."""
     kind = np.dtype(dtype)
     if kind.kind == "f":
-        return math.isnan(value) or abs(value) <= float(np.finfo(kind).max)
+        return not math.isfinite(value) or abs(value) <= float(np.finfo(kind).max)
     info = np.iinfo(kind)
     return math.isfinite(value) and value == int(value) and info.min <= value <= info.max
 
@@ -99,7 +97,7 @@ def resolve_resampling(band: str, resampling: str, reduction: str | None = None)
     """
     # 1. Classes, reduced: the most frequent, unless the nearest is asked for.
     # 2. Classes otherwise: the nearest, unless the most frequent is asked for.
-    if band in CATEGORICAL_BANDS:
+    if role_of(band) == "classes":
         frequent = resampling == "mode" if reduction is None else reduction != "nearest"
         return Resampling.mode if frequent else Resampling.nearest
     # 3. Continuous bands: what is asked for.

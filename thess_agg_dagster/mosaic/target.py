@@ -13,7 +13,7 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 
-from thess_agg_dagster.mosaic.area import AreaError, project_area
+from thess_agg_dagster.mosaic.area import AreaError, project_area, utm_zone
 from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, enclosing, footprint_on, union
 from thess_agg_dagster.mosaic.tiles import MAX_PIXELS, PlanError, Problem, Tile
 
@@ -70,8 +70,7 @@ def resolve_crs(tiles: Sequence[GeoBox], target: Target) -> CRS:
     # 2. One grid for all timestamps cannot ask the tiles of one: the UTM zone of the area's centre.
     if target.fixed:
         assert target.area is not None
-        centre = project_area(target.area, CRS("EPSG:4326")).centroid.coords[0]
-        return CRS.utm(*centre)
+        return utm_zone(target.area)
     # 3. The one of most tiles; among equals the first.
     if target.crs == MAJORITY:
         return Counter(_crs(tile) for tile in tiles).most_common(1)[0][0]

@@ -19,6 +19,7 @@ import numpy as np
 import rasterio
 from odc.geo.geobox import GeoBox
 from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "floa
 
 # A header can claim any size; no Sentinel-2 tile or mosaic comes near this (131 072 pixels squared).
 MAX_PIXELS = 2**34
-
+# What a codec unpacks at once sits in memory whole, three times over: a tile of 10980 x 10980 uint16 in one strip may.
+MAX_BLOCK_BYTES = 2**28
 
 # Pixels smaller than this part of their coordinates cannot be told apart by floats; larger ones (in metres or degrees)
 # than half the Earth have no place on it.
@@ -237,7 +239,7 @@ def inspect_tile(path: Path) -> Tile:
     ------
     TileError
         ``missing_input``: no such file. ``unreadable_input``: empty, not a GeoTIFF or JPEG 2000 file,
-        more than one band, rotated or south-up, or absurdly large. ``unknown_crs``: no CRS, no
+        more than one band, a mask, rotated or south-up, or absurdly large. ``unknown_crs``: no CRS, no
         transform, or a CRS that is not tied to the Earth. ``dtype_conflict``: a dtype no mosaic keeps exactly.
     SystemFaultError
         The system is at fault, not the file.
@@ -286,6 +288,16 @@ def _inspect(path: Path) -> Tile:
                     raise refuse("dtype_conflict", f"has dtype {source.dtypes[0]}; supported are {allowed}")
                 if source.width * source.height > MAX_PIXELS:
                     raise refuse("unreadable_input", f"claims {source.width} x {source.height} pixels; not a tile")
+                block = math.prod(source.block_shapes[0]) * np.dtype(source.dtypes[0]).itemsize
+                if block > MAX_BLOCK_BYTES:
+                    much = f"{block / 1e6:.0f} MB, more than the {MAX_BLOCK_BYTES / 1e6:.0f} that are read at once"
+                    raise refuse(
+                        "unreadable_input",
+                        f"is packed in pieces of {much}; write it anew with `gdal_translate -co TILED=YES`",
+                    )
+                if MaskFlags.per_dataset in source.mask_flag_enums[0]:
+                    how = "write it into the pixels, e.g. with `gdalwarp -dstnodata 0`"
+                    raise refuse("unreadable_input", f"has a mask of its own, which mosaics do not look at; {how}")
                 return Tile(
                     path=path,
                     geobox=GeoBox.from_rio(source),

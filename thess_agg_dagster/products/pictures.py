@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from thess_agg_dagster.mosaic.bands import SCL, plain
 from thess_agg_dagster.mosaic.origins import NOWHERE
 from thess_agg_dagster.mosaic.scl import palette
 
@@ -38,18 +39,20 @@ def quicklook(
     gets a line.
     """
     panels: list[Image.Image] = []
-    optical = [band for band in previews if band != "SCL"]
+    previews = {plain(band): preview for band, preview in reversed([*previews.items()])}  # the first of a name
+    origins = {plain(band): numbers for band, numbers in reversed([*origins.items()])}
+    optical = [band for band in reversed(previews) if band != SCL]
     chosen = next((bands for bands in _COMPOSITES if set(bands) <= set(optical)), tuple(optical[:1]) * 3)
     if chosen:
         stretched = {band: _stretched(previews[band]) for band in set(chosen)}
         size = max(image.size for image in stretched.values())
         picture = Image.merge("RGB", [stretched[band].resize(size) for band in chosen])
         panels.append(_with_seams(picture, origins.get(chosen[0])))
-    if "SCL" in previews:
-        values = previews["SCL"].filled(0).astype(np.uint8)
+    if SCL in previews:
+        values = previews[SCL].filled(0).astype(np.uint8)
         panel = Image.fromarray(np.where(values[..., None] == 0, np.uint8(_BACKGROUND), palette()[values]))
         panel = panel.resize(panels[0].size, Image.Resampling.NEAREST) if panels else panel
-        panels.append(_with_seams(panel, origins.get("SCL")))
+        panels.append(_with_seams(panel, origins.get(SCL)))
     if not panels:
         return None
     width, height = panels[0].size

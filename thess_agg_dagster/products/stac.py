@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import shapely
-from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.audit.outcome import BandRecord
@@ -22,10 +21,11 @@ from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
 from thess_agg_dagster.lake.layout import COLLECTION, ITEM, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import instant_of
+from thess_agg_dagster.mosaic.bands import is_scl, role_of
+from thess_agg_dagster.mosaic.degrees import bbox_of, bbox_of_all, cut, outline
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, count_dtype, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.radiometry import is_reflectance
 from thess_agg_dagster.mosaic.scl import CLASSES
 from thess_agg_dagster.products.provenance import SOFTWARE, legend
 from thess_agg_dagster.timestamp.plan import TimestampPlan
@@ -57,14 +57,12 @@ def timestamp_item(
     import pystac  # here, because only few write a catalog
 
     first = next(iter(plan.mosaics.values())).grid
-    outline = first.extent.to_crs(
-        CRS("EPSG:4326"), resolution=max(first.boundingbox.span_x, first.boundingbox.span_y) / 16
-    )
+    ground = outline(first.extent, 16)
     clouds = next((record.cloud_share for record in records if record.cloud_share is not None), None)
     item = pystac.Item(
         id=name,
-        geometry=shapely.geometry.mapping(shapely.set_precision(outline.geom, 1e-7)),
-        bbox=[round(edge, 7) for edge in outline.boundingbox.bbox],
+        geometry=shapely.geometry.mapping(shapely.set_precision(cut(ground), 1e-7)),
+        bbox=[round(edge, 7) for edge in bbox_of(ground)],
         datetime=instant_of(plan.timestamp),
         properties={
             "proj:code": _code(first),
@@ -102,7 +100,6 @@ def series_collection(items: Iterable[Path]) -> str | None:
         return None
     import pystac
 
-    west, south, east, north = zip(*(item["bbox"] for _, item in found), strict=True)
     times = sorted(datetime.fromisoformat(item["properties"]["datetime"]) for _, item in found)
     collection = pystac.Collection(
         id=_ID,
@@ -110,7 +107,7 @@ def series_collection(items: Iterable[Path]) -> str | None:
         description="One mosaic per acquisition timestamp and band, merged from Sentinel-2 Level-2A tiles.",
         license="other",
         extent=pystac.Extent(
-            pystac.SpatialExtent([[min(west), min(south), max(east), max(north)]]),
+            pystac.SpatialExtent([[*bbox_of_all([item["bbox"] for _, item in found])]]),
             pystac.TemporalExtent([[times[0], times[-1]]]),
         ),
         summaries=pystac.Summaries(
@@ -139,7 +136,7 @@ def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
     }
     if mosaic.grid.crs is not None and mosaic.grid.crs.units[0] == "metre":  # both are in metres
         fields["gsd"] = raster["spatial_resolution"] = mosaic.grid.resolution.x
-    if mosaic.band == "SCL":
+    if is_scl(mosaic.band):
         fields["classification:classes"] = [
             {"value": value, "name": name.replace(",", "").replace(" ", "_"), "color_hint": colour[1:].upper()}
             for value, (name, colour) in CLASSES.items()
@@ -222,7 +219,7 @@ def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
     numbers = mosaic.dtype.startswith(("int", "uint")) and mosaic.options.merge_method not in ("sum", "count")
     offsets = {0} if mosaic.options.harmonize else {scene.offset for scene in plan.scenes}
     offset = offsets.pop() if len(offsets) == 1 else None
-    if not is_reflectance(mosaic.band) or not numbers or offset is None:
+    if role_of(mosaic.band) != "reflectance" or not numbers or offset is None:
         return {}
     return {"scale": _SCALE, "offset": 0.0 - offset * _SCALE}
 

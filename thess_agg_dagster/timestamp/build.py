@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
 from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK
+from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels
 from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicPlan
@@ -64,10 +66,13 @@ def build_timestamp(
         records, previews, origins = _build_bands(plan, folder, target, checksums, tell)
         picture = _quicklook(previews, origins if plan.seams else {}, tell)
         if picture:
-            picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
-        (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake, folder))
+            with _named(QUICKLOOK, plan, target):
+                picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
+        with _named(MANIFEST, plan, target):
+            (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake, folder))
         if plan.stac:
-            (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name, checksums))
+            with _named(ITEM, plan, target):
+                (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name, checksums))
     return Outcome(successful_attempt(plan, records, target), picture)
 
 
@@ -76,6 +81,19 @@ def unpublished(plan: TimestampPlan, target: Path, error: OSError | ChangedError
     why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
     records = [band_record(plan, mosaic, "write_failed", why) for mosaic in plan.mosaics.values()]
     return Outcome(failed_attempt(plan, records), None, error, _is_passing(error))
+
+
+@contextmanager
+def _named(file: str, plan: TimestampPlan, target: Path) -> Iterator[None]:
+    """Fail the timestamp by the name of a file beside its mosaics, whatever goes wrong with that."""
+    try:
+        yield
+    except (OSError, ChangedError):
+        raise
+    except Exception as error:
+        why = f"{target / file}: cannot be made ({type(error).__name__}: {first_line(error)}); please report it"
+        records = [band_record(plan, mosaic, "write_failed", why) for mosaic in plan.mosaics.values()]
+        raise BuildError(Outcome(failed_attempt(plan, records), None, error)) from error
 
 
 def _build_bands(
@@ -137,7 +155,12 @@ def _write_band(
         notes.append(
             f"{stats.overwritten_pixels} valid pixels have the value of nodata ({plan.nodata:g}) and read as empty"
         )
-    clouds = cloud_share(stats.histogram) if plan.band == "SCL" and stats.histogram is not None else None
+    clouds = cloud_share(stats.histogram) if is_scl(plan.band) and stats.histogram is not None else None
+    if is_scl(plan.band):
+        if stats.histogram is None:
+            notes.append(f"no cloud share: merge_method={plan.options.merge_method} leaves no classes")
+        elif clouds is None:
+            notes.append("no cloud share: not one pixel has a class")
     record = replace(
         band_record(timestamp, plan, "success", "; ".join(notes)),
         output_path=str(final),

@@ -19,10 +19,8 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic import PIXELS_VERSION
 from thess_agg_dagster.mosaic.area import read_area
+from thess_agg_dagster.mosaic.bands import SCL, mask_band
 from thess_agg_dagster.params import TimestampsAggregationParams
-
-#: The band whose classes mask the others.
-MASK_BAND = "SCL"
 
 #: How a file stands now, as ``DataLake.stamps`` tells.
 Stamps = Callable[[Path], str | None]
@@ -42,7 +40,7 @@ def tile_names(
     """Scene id and band of the tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
     bands = list(params.bands)
     if params.mask_scl_classes and not (required and params.missing_scl == "unmasked"):
-        bands.append(MASK_BAND)
+        bands.append(mask_band(bands))
     return [(scene, band) for scene in acquisition.scene_ids for band in dict.fromkeys(bands)]
 
 
@@ -61,8 +59,9 @@ def identify_bands(
     stamps = stamps or lake.stamps(acquisition.scene_ids)
     start = f"{PIXELS_VERSION}\n{params.pixel_identity()}\n"
     found = {}
+    mask = mask_band(params.bands)
     for band in bands:
-        names = [band, *([MASK_BAND] if params.mask_scl_classes else []), *filter(None, [params.match_band])]
+        names = [band, *([mask] if params.mask_scl_classes else []), *filter(None, [params.match_band])]
         tiles = [(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
         paths = [*(lake.tile(*tile) for tile in tiles), *map(lake.scene_item, acquisition.scene_ids)]
         # A checksum that somebody publishes later may tell that what was read is not what it should have been.
@@ -194,7 +193,7 @@ def _is_of_0_1_0(
     if params.aoi is not None:
         area = read_area(params.aoi)
         values["aoi"] = f"{area.crs} {area.wkt}"
-    names = [*bands, MASK_BAND] if params.mask_scl_classes else bands
+    names = [*bands, SCL] if params.mask_scl_classes else bands
     paths = [lake.tile(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
     paths += map(lake.scene_item, acquisition.scene_ids)
     texts = (json.dumps(values | {"stac": stac}, sort_keys=True) for stac in (True, False))

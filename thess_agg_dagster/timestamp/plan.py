@@ -13,13 +13,14 @@ from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.mosaic.bands import mask_band
 from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.paths import REQUESTS, is_remote
-from thess_agg_dagster.timestamp.freshness import MASK_BAND, identify_bands, tile_names, together
+from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
 
 _STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
@@ -89,14 +90,14 @@ def plan_timestamp(
     identities = identify_bands(acquisition, lake, params, params.bands)
     scenes = _scenes(acquisition, lake)
     mismatches = _mismatches(tile_names(acquisition, params), lake, params.threads)
+    mask = mask_band(params.bands)
     sources: dict[str, list[Source]] = {}
     problems: dict[str, list[Problem]] = {}
     for band in params.bands if scenes else ():
         found = [
-            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, MASK_BAND), scene.offset)
-            for scene in scenes
+            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, mask), scene.offset) for scene in scenes
         ]
-        names = [band, MASK_BAND] if params.mask_scl_classes and band != MASK_BAND else [band]
+        names = [band, mask] if params.mask_scl_classes and band != mask else [band]
         tiles = [lake.tile(scene.scene_id, name) for scene in scenes for name in names]
         strays = [Problem("unreadable_input", _STRAY, path) for path in tiles if lake.leads_outside(path)]
         if strays:

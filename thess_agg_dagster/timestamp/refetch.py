@@ -19,6 +19,7 @@ from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expecte
 from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, Progress, shown
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import keep_aside, staged_file
+from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.grid import whole
 from thess_agg_dagster.mosaic.scl import CLASSES
@@ -193,7 +194,7 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
     try:
         tile = inspect_tile(part)
         for pixels in _decoded(tile):
-            if band == "SCL" and not np.isin(pixels, list(CLASSES)).all():
+            if is_scl(band) and not np.isin(pixels, list(CLASSES)).all():
                 raise refuse("holds other values than the classes of SCL")
     except TileError as error:
         start = part.read_bytes()[:200].lstrip().lower()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from thess_agg_dagster.mosaic.radiometry import is_reflectance, offset_of, radiometry_of
+from thess_agg_dagster.mosaic.radiometry import offset_of, radiometry_of
 
 SCENE = "S2B_MSIL2A_20230202T092109_{}_R093_T35TKF_20240815T155145"
 
@@ -39,9 +39,3 @@ def test_the_offset_came_with_04_00() -> None:
         1000,
         1000,
     ]
-
-
-def test_which_bands_are_reflectances() -> None:
-    assert [band for band in ("B01", "B04", "B8A", "B12", "B13", "SCL", "AOT", "WVP", "B4") if is_reflectance(band)] == [
-        "B01", "B04", "B8A", "B12",
-    ]  # fmt: skip

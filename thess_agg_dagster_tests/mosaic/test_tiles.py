@@ -141,3 +141,28 @@ def test_siblings_do_not_change_a_tile(tmp_path: Path) -> None:
     with rasterio.open(path) as opened_by_gdal:
         assert opened_by_gdal.crs is not None
     assert refused(path)[0] == "unknown_crs"
+
+
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_a_mask_inside_the_file_is_not_passed_over(tmp_path: Path, nodata: float | None) -> None:
+    path = write_tile(tmp_path / "B04.tif", noise(1, (64, 64)), nodata=nodata)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as tile:
+        tile.write_mask(np.arange(64 * 64).reshape(64, 64) % 3 > 0)
+    kind, message = refused(path)
+    assert kind == "unreadable_input"
+    assert "has a mask of its own, which mosaics do not look at; write it into the pixels" in message
+
+
+def test_what_is_unpacked_at_once_is_bounded(tmp_path: Path) -> None:
+    """A few kilobytes that claim half a gigabyte in one strip: nothing of it is decoded."""
+    path = tmp_path / "B04.tif"
+    size = 16384
+    options = {"driver": "GTiff", "tiled": False, "compress": "zstd", "sparse_ok": True, "blockysize": size}
+    transform = Affine(10, 0, 600000, 0, -10, 4500000)
+    with rasterio.open(
+        path, "w", width=size, height=size, count=1, dtype="uint16", crs="EPSG:32634", transform=transform, **options
+    ):
+        pass
+    kind, message = refused(path)
+    assert kind == "unreadable_input"
+    assert "is packed in pieces of 537 MB, more than the 268 that are read at once" in message
