@@ -166,7 +166,15 @@ def test_pixels_of_another_version_are_due(old: SmallLake, monkeypatch: pytest.M
 IDENTITIES: list[tuple[dict[str, Any], str]] = [
     ({}, "30bb960fe65513a187b2f8fa23833c6b"),
     (
-        {"bands": ["B04", "B99"], "stac": True, "threads": 7, "max_workers": 3, "download_from": ["a.org"]},
+        {
+            "bands": ["B04", "B99"],
+            "stac": True,
+            "threads": 7,
+            "max_workers": 3,
+            "download_from": ["a.org"],
+            "provenance": True,
+            "seams": True,
+        },
         "30bb960fe65513a187b2f8fa23833c6b",
     ),
     ({"merge_method": "max"}, "432d385496b46f9811ccdedea2f3ca7a"),
