@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -68,10 +68,10 @@ def _read_manifest(path: Path, stamp: str) -> Mapping[tuple[str, str, str], str]
     return found
 
 
-def read_item(path: Path) -> Mapping[str, Any]:
-    """A STAC item; empty where there is none, or something else. Raises ``OSError`` where a disk or store fails."""
+def read_item(path: Path, within: Sequence[Path] = ()) -> Mapping[str, Any]:
+    """A STAC item; empty where there is none, or something else. Raises ``OSError``: see ``storage.paths.open_file``."""
     try:
-        item = json.loads(read_if_there(path) or b"{}")
+        item = json.loads(read_if_there(path, within) or b"{}")
     except ValueError:
         return {}
     return item if isinstance(item, dict) else {}

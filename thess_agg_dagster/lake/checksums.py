@@ -18,7 +18,7 @@ import xxhash
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.paths import as_os_errors, etag_of, is_remote, read_if_there, stamp_of
+from thess_agg_dagster.storage.paths import as_os_errors, etag_of, is_remote, open_file, read_if_there, stamp_of
 
 OURS = "xxh128"
 _CHUNK = 2**20
@@ -45,7 +45,7 @@ class Checksum:
 def checksum_of(path: Path, algorithm: str = OURS) -> Checksum:
     """The checksum of a file, read in pieces. Raises ``OSError``."""
     hasher = xxhash.xxh3_128() if algorithm == OURS else hashlib.new(algorithm, usedforsecurity=False)
-    with as_os_errors(path), path.open("rb") as file:
+    with as_os_errors(path), open_file(path) as file:
         while piece := file.read(_CHUNK):
             hasher.update(piece)
     return Checksum(algorithm, hasher.hexdigest())
@@ -74,7 +74,7 @@ def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksu
     # 1. A file beside the tile, as `md5sum` and `sha256sum` write it.
     for suffix in (".sha256", ".md5"):
         sibling = tile.with_name(tile.name + suffix)
-        text = (read_if_there(sibling) or b"").decode(errors="replace")
+        text = (read_if_there(sibling, lake.folders) or b"").decode(errors="replace")
         if found := parse_checksum((text.split() or [""])[0]):
             return found, str(sibling)
     # 2. The manifest of the selected assets: `checksum_b04`, or `checksum` in rows with a `band`.
@@ -82,7 +82,7 @@ def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksu
         return found, str(lake.assets_manifest)
     # 3. The scene's STAC item.
     item = lake.scene_item(scene_id)
-    if found := parse_checksum(str(item_asset(read_item(item), band).get("file:checksum", ""))):
+    if found := parse_checksum(str(item_asset(read_item(item, lake.folders), band).get("file:checksum", ""))):
         return found, str(item)
     return None
 

@@ -63,8 +63,8 @@ def build_timestamp(
         tell(plan.summary())
         records, previews, origins = _build_bands(plan, folder, target, checksums, tell)
         picture = _quicklook(previews, origins if plan.seams else {}, tell)
-        if picture:
-            picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
+        # Without one the timestamp would be due for ever.
+        (picture or Image.new("RGB", (1, 1))).save(folder / QUICKLOOK, quality=90, subsampling=0)
         (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake, folder))
         if plan.stac:
             (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name, checksums))
