@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -14,8 +13,10 @@ import pytest
 
 from thess_agg_dagster.lake import publish
 from thess_agg_dagster.lake.publish import exchange, remove_abandoned, staged_file, staged_folder
-from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake
-from thess_agg_dagster_tests.runs.test_command import invoke
+from thess_agg_dagster.lake.time_serie import read_time_serie
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.timestamp.freshness import is_due
+from thess_agg_dagster_tests.conftest import FIRST, SmallLake
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -182,19 +183,15 @@ def test_many_publish_one_target_at_once(tmp_path: Path) -> None:
     assert nothing_is_left(tmp_path, target)
 
 
-@pytest.mark.parametrize("name", ["item.json", "quicklook.jpg"])
-def test_what_was_removed_beside_the_mosaics_is_made_again(small_lake: SmallLake, name: str) -> None:
-    """And the collection lists what there is."""
-    small_lake.list_rows(*((key, small_lake.add_timestamp(key)) for key in (FIRST, SECOND)))
-    home = str(small_lake.instance.root_directory)
-    assert invoke("--data-lake", str(small_lake.root), "--stac", DAGSTER_HOME=home).exit_code == 0
-    removed = small_lake.lake.timestamp_folder(FIRST) / name
-    removed.unlink()
-    small_lake.tables(stac=True)
-    listed = json.loads(small_lake.lake.collection.read_text())["links"]
-    assert len([link for link in listed if link["rel"] == "item"]) == (1 if name == "item.json" else 2)
-    again = invoke("--data-lake", str(small_lake.root), "--stac", DAGSTER_HOME=home)
-    assert "2 timestamps, 1 unchanged and skipped" in again.output
-    assert removed.exists()
-    listed = json.loads(small_lake.lake.collection.read_text())["links"]
-    assert len([link for link in listed if link["rel"] == "item"]) == 2
+def test_what_was_removed_beside_the_mosaics_is_due(small_lake: SmallLake) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST, ["B04"])))
+    small_lake.read_list()
+    lake, params = small_lake.lake, TimestampsAggregationParams(bands=["B04"], stac=True)
+    acquisition = read_time_serie(lake.time_serie).acquisitions[FIRST]
+    found = small_lake.aggregate(FIRST, bands=["B04"], stac=True)
+    assert not is_due(acquisition, found, lake, params, lake.stamps())
+    for path in (lake.item(FIRST), lake.quicklook(FIRST)):
+        kept = path.read_bytes()
+        path.unlink()
+        assert is_due(acquisition, found, lake, params, lake.stamps())
+        path.write_bytes(kept)
