@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -83,10 +83,10 @@ def _rows(reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
             continue
 
 
-def read_item(path: Path) -> Mapping[str, Any]:
-    """A STAC item; empty where there is none, or something else. Raises ``OSError`` where a disk or store fails."""
+def read_item(path: Path, within: Sequence[Path] = ()) -> Mapping[str, Any]:
+    """A STAC item; empty where there is none, or something else. Raises ``OSError``: see ``storage.paths.open_file``."""
     try:
-        item = json.loads(read_if_there(path) or b"{}")
+        item = json.loads(read_if_there(path, within) or b"{}")
     except (ValueError, RecursionError):
         return {}
     return item if isinstance(item, dict) else {}

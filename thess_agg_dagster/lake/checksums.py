@@ -19,7 +19,7 @@ import xxhash
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.paths import as_os_errors, etag_of, is_remote, read_if_there, stamp_of
+from thess_agg_dagster.storage.paths import as_os_errors, etag_of, is_remote, open_file, read_if_there, stamp_of
 
 OURS = "xxh128"
 _CHUNK = 2**20
@@ -47,7 +47,7 @@ class Checksum:
 def checksum_of(path: Path, algorithm: str = OURS) -> Checksum:
     """The checksum of a file, read in pieces. Raises ``OSError``."""
     hasher = xxhash.xxh3_128() if algorithm == OURS else hashlib.new(algorithm, usedforsecurity=False)
-    with as_os_errors(path), path.open("rb") as file:
+    with as_os_errors(path), open_file(path) as file:
         while piece := file.read(_CHUNK):
             hasher.update(piece)
     return Checksum(algorithm, hasher.hexdigest())
@@ -114,7 +114,7 @@ def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksu
     tile = lake.tile(scene_id, band)
     # 1. A file beside the tile.
     for sibling in checksum_files(tile):
-        data = read_if_there(sibling)
+        data = read_if_there(sibling, lake.folders)
         if data is not None:
             found = parse_checksum_file(data, tile.name)
             return _understood(found, data[:80].decode(errors="replace"), sibling), str(sibling)
@@ -123,7 +123,7 @@ def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksu
         return _understood(parse_checksum(given), given, lake.assets_manifest), str(lake.assets_manifest)
     # 3. The scene's STAC item.
     item = lake.scene_item(scene_id)
-    if found := parse_checksum(str(item_asset(read_item(item), band).get("file:checksum", ""))):
+    if found := parse_checksum(str(item_asset(read_item(item, lake.folders), band).get("file:checksum", ""))):
         return found, str(item)
     return None
 

@@ -21,6 +21,8 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
+from thess_agg_dagster.storage.paths import open_file
+
 # What is lost of a connection that breaks, at most.
 _PIECE = 2**16
 _MOST_REDIRECTS = 5
@@ -253,12 +255,12 @@ class _FileTransfer(_Transfer):
     def go_on(self) -> None:
         path = Path(unquote(urlsplit(self.href).path))
         try:
-            with path.open("rb") as source, self.target.open("wb") as file:
+            with open_file(path) as source, self.target.open("wb") as file:
                 while piece := source.read(_PIECE):
                     file.write(piece)
                     self.progress(len(piece))
         except OSError as error:
-            raise DownloadError(f"{shown(self.href)}: {error.strerror}") from None
+            raise DownloadError(f"{shown(self.href)}: {error.strerror or error}") from None
 
 
 class _Token:

@@ -105,12 +105,17 @@ class DataLake:
         """The STAC item of a scene, where a download step left one. Raises ``ValueError`` unless it is a plain name."""
         return self.tile(scene_id, "item").parents[1] / "stac_items" / f"{scene_id}.json"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where a lake's files lie, links followed. (``cache`` as a whole may live elsewhere.)"""
+        return self.root, self.root / "cache"
+
     def leads_outside(self, path: Path) -> bool:
-        """Whether a tile's path is a symbolic link out of the lake. (``cache`` as a whole may live elsewhere.)"""
+        """Whether a tile's path is a symbolic link out of the lake."""
         if is_remote(path):
             return False
         real = path.resolve()
-        return not any(real.is_relative_to(folder.resolve()) for folder in (self.root, self.root / "cache"))
+        return not any(real.is_relative_to(folder.resolve()) for folder in self.folders)
 
     def timestamp_folder(self, timestamp: str) -> Path:
         """The folder of a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""

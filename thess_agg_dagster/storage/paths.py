@@ -10,16 +10,20 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 # Bytes that travel at once, up or down.
 _PIECE = 8 * 2**20
 #: Requests that are made at once: they wait for answers most of the time.
 REQUESTS = 8
+
+# More than any raster has; than a table; than what stands beside a tile.
+_MOST_BYTES, _MOST_OF_A_TABLE, _MOST_BESIDE_A_TILE = 2**40, 2**32, 2**26
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -61,10 +65,54 @@ def as_os_errors(path: Path) -> Iterator[None]:
         raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: {type(error).__name__}: {error}", str(path)) from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """A small file as a whole. Raises ``OSError``."""
+class NotAFileError(OSError):
+    """What has a file's name is something else, lies elsewhere, or is absurdly large. The text says which and what to do."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+
+
+def open_file(path: Path, most: int = _MOST_BYTES, within: Sequence[Path] = ()) -> BinaryIO:
+    """Open a file of a lake for reading, after a look at it: every file that others could have put there is opened here.
+
+    Raises :class:`NotAFileError` where it is a pipe, a device or a socket (which would wait for ever, or never end), larger
+    than ``most`` bytes, or a link out of all of the folders ``within``; and ``OSError``.
+    """
+    if is_remote(path):
+        return cast(BinaryIO, path.open("rb"))
+    if within and not any(
+        path.resolve().is_relative_to(folder.resolve()) for folder in within if not is_remote(folder)
+    ):
+        raise NotAFileError(
+            path, "is a symbolic link out of the lake, which is not followed; put the file itself there"
+        )
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for who writes into it
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise NotAFileError(path, "is a socket, not a regular file; remove it") from error
+    try:
+        found = os.fstat(handle)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise NotAFileError(path, "is a pipe or a device, not a regular file; remove it")
+        if found.st_size > most:
+            raise NotAFileError(
+                path, f"has {found.st_size} bytes, more than the {most} that such a file may have; remove it"
+            )
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: Path, most: int = _MOST_OF_A_TABLE, within: Sequence[Path] = ()) -> bytes:
+    """A small file as a whole. Raises ``OSError``; see :func:`open_file`."""
     if not is_remote(path):
-        return path.read_bytes()
+        with open_file(path, most, within) as file:
+            return file.read(most)  # also where it grows meanwhile
     with as_os_errors(path):
         remote = cast(Any, path)
         return cast(bytes, remote.fs.cat_file(remote.path))  # one request
@@ -76,14 +124,17 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
     if is_remote(path):
         yield io.TextIOWrapper(io.BytesIO(read_bytes(path)), "utf-8-sig", errors, newline="")
     else:
-        with path.open(encoding="utf-8-sig", errors=errors, newline="") as file:
+        with io.TextIOWrapper(open_file(path, _MOST_OF_A_TABLE), "utf-8-sig", errors, newline="") as file:
             yield file
 
 
-def read_if_there(path: Path) -> bytes | None:
-    """The same, and ``None`` where there is no such file, or none that may be read. Raises ``OSError``."""
+def read_if_there(path: Path, within: Sequence[Path] = ()) -> bytes | None:
+    """What stands beside a tile, as a whole; ``None`` where there is no such file, or none that may be read.
+
+    Raises ``OSError``; see :func:`open_file`.
+    """
     with suppress(*_NOT_THERE):
-        return read_bytes(path)
+        return read_bytes(path, _MOST_BESIDE_A_TILE, within)
     return None
 
 
@@ -93,8 +144,8 @@ def stamp_of(path: Path) -> str | None:
     Size and modification time; in a bucket size and ETag. Raises ``OSError`` where a store does not answer.
     """
     with suppress(*_NOT_THERE), as_os_errors(path):
-        stat = path.stat()
-        return _stamp(cast(Any, stat).as_info()) if is_remote(path) else f"{stat.st_size} {stat.st_mtime_ns}"
+        found = path.stat()
+        return _stamp(cast(Any, found).as_info()) if is_remote(path) else f"{found.st_size} {found.st_mtime_ns}"
     return None
 
 

@@ -65,9 +65,9 @@ def build_timestamp(
         tell(plan.summary())
         records, previews, origins = _build_bands(plan, folder, target, checksums, tell)
         picture = _quicklook(previews, origins if plan.seams else {}, tell)
-        if picture:
-            with _named(QUICKLOOK, plan, target):
-                picture.save(folder / QUICKLOOK, quality=90, subsampling=0)
+        with _named(QUICKLOOK, plan, target):
+            # Without one the timestamp would be due for ever.
+            (picture or Image.new("RGB", (1, 1))).save(folder / QUICKLOOK, quality=90, subsampling=0)
         with _named(MANIFEST, plan, target):
             (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake, folder))
         if plan.stac:

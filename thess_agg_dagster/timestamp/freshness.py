@@ -136,7 +136,7 @@ def is_due(
     if not set(params.bands) <= current_bands(last.attempt, acquisition, lake, params, stamps):
         return True
     key = acquisition.timestamp
-    expected = [lake.manifest(key), *(lake.mosaic(key, band) for band in params.bands)]
+    expected = [lake.manifest(key), lake.quicklook(key), *(lake.mosaic(key, band) for band in params.bands)]
     if params.stac:
         expected.append(lake.item(key))
     return not all(map(stamps, expected))

@@ -19,7 +19,7 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.storage.paths import REQUESTS, is_remote
+from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote
 from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
 
@@ -139,13 +139,14 @@ def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int |
         path = lake.tile(*tile)
         try:
             expected = expected_checksum(lake, *tile)
+            # A missing tile is found by who opens it; a stray is not opened at all.
+            if expected is None or lake.leads_outside(path):
+                return None
+            found = checksum_of(path, expected[0].algorithm)
         except ChecksumError as error:
             return Problem("checksum_mismatch", str(error), path)
-        # A missing tile is found by who opens it; a stray is not opened at all.
-        if expected is None or lake.leads_outside(path):
-            return None
-        try:
-            found = checksum_of(path, expected[0].algorithm)
+        except NotAFileError as error:
+            return Problem("unreadable_input", str(error), path)
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             return None
         if found == expected[0]:
@@ -159,6 +160,6 @@ def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int |
 
 def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
     return [
-        Scene(scene_id, *radiometry_of(scene_id, read_item(lake.scene_item(scene_id))))
+        Scene(scene_id, *radiometry_of(scene_id, read_item(lake.scene_item(scene_id), lake.folders)))
         for scene_id in acquisition.scene_ids
     ]

@@ -185,7 +185,7 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
     named = _BANDS.findall(urlsplit(href).path.rpartition("/")[2].upper())
     if named and band not in named and _BANDS.fullmatch(band):
         raise refuse(f"is {named[-1]} by its name, not {band}")
-    size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")
+    size = item_asset(read_item(lake.scene_item(scene_id), lake.folders), band).get("file:size")
     if isinstance(size, int) and part.stat().st_size != size:
         raise refuse(f"has {part.stat().st_size} bytes, published are {size}")
     expected = expected_checksum(lake, scene_id, band)
@@ -233,7 +233,7 @@ def _decoded(tile: Tile) -> Iterator[Pixels]:
 def _hrefs(lake: DataLake, scene_id: str, band: str) -> list[str]:
     """Where a tile can be had, by the manifest of assets first, then by the scene's STAC item."""
     found = [manifest_value(lake, "href", scene_id, band)]
-    asset = item_asset(read_item(lake.scene_item(scene_id)), band)
+    asset = item_asset(read_item(lake.scene_item(scene_id), lake.folders), band)
     found.append(str(asset.get("href", "")))
     alternates = asset.get("alternate")
     if isinstance(alternates, dict):
