@@ -88,6 +88,12 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     """
 
     bands: list[str] = _parameter("bands", ["B04", "B08", "SCL"], "Bands to mosaic, one file each.", pixels=False)
+    drop_bands: bool = _parameter(
+        "drop_bands",
+        False,
+        "Published bands that are not asked for stay while they are up to date; whether those that are not may be removed.",
+        pixels=False,
+    )
     merge_method: Merging = _parameter(
         "merge_method", "first", f"Which pixel wins where tiles overlap: {', '.join(METHODS)}. Default: first."
     )
@@ -381,6 +387,10 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     def run_config(self) -> dict[str, Any]:
         """These parameters as run config; unset ones are left out, as is NaN, which is no JSON."""
         return {name: value for name, value in self._values().items() if value is not None and value == value}
+
+    def with_bands(self, bands: Sequence[str]) -> TimestampsAggregationParams:
+        """These parameters for other bands."""
+        return type(self)(**self._values() | {"bands": list(bands)})
 
     def pixel_identity(self) -> str:
         """The parameters that decide what a mosaic holds, as text: the same text, the same pixels.

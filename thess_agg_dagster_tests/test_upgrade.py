@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -155,6 +156,18 @@ def test_one_of_its_timestamps_is_made_again_beside_the_others(old: SmallLake) -
     assert list(status["status"]) == ["success", "success", "failed_invalid_inputs"]
 
 
+def test_its_bands_stay_where_others_are_made_again(old: SmallLake) -> None:
+    before = {band: old.lake.mosaic(FIRST, band).read_bytes() for band in ("B08", "SCL")}
+    old.add_tile(latest_successes(old.instance)[FIRST].attempt.scene_ids[0], "B05", east=True)
+    shutil.copyfile(
+        *(old.lake.tile(latest_successes(old.instance)[FIRST].attempt.scene_ids[1], b) for b in ("B04", "B05"))
+    )
+    found = old.aggregate(FIRST, bands=["B05", "B04"]).attempt
+    assert (found.status, [band.band for band in found.bands]) == ("success", ["B05", "B04", "B08", "SCL"])
+    assert {band: old.lake.mosaic(FIRST, band).read_bytes() for band in before} == before
+    assert due(old.lake, old.instance, bands=["B04", "B05", "B08", "SCL"]) == [SECOND, THIRD]
+
+
 def test_pixels_of_another_version_are_due(old: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freshness, "PIXELS_VERSION", 2)
     assert due(old.lake, old.instance) == [FIRST, SECOND, THIRD]
@@ -191,6 +204,8 @@ IDENTITIES: list[tuple[dict[str, Any], str]] = [
     ({"mask_scl_classes": [9, 3], "missing_scl": "unmasked"}, "783cf939496fbe40466a78d3659d07bf"),
     ({"harmonize": True}, "d664cff348c7d6e5c6903723526782a4"),
     ({"format": "cog"}, "3e6a77dc5abab1ee8945ecbfe9e61bfd"),
+    ({"provenance": True}, "ef07d23fc6a8c5c3881157f0e0b6d7cc"),
+    ({"provenance": True, "seams": True}, "edc14e4c0942fd4fa12f5a40092d07f2"),
 ]
 
 

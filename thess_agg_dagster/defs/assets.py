@@ -33,6 +33,7 @@ from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.instance import claim_run
 from thess_agg_dagster.timestamp.freshness import changed_inputs, code_version, tile_names
+from thess_agg_dagster.timestamp.keep import BandsLostError
 from thess_agg_dagster.timestamp.plan import plan_timestamp
 from thess_agg_dagster.timestamp.records import unplanned_attempt
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
@@ -152,10 +153,13 @@ def aggregated(
                 )
             scene_ids = series.acquisitions[timestamp].scene_ids
             fetched = _refetch(context, series.acquisitions[timestamp], lake, params)
-            plan = plan_timestamp(series.acquisitions[timestamp], lake, params, fetched)
+            made = latest_successes(context.instance, [timestamp]).get(timestamp)
+            plan = plan_timestamp(series.acquisitions[timestamp], lake, params, fetched, made.attempt if made else None)
         except Exception as error:
             message = (
-                str(error) if isinstance(error, TimeSerieError) else f"{type(error).__name__}: {first_line(error)}"
+                str(error)
+                if isinstance(error, TimeSerieError | BandsLostError)
+                else f"{type(error).__name__}: {first_line(error)}"
             )
             yield from check_unplanned(message)
             context.log_event(failure_observation(Attempt(timestamp, "exception", message, scene_ids=scene_ids)))

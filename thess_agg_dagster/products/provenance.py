@@ -98,4 +98,4 @@ def timestamp_manifest(
     }
     if plan.provenance:
         manifest["legend"] = {band: legend(mosaic, plan, checksums) for band, mosaic in plan.mosaics.items()}
-    return json.dumps(manifest, indent=2) + "\n"
+    return json.dumps(manifest, indent=2, allow_nan=False) + "\n"

@@ -61,7 +61,8 @@ def timestamp_item(
     clouds = next((record.cloud_share for record in records if record.cloud_share is not None), None)
     item = pystac.Item(
         id=name,
-        geometry=shapely.geometry.mapping(shapely.set_precision(cut(ground), 1e-7)),
+        # Outer rings go counter-clockwise (RFC 7946).
+        geometry=shapely.geometry.mapping(shapely.orient_polygons(shapely.set_precision(cut(ground), 1e-7))),
         bbox=[round(edge, 7) for edge in bbox_of(ground)],
         datetime=instant_of(plan.timestamp),
         properties={
@@ -241,4 +242,5 @@ def _used(item: Mapping[str, Any]) -> list[str]:
 
 
 def _json(thing: pystac.STACObject) -> str:
-    return json.dumps(thing.to_dict(include_self_link=False, transform_hrefs=False), indent=2) + "\n"
+    fields = thing.to_dict(include_self_link=False, transform_hrefs=False)
+    return json.dumps(fields, indent=2, allow_nan=False) + "\n"

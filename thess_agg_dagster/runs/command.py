@@ -72,6 +72,7 @@ data_lake_option = click.option(
 @click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
 @click.option("--verify", is_flag=True, help="Aggregate nothing: compare what is published with what was recorded.")
 @click.option("--bands", metavar="B04,B08,SCL", help="Bands to mosaic.")
+@click.option("--drop-bands/--no-drop-bands", default=None, help="Let out-of-date bands go that are not in --bands.")
 @click.option("--merge-method", type=click.Choice(METHODS), help="Which pixel wins where tiles overlap.")
 @click.option("--resampling", type=click.Choice(RESAMPLINGS), help="For tiles in another CRS or pixel size.")
 @click.option("--nodata", type=float, help="Value of empty pixels; nan: no override.")

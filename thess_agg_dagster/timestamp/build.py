@@ -24,6 +24,7 @@ from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, first_li
 from thess_agg_dagster.products.pictures import Preview, quicklook
 from thess_agg_dagster.products.provenance import mosaic_tags, origin_tags, scene_shares, timestamp_manifest
 from thess_agg_dagster.products.stac import timestamp_item
+from thess_agg_dagster.timestamp.keep import KeepError, keep_band
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 from thess_agg_dagster.timestamp.records import band_record, failed_attempt, successful_attempt
 
@@ -108,11 +109,15 @@ def _build_bands(
     for band, mosaic in plan.mosaics.items():
         final = target / f"{band}.tif"
         try:
-            record, stats = _write_band(mosaic, folder / final.name, final, plan, checksums)
+            if band in plan.kept:
+                planned = replace(band_record(plan, mosaic, "success", ""), output_path=str(final))
+                record, previews[band] = keep_band(plan.kept[band], planned, final, folder / final.name)
+            else:
+                record, stats = _write_band(mosaic, folder / final.name, final, plan, checksums)
+                previews[band] = _masked(stats.preview, mosaic.nodata)
+                if stats.origins is not None:
+                    origins[band] = stats.origins
             records.append(record)
-            previews[band] = _masked(stats.preview, mosaic.nodata)
-            if stats.origins is not None:
-                origins[band] = stats.origins
             if time.monotonic() - told > _TELL_SECONDS:
                 told = time.monotonic()
                 tell(f"{band} is merged, {len(records)} of {len(plan.mosaics)} bands")
@@ -182,6 +187,6 @@ def _fault(error: Exception, staging: Path, target: Path) -> tuple[BandStatus, s
         return "unreadable_input", str(error)
     if isinstance(error, WriteError):
         return "write_failed", str(error).replace(str(staging), str(target))
-    if isinstance(error, SystemFaultError | ChangedError):
+    if isinstance(error, SystemFaultError | ChangedError | KeepError):
         return "merge_failed", str(error)
     return "merge_failed", f"{type(error).__name__}: {first_line(error)}"

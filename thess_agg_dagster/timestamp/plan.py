@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake
@@ -19,8 +20,9 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote
+from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote, stamp_of
 from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
+from thess_agg_dagster.timestamp.keep import kept_bands
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
 
 _STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
@@ -50,6 +52,8 @@ class TimestampPlan:
     refetchable: bool = False
     provenance: bool = False
     seams: bool = False
+    kept: Mapping[str, BandRecord] = field(default_factory=dict)
+    asked: Sequence[str] = ()
 
     def beside(self, plan: MosaicPlan, folder: Path) -> OriginFiles | None:
         """What is written beside a band's mosaic: which scene each pixel came from, and of the finest band (the first of
@@ -63,8 +67,8 @@ class TimestampPlan:
 
     @property
     def inputs(self) -> str:
-        """What identifies the inputs of all bands."""
-        return together(self.identities)
+        """What identifies the inputs of all bands that were asked for."""
+        return together({band: self.identities[band] for band in self.asked})
 
     def summary(self) -> str:
         """What is about to be made, in one line."""
@@ -81,16 +85,21 @@ def plan_timestamp(
     lake: DataLake,
     params: TimestampsAggregationParams,
     fetched: Mapping[Path, Refetched | str] = MappingProxyType({}),
+    made: Attempt | None = None,
 ) -> TimestampPlan:
     """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found.
 
-    ``fetched`` is what became of the tiles that had to be fetched again.
+    ``fetched`` is what became of the tiles that had to be fetched again, ``made`` the latest success: its bands that are
+    not asked for now stay. Raises :class:`BandsLostError` where one cannot.
     """
+    asked = params
+    kept = kept_bands(acquisition, lake, asked, made)
+    params = asked.with_bands([*asked.bands, *kept])
     # First of all: what changes from here on must look like a change to whoever compares later.
-    identities = identify_bands(acquisition, lake, params, params.bands)
+    identities = identify_bands(acquisition, lake, asked, params.bands)
     scenes = _scenes(acquisition, lake)
     mismatches = _mismatches(tile_names(acquisition, params), lake, params.threads)
-    mask = mask_band(params.bands)
+    mask = mask_band(asked.bands)
     sources: dict[str, list[Source]] = {}
     problems: dict[str, list[Problem]] = {}
     for band in params.bands if scenes else ():
@@ -115,12 +124,14 @@ def plan_timestamp(
         {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
         identities,
         scenes,
-        params.stac,
+        params.stac or bool(stamp_of(lake.item(acquisition.timestamp))),  # one that is there is kept true
         params.as_json(),
         {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
         bool(params.download_from),
         params.provenance,
         params.seams,
+        {} if params.provenance else kept,  # what tells of pixels' origins is made in one go
+        asked.bands,
     )
 
 

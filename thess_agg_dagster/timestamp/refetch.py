@@ -144,7 +144,7 @@ def _fetched(
         )
         keep_aside(path, f"{path.name}.broken-{now:%Y%m%dT%H%M%S%f}")
     with staged_file(_record(path)) as file:
-        file.write_text(json.dumps(asdict(record)) + "\n")
+        file.write_text(json.dumps(asdict(record), allow_nan=False) + "\n")
     return record
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,3 +160,25 @@ def data_version(lake: SmallLake) -> str:
     tags = record.asset_materialization.tags
     assert tags is not None
     return tags["dagster/data_version"]
+
+
+def test_all_json_is_strict_and_rings_go_counter_clockwise(two: SmallLake) -> None:
+    """``NaN`` is no JSON; the default ``nodata`` and empty float mosaics have it."""
+
+    def strict(text: str | bytes) -> Any:
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    found = two.aggregate(FIRST, stac=True, dtype="float32").attempt
+    assert found.status == "success"
+    two.tables()
+    written = {path.name: strict(path.read_bytes()) for path in two.root.rglob("*.json")}
+    assert set(written) == {"manifest.json", "item.json", "collection.json"}
+    assert written["manifest.json"]["parameters"]["nodata"] == "nan"
+    with rasterio.open(two.lake.mosaic(FIRST, "B04")) as mosaic:
+        assert strict(mosaic.tags()["parameters"])["nodata"] == "nan"
+    strict(json.dumps(asdict(found)))
+    geometry = written["item.json"]["geometry"]
+    polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    for outer, *_ in polygons:
+        x, y = np.array(outer).T
+        assert (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() > 0

@@ -264,12 +264,17 @@ def test_the_offset_that_stays_is_told(two: SmallLake) -> None:
 
 
 @in_folder_and_bucket
-def test_without_stac_there_is_no_catalog_nor_a_stale_one(two: SmallLake) -> None:
-    for stac in (True, False):
-        two.aggregate(FIRST, stac=stac)
+def test_without_stac_there_is_no_catalog_but_one_that_stands_stays_true(two: SmallLake) -> None:
+    for stac, compress, there in ((False, "zstd", False), (True, "zstd", True), (False, "deflate", True)):
+        two.aggregate(FIRST, stac=stac, compress=compress)
         two.tables()
-        assert two.lake.item(FIRST).exists() == stac
-        assert two.lake.collection.exists() == stac
+        assert two.lake.item(FIRST).exists() == there
+        assert two.lake.collection.exists() == there
+    item = json.loads(two.lake.item(FIRST).read_bytes())
+    assert item["assets"]["B04"]["file:size"] == len(two.lake.mosaic(FIRST, "B04").read_bytes())
+    two.lake.item(FIRST).unlink()
+    two.tables()
+    assert not two.lake.collection.exists()
 
 
 @pytest.mark.usefixtures("offline_schemas")

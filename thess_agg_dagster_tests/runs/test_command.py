@@ -78,15 +78,17 @@ def test_a_whole_lake_then_only_what_changed(small_lake: SmallLake, tmp_path: Pa
     after = finished(small_lake.lake)
     assert [key for key in after if after[key] != before[key]] == [SECOND, THIRD]
 
-    # Other parameters: all again. One timestamp by name, by force: only that.
-    assert "0 unchanged" in invoke(*command, "--bands", "B04").stdout
+    # Fewer bands are no change. Other parameters: all again.
+    assert "3 unchanged" in invoke(*command, "--bands", "B04").stdout
+    # One timestamp by name, by force: only that.
+    assert "0 unchanged" in invoke(*command, "--merge-method", "max").stdout
     before = finished(small_lake.lake)
-    assert invoke(*command, "--bands", "B04", "--timestamps", FIRST, "--force").exit_code == 0
+    assert invoke(*command, "--merge-method", "max", "--timestamps", FIRST, "--force").exit_code == 0
     after = finished(small_lake.lake)
     assert [key for key in after if after[key] != before[key]] == [FIRST]
     # A mosaic that someone removed is made again.
     small_lake.lake.mosaic(THIRD, "B04").unlink()
-    assert "2 unchanged" in invoke(*command, "--bands", "B04").stdout
+    assert "2 unchanged" in invoke(*command, "--merge-method", "max").stdout
     assert small_lake.lake.mosaic(THIRD, "B04").exists()
 
 

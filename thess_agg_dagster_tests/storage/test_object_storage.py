@@ -92,10 +92,11 @@ def test_a_timestamp_is_complete_where_its_manifest_stands(ready: SmallLake, s3_
     s3_server.requests.clear()
     ready.aggregate(FIRST, bands=["B04", "B08"])
     folder = ready.lake.timestamp_folder(FIRST)
-    # SCL, which was not asked for this time, is gone; what is there is one attempt's.
-    assert sorted(path.name for path in folder.iterdir()) == ["B04.tif", "B08.tif", "manifest.json", "quicklook.jpg"]
+    # SCL, which was not asked for this time, is up to date and stays.
+    names = ["B04.tif", "B08.tif", "SCL.tif", "manifest.json", "quicklook.jpg"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     manifest = json.loads(ready.lake.manifest(FIRST).read_text())
-    assert {each["file"] for each in manifest["outputs"]} == {"B04.tif", "B08.tif"}
+    assert {each["file"] for each in manifest["outputs"]} == {"B04.tif", "B08.tif", "SCL.tif"}
     # The manifest went before the first mosaic was replaced, and came after the last.
     changes = [
         (verb, path.rpartition("/")[2]) for verb, path in s3_server.requests

@@ -1,0 +1,86 @@
+"""Bands that were published earlier and are not asked for now: they stay while they are up to date, and none goes unsaid."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord
+from thess_agg_dagster.lake.checksums import checksum_of
+from thess_agg_dagster.lake.layout import DataLake, is_beside
+from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.mosaic.engine import PREVIEW
+from thess_agg_dagster.mosaic.tiles import gdal_env
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.products.pictures import Preview
+from thess_agg_dagster.storage.paths import as_os_errors, is_remote
+from thess_agg_dagster.timestamp.freshness import current_bands
+
+
+class BandsLostError(Exception):
+    """Publishing would remove bands that nobody said may go."""
+
+
+class KeepError(Exception):
+    """A band that was to stay is not what was published."""
+
+
+def kept_bands(
+    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, made: Attempt | None
+) -> dict[str, BandRecord]:
+    """The records of published bands that ``params`` do not ask for and that are to stay; ``made`` is the latest success.
+
+    Raises :class:`BandsLostError` where a band cannot stay, because its tiles or parameters have changed since, unless
+    ``drop_bands`` says that it may go.
+    """
+    folder = lake.timestamp_folder(acquisition.timestamp)
+    with as_os_errors(folder):
+        others = {path.stem for path in folder.glob("*.tif") if not is_beside(path.stem)} - set(params.bands)
+    if not others:
+        return {}
+    current = set()
+    if made is not None:
+        current = current_bands(made, acquisition, lake, params, lake.stamps(acquisition.scene_ids))
+    kept = {record.band: record for record in made.bands if record.band in current & others} if made else {}
+    lost = sorted(others - set(kept))
+    if lost and not params.drop_bands:
+        raise BandsLostError(
+            f"{', '.join(lost)} in {folder} would be removed: not among the bands, and made of other tiles or "
+            f"parameters, or not by this lake's runs; ask for all of {', '.join([*params.bands, *lost])}, or set drop_bands"
+        )
+    return kept
+
+
+def keep_band(record: BandRecord, planned: BandRecord, old: Path, staged: Path) -> tuple[BandRecord, Preview]:
+    """Put a published mosaic beside those that are made anew: its record, and a preview of it.
+
+    ``planned`` is what it would become now. Raises :class:`KeepError` where it is another grid or dtype, or where the
+    file is not the one that was recorded; ``OSError``.
+    """
+    for name in ("crs", "bounds", "width", "height", "dtype", "nodata"):
+        before, now = getattr(record, name), getattr(planned, name)
+        if (list(before), list(now)) != (list(now), list(before)) if name == "bounds" else before != now:
+            raise KeepError(f"{old}: has {name} {before}, beside the other bands it would have {now}; ask for it, too")
+    _link_or_copy(old, staged)
+    if (found := str(checksum_of(staged))) != record.output_checksum:
+        raise KeepError(f"{old}: has {found}, {record.output_checksum} was published; ask for {record.band}, too")
+    with gdal_env(), rasterio.open(staged, driver="GTiff") as mosaic:
+        step = max(1, -(-max(mosaic.shape) // PREVIEW))
+        preview = mosaic.read(1, out_shape=(-(-mosaic.height // step), -(-mosaic.width // step)), masked=True)
+    return replace(record, output_path=planned.output_path, inputs=planned.inputs), np.ma.masked_invalid(preview)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if not is_remote(source):
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # a file system without links
+            pass
+    with as_os_errors(source), source.open("rb") as old, target.open("wb") as new:
+        shutil.copyfileobj(old, new, 2**20)
