@@ -123,7 +123,7 @@ def main(context: click.Context, /, timestamps: Sequence[str], force: bool, veri
         params = TimestampsAggregationParams(**{name: value for name, value in given.items() if value is not None})
         params.pixel_identity()  # reads the aoi
     except ValidationError as error:
-        raise click.UsageError(_plain(error)) from error
+        raise click.UsageError(plain_fault(error)) from error
     except AreaError as error:
         raise click.UsageError(str(error)) from error
     for name in TimestampsAggregationParams.model_fields:  # settled here; workers get them as run config
@@ -303,7 +303,7 @@ def _stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _plain(error: ValidationError) -> str:
+def plain_fault(error: ValidationError) -> str:
     """A validation error as a user reads it: what is wrong and what is allowed."""
     return "; ".join(
         ": ".join([*map(str, fault["loc"]), str(fault["msg"]).removeprefix("Value error, ")])
