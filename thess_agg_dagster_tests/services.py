@@ -157,7 +157,15 @@ def prepare_postgres(folder: Path) -> tuple[Path, dict[str, Any]]:
         shutil.chown(folder, "postgres", "postgres")
         options |= {"user": "postgres", "group": "postgres", "extra_groups": []}
     binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    command = [binaries / "initdb", "-D", folder / "data", "-U", "postgres", "--auth=trust", "--no-sync"]
+    command: list[str | Path] = [
+        binaries / "initdb",
+        "-D",
+        folder / "data",
+        "-U",
+        "postgres",
+        "--auth=trust",
+        "--no-sync",
+    ]
     subprocess.run(command, check=True, capture_output=True, **options)
     return binaries, options
 

@@ -47,10 +47,10 @@ class StacApi:
 
         with PgstacDB(dsn=self.database) as database:
             loader = Loader(db=database)
-            loader.load_collections(iter([COLLECTION | {"id": collection}]), insert_mode=Methods.insert)  # type: ignore[arg-type]
+            loader.load_collections(iter([COLLECTION | {"id": collection}]), insert_mode=Methods.insert)
             loader.load_items(
                 iter([item | {"collection": collection} for item in items]),
-                insert_mode=Methods.insert,  # type: ignore[arg-type]
+                insert_mode=Methods.insert,
             )
         return collection
 
