@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak clean
+.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak clean
 
 demo: .venv/run  ## aggregate a small sample lake and show what came of it
 	@echo "Making a sample lake (real pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -32,9 +32,12 @@ test-fleet: .venv/ready debian  ## a fleet with real services
 test-strace: .venv/ready debian  ## what a power cut leaves, and a fault at every system call
 	$(BIN)/python -m pytest -m "strace and not soak" -n 2
 
-debian:  ## what these need of Debian, as root: chromium, postgresql, redis-server, strace
-	command -v chromium >/dev/null && command -v redis-server >/dev/null && command -v strace >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null \
-	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium postgresql redis-server strace)
+test-stac: .venv/ready debian  ## searches of a real STAC API
+	$(BIN)/python -m pytest -m stac -n 0
+
+debian:  ## what these need of Debian, as root: chromium, postgresql with PostGIS, redis-server, strace
+	command -v chromium >/dev/null && command -v redis-server >/dev/null && command -v strace >/dev/null && ls /usr/share/postgresql/*/extension/postgis.control >/dev/null \
+	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium postgresql-postgis redis-server strace)
 
 screenshots: .venv/ready debian  ## the same, keeping the README's pictures
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0

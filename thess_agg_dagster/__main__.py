@@ -10,6 +10,7 @@ def main() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(["thess_agg_dagster.runs.batch"])
     forkserver.ensure_running()
 
+    from thess_agg_dagster.runs import catalogue_command  # noqa: F401  (a subcommand of main)
     from thess_agg_dagster.runs.command import main
 
     gc.freeze()  # modules live as long as the process: collecting them would take half a second at its end

@@ -2,6 +2,6 @@
 
 import dagster as dg
 
-from thess_agg_dagster.defs import assets, sensors
+from thess_agg_dagster.defs import assets, catalogue, sensors
 
-defs = dg.Definitions.merge(assets.pipeline, sensors.automation)
+defs = dg.Definitions.merge(assets.pipeline, catalogue.front_door, sensors.automation)

@@ -16,13 +16,14 @@ if LAKE and not re.fullmatch(r"[a-z][a-z0-9_]*", LAKE, re.ASCII):
 
 _PREFIX = [LAKE] if LAKE else []
 
+CATALOGUE = dg.AssetKey([*_PREFIX, "catalogue"])
 TIME_SERIE = dg.AssetKey([*_PREFIX, "time_serie"])
 RAW_TILES = dg.AssetKey([*_PREFIX, "cache", "s2"])
 AGGREGATED = dg.AssetKey([*_PREFIX, "data_raw", "aggregated"])
 REPORT = dg.AssetKey([*_PREFIX, "timestamps_aggregation"])
 VERIFICATION = dg.AssetKey([*_PREFIX, "published_mosaics"])
 #: What this lake's runs make.
-MADE = frozenset({TIME_SERIE, AGGREGATED, REPORT, VERIFICATION})
+MADE = frozenset({CATALOGUE, TIME_SERIE, AGGREGATED, REPORT, VERIFICATION})
 
 #: Keys are the texts of ``acq_datetime``; the ``time_serie`` asset registers them.
 timestamps = dg.DynamicPartitionsDefinition(name="_".join([*_PREFIX, "timestamp"]))

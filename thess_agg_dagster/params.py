@@ -66,12 +66,15 @@ _PIXELS: dict[str, Any] = {}
 
 
 def _parameter(name: str, default: Any, description: str, *, pixels: bool = True) -> Any:
-    """A field whose default the environment may set, read anew in every process that makes the parameters.
-
-    ``pixels``: whether it decides what a mosaic holds, so that a timestamp is made again where it changes.
-    """
+    """A parameter. ``pixels``: whether it decides what a mosaic holds, so that a timestamp is made again where it
+    changes."""
     if pixels:
         _PIXELS[name] = default
+    return environment_field(name, default, description)
+
+
+def environment_field(name: str, default: Any, description: str) -> Any:
+    """A field whose default the environment may set, read anew in every process that makes the parameters."""
     return Field(
         default_factory=lambda: os.environ.get(ENVIRONMENT_PREFIX + name.upper(), "").strip() or default,
         validate_default=True,

@@ -37,6 +37,7 @@ class Archive:
     seen: list[dict[str, str]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     grants: list[str] = field(default_factory=list)
+    forms: list[dict[str, list[str]]] = field(default_factory=list)
     busy: int = 0
     busiest: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -52,6 +53,7 @@ def serving(archive: Archive) -> Iterator[Archive]:
             grant = form["grant_type"][0]
             good = grant == "refresh_token" or (form.get("username"), form.get("password")) == ([USER], [PASSWORD])
             archive.grants.append(grant)
+            archive.forms.append(form)
             if not good:
                 self._answer(401, b'{"error": "invalid_grant"}')
                 return

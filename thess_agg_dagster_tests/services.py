@@ -147,6 +147,29 @@ class Service:
             self.process.wait()
 
 
+def prepare_postgres(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A new database cluster in ``folder / "data"``: where Postgres' programs are, and how to start them.
+
+    Postgres does not run as root, and what belongs to root it may not see: the folder becomes its own.
+    """
+    options: dict[str, Any] = {"cwd": folder}
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+        options |= {"user": "postgres", "group": "postgres", "extra_groups": []}
+    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    command: list[str | Path] = [
+        binaries / "initdb",
+        "-D",
+        folder / "data",
+        "-U",
+        "postgres",
+        "--auth=trust",
+        "--no-sync",
+    ]
+    subprocess.run(command, check=True, capture_output=True, **options)
+    return binaries, options
+
+
 class Fleet(Client):
     """Postgres and Redis, started; the rest is started as a test or measurement wants it."""
 
@@ -171,21 +194,7 @@ class Fleet(Client):
         self.data = Path(tempfile.mkdtemp(prefix="thess-postgres-"))
 
     def open(self) -> None:
-        self._postgres_options: dict[str, Any] = {"cwd": self.data}
-        if os.geteuid() == 0:
-            shutil.chown(self.data, "postgres", "postgres")
-            self._postgres_options |= {"user": "postgres", "group": "postgres", "extra_groups": []}
-        self._binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-        command: list[str | Path] = [
-            self._binaries / "initdb",
-            "-D",
-            self.data / "data",
-            "-U",
-            "postgres",
-            "--auth=trust",
-            "--no-sync",
-        ]
-        subprocess.run(command, check=True, capture_output=True, **self._postgres_options)
+        self._binaries, self._postgres_options = prepare_postgres(self.data)
         self.start_postgres()
         self.start_redis()
         names = ("THESS_POSTGRES_URL", "THESS_REDIS_URL")

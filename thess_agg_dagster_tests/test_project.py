@@ -27,7 +27,14 @@ PACKAGE = Path(thess_agg_dagster.__file__).parent
 
 def test_the_definitions_load() -> None:
     keys = {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()}
-    assert keys == {"time_serie", "cache/s2", "data_raw/aggregated", "timestamps_aggregation", "published_mosaics"}
+    assert keys == {
+        "catalogue",
+        "time_serie",
+        "cache/s2",
+        "data_raw/aggregated",
+        "timestamps_aggregation",
+        "published_mosaics",
+    }
 
 
 def test_both_dagster_yaml_hold_the_same_settings() -> None:

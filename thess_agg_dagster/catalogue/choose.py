@@ -10,7 +10,7 @@ from thess_agg_dagster.catalogue.area import SearchArea
 from thess_agg_dagster.catalogue.overpass import Overpass
 from thess_agg_dagster.catalogue.scene import Scene
 
-# A tile that shows less of the area that no other tile does adds nothing: what the edges of footprints leave over.
+# Less of the area than this is nothing, neither as what a tile adds nor as what is missing: what edges leave over.
 _NOTHING = 1e-4
 
 
@@ -71,6 +71,8 @@ def look(overpass: Overpass, area: SearchArea) -> Seen:
         taken.append(scene)
         if scene.cloud is not None:
             clouds.append((gain, scene.cloud))
+    if left.area < _NOTHING * total:
+        covered = total
     weight = sum(gain for gain, _ in clouds)
     return Seen(
         overpass,
@@ -78,7 +80,7 @@ def look(overpass: Overpass, area: SearchArea) -> Seen:
         tuple(outside),
         tuple(superfluous),
         covered,
-        min(1.0, covered / total),
+        covered / total,
         sum(gain * cloud for gain, cloud in clouds) / weight if weight else None,
     )
 

@@ -119,7 +119,10 @@ def find_items(
         raise CatalogueError(f"{url}: {_said(error)}; try again later, or another --profile or --stac-url") from error
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
+    """What the first of a chain of errors says: pystac wraps what a server answers."""
+    while isinstance(error.__cause__ or error.__context__, STACError | APIError | _CutError):
+        error = error.__cause__ or error.__context__ or error
     status = getattr(error, "status_code", None)
     text = " ".join(str(error).split())[:300] or type(error).__name__
     return f"the server answers {status} ({text})" if status else text

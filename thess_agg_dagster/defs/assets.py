@@ -25,7 +25,7 @@ from thess_agg_dagster.defs.checks import (
     failed_schema,
 )
 from thess_agg_dagster.defs.io_manager import AuditTables, DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, LAKE, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION, timestamps
+from thess_agg_dagster.keys import AGGREGATED, CATALOGUE, LAKE, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION, timestamps
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
@@ -46,6 +46,7 @@ AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  
 
 @dg.asset(
     key=TIME_SERIE,
+    deps=[CATALOGUE],
     check_specs=TIME_SERIE_CHECKS,
     group_name=LAKE or "aggregation",
     kinds={"csv"},

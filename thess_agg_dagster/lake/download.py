@@ -58,6 +58,8 @@ class DownloadPolicy:
     client_id: str = "cdse-public"
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+    #: Of an account with two factors; good for one token.
+    one_time_code: str | None = field(default=None, repr=False)
     connections: int = 4
     attempts: int = 6
     timeout: float = 30.0
@@ -294,7 +296,8 @@ class _Token:
                 self._refresh = None
         if not (self._policy.user and self._policy.password):
             raise DownloadError("a token endpoint is configured; set THESS_DOWNLOAD_USER and THESS_DOWNLOAD_PASSWORD")
-        self._post({"grant_type": "password", "username": self._policy.user, "password": self._policy.password})
+        form = {"grant_type": "password", "username": self._policy.user, "password": self._policy.password}
+        self._post(form | ({"totp": self._policy.one_time_code} if self._policy.one_time_code else {}))
 
     def _post(self, form: dict[str, str]) -> None:
         url = str(self._policy.token_url)

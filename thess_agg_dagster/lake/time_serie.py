@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from thess_agg_dagster.lake.layout import is_plain_name
-from thess_agg_dagster.storage.paths import open_text
+from thess_agg_dagster.storage.paths import open_text, stamp_of
 
 COLUMNS = ("acq_datetime", "tile_ids")
 
@@ -21,6 +21,8 @@ _TIMESTAMP = re.compile(r"[0-9TWZ:+\-. ]{4,40}", re.ASCII)
 # What no real list comes near: longer is a broken export, more is beyond what Dagster takes as partitions of one asset.
 _LONGEST_LINE = 1_000_000
 _MOST_TIMESTAMPS = 200_000
+# What people call the list, or their tools do.
+_OTHER_SPELLINGS = ("time_series.csv", "timeseries.csv", "timeserie.csv", "time-series.csv", "Time_serie.csv")
 _SEPARATORS = re.compile(r"[,;|]")
 # What other programs put between columns.
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "|"}
@@ -71,9 +73,9 @@ def read_time_serie(path: Path) -> TimeSerie:
         with open_text(path) as file:
             return _read(path, file)
     except FileNotFoundError as error:
-        raise TimeSerieError(
-            f"{path}: no such file; put the list of acquisitions there, with the columns {', '.join(COLUMNS)}"
-        ) from error
+        other = next((name for name in _OTHER_SPELLINGS if stamp_of(path.with_name(name))), None)
+        hint = f"{other} beside it is another spelling; rename it" if other else "put the list of acquisitions there"
+        raise TimeSerieError(f"{path}: no such file; {hint}, with the columns {', '.join(COLUMNS)}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TimeSerieError(f"{path}: cannot be read as UTF-8 CSV ({error}); export it again") from error
 

@@ -63,6 +63,11 @@ def tidy_up(instance: dg.DagsterInstance, lake: DataLake) -> None:
     remove_abandoned(lake.staging)
 
 
+def workers_for(params: TimestampsAggregationParams, timestamps: int) -> int:
+    """Timestamps at a time."""
+    return max(1, min(params.max_workers or min(os.cpu_count() or 1, _MOST_WORKERS), timestamps))
+
+
 def run_timestamps(
     instance: dg.DagsterInstance,
     timestamps: Sequence[str],
@@ -75,7 +80,7 @@ def run_timestamps(
     is the number of cores.
     """
     cores = os.cpu_count() or 1
-    workers = max(1, min(params.max_workers or min(cores, _MOST_WORKERS), len(timestamps)))
+    workers = workers_for(params, len(timestamps))
     resources = resources_config(io_manager, params)
     resources["params"]["config"]["threads"] = params.threads or max(1, cores // workers)
     context = multiprocessing.get_context("forkserver")

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from thess_agg_dagster.audit.event_log import latest_attempts
+from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
@@ -33,7 +33,8 @@ from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 from thess_agg_dagster.params import ENVIRONMENT_PREFIX, FORMATS, GRIDS, MISSING_SCL, TimestampsAggregationParams
-from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up
+from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up, workers_for
+from thess_agg_dagster.runs.dry_run import forecast
 from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.storage.paths import lake_path, read_bytes
 from thess_agg_dagster.timestamp.freshness import is_due, tile_names
@@ -71,6 +72,7 @@ data_lake_option = click.option(
 @click.option("--timestamps", multiple=True, metavar="KEY[,KEY]", help="Only these acq_datetime; may be repeated.")
 @click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
 @click.option("--verify", is_flag=True, help="Aggregate nothing: compare what is published with what was recorded.")
+@click.option("--dry-run", is_flag=True, help="Tell what is due, missing, to fetch and to write; do nothing.")
 @click.option("--bands", metavar="B04,B08,SCL", help="Bands to mosaic.")
 @click.option("--drop-bands/--no-drop-bands", default=None, help="Let out-of-date bands go that are not in --bands.")
 @click.option("--merge-method", type=click.Choice(METHODS), help="Which pixel wins where tiles overlap.")
@@ -110,10 +112,12 @@ data_lake_option = click.option(
     "--debug/--no-debug", default=None, help="One after the other; stop at the first error with its full traceback."
 )
 @click.pass_context
-def main(context: click.Context, /, timestamps: Sequence[str], force: bool, verify: bool, **given: Any) -> None:
+def main(
+    context: click.Context, /, timestamps: Sequence[str], force: bool, verify: bool, dry_run: bool, **given: Any
+) -> None:
     """Aggregate Sentinel-2 tiles into one mosaic per acquisition timestamp and band.
 
-    Every option but --data-lake, --timestamps, --force and --verify also comes from the environment as THESS_<OPTION>.
+    Every option but --data-lake, --timestamps, --force, --verify and --dry-run also comes from the environment as THESS_<OPTION>.
     Exit status: 0 all good, 1 some timestamp failed (or changed, with --verify), 2 bad usage or unusable time_serie.csv.
     """
     if context.invoked_subcommand:
@@ -124,7 +128,7 @@ def main(context: click.Context, /, timestamps: Sequence[str], force: bool, veri
         params = TimestampsAggregationParams(**{name: value for name, value in given.items() if value is not None})
         params.pixel_identity()  # reads the aoi
     except ValidationError as error:
-        raise click.UsageError(_plain(error)) from error
+        raise click.UsageError(plain_fault(error)) from error
     except AreaError as error:
         raise click.UsageError(str(error)) from error
     for name in TimestampsAggregationParams.model_fields:  # settled here; workers get them as run config
@@ -134,6 +138,8 @@ def main(context: click.Context, /, timestamps: Sequence[str], force: bool, veri
     with open_instance(io_manager.lake.root) as instance:  # made here, before any worker opens it
         session = _Session(instance, io_manager, params, console)
         try:
+            if dry_run:
+                sys.exit(session.dry_run(timestamps, force))
             sys.exit(session.verify() if verify else session.aggregate(timestamps, force))
         except TimeSerieError as error:
             console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
@@ -183,11 +189,7 @@ class _Session:
         run_asset(self.instance, self.resources, TIME_SERIE)
         for row in series.refused:
             self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
-        latest = {} if force else latest_attempts(self.instance)
-        stamps = self.lake.stamps()
-        todo = [
-            key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, stamps)
-        ]
+        todo = self._due(series, keys, force)
         if todo:
             _stop_on_sigterm()
             self._refetch([series.acquisitions[key] for key in todo])
@@ -198,6 +200,24 @@ class _Session:
         self._summarize(keys, len(keys) - len(todo), status)
         good = all(status.loc[key, "status"] == "success" for key in keys)
         return ALL_GOOD if good and not series.refused else SOME_FAILED
+
+    def _due(self, series: TimeSerie, keys: Sequence[str], force: bool) -> list[str]:
+        latest = {} if force else latest_attempts(self.instance)
+        stamps = self.lake.stamps()
+        return [
+            key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, stamps)
+        ]
+
+    def dry_run(self, wanted: Sequence[str], force: bool) -> int:
+        """Tell what :meth:`aggregate` would do. No run is started, no tile opened."""
+        series = read_time_serie(self.lake.time_serie)
+        due = [series.acquisitions[key] for key in self._due(series, _selected(series, wanted), force)]
+        workers = workers_for(self.params, len(due))
+        found = forecast(due, self.lake, self.params, latest_successes(self.instance), self.lake.stamps(), workers)
+        out = Console()
+        out.width = max(out.width, 120)
+        found.print(out, fetches=bool(self.params.download_from))
+        return ALL_GOOD
 
     def verify(self) -> int:
         """Look every published mosaic up again, and tell which ones are not what they were."""
@@ -304,7 +324,7 @@ def _stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _plain(error: ValidationError) -> str:
+def plain_fault(error: ValidationError) -> str:
     """A validation error as a user reads it: what is wrong and what is allowed."""
     return "; ".join(
         ": ".join([*map(str, fault["loc"]), str(fault["msg"]).removeprefix("Value error, ")])

@@ -51,15 +51,20 @@ class Refetched:
 def download_policy(
     params: TimestampsAggregationParams, environment: Mapping[str, str] = os.environ
 ) -> DownloadPolicy | None:
-    """Where tiles may be fetched from; ``None``: nowhere. User and password come from the environment alone."""
+    """Where tiles may be fetched from; ``None``: nowhere. User and password come from the environment alone: ours, else
+    those that the Copernicus Data Space's own tools read."""
     if not params.download_from:
         return None
+    user, password, code = environment.get("THESS_DOWNLOAD_USER"), environment.get("THESS_DOWNLOAD_PASSWORD"), None
+    if not (user or password):
+        user, password, code = map(environment.get, ("CDSE_USERNAME", "CDSE_PASSWORD", "CDSE_TOTP"))
     return DownloadPolicy(
         allowed=tuple(params.download_from),
         token_url=params.download_token_url,
         client_id=params.download_client_id,
-        user=environment.get("THESS_DOWNLOAD_USER"),
-        password=environment.get("THESS_DOWNLOAD_PASSWORD"),
+        user=user,
+        password=password,
+        one_time_code=code,
         connections=params.download_connections,
     )
 

@@ -156,7 +156,7 @@ def test_an_item_that_is_no_scene_says_why(change: dict[str, Any], why: str) -> 
         scene_of(item("34TFL") | change)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_the_order_of_answers_changes_nothing(data: st.DataObject) -> None:
     items = data.draw(

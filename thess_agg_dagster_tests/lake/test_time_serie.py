@@ -196,3 +196,24 @@ def test_a_quote_without_end_is_told(path: Path) -> None:
 
 def test_a_space_after_a_quote_is_fine(path: Path) -> None:
     assert scenes(series(path, '"acq_datetime" , "tile_ids"\n"2023-01-01" , "a|b" \n')) == {"2023-01-01": ("a", "b")}
+
+
+_KEY = "2023-02-02 09:21:09.024000+00:00"
+
+
+def test_a_list_of_another_spelling_is_refused_with_the_one_that_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "time_series.csv").write_text(f"acq_datetime,tile_ids\n{_KEY},a\n")
+    with pytest.raises(
+        TimeSerieError, match=r"time_serie.csv: no such file; time_series.csv beside it is another spell"
+    ):
+        read_time_serie(tmp_path / "time_serie.csv")
+
+
+@pytest.mark.parametrize(
+    "header", ["tiles_count,tile_ids,coverage_frac,acq_datetime,anchor_date", "tile_ids,acq_datetime"]
+)
+def test_columns_may_stand_in_any_order_and_others_be_missing(tmp_path: Path, header: str) -> None:
+    row = {"acq_datetime": _KEY, "tile_ids": "b|a"}
+    path = tmp_path / "time_serie.csv"
+    path.write_text(f"{header}\n{','.join(row.get(name, '1') for name in header.split(','))}\n")
+    assert read_time_serie(path).acquisitions[_KEY].scene_ids == ("b", "a")

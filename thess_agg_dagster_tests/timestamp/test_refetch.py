@@ -13,7 +13,8 @@ import pytest
 
 from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.timestamp.refetch import Refetched, refetch
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
 from thess_agg_dagster_tests.conftest import BANDS, EAST, FIRST, SECOND, WEST, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise, write_tile
 from thess_agg_dagster_tests.runs.test_command import invoke
@@ -255,3 +256,38 @@ def test_nothing_is_fetched_unless_asked(small_lake: SmallLake, archive: Archive
     small_lake.lake.tile(scene(FIRST, "T34TFL"), "B08").unlink()
     assert small_lake.aggregate(FIRST).attempt.status == "failed_missing_inputs"
     assert archive.seen == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"THESS_DOWNLOAD_USER": "u", "THESS_DOWNLOAD_PASSWORD": "p"}, ("u", "p", None)),
+        ({"CDSE_USERNAME": "cu", "CDSE_PASSWORD": "cp"}, ("cu", "cp", None)),
+        ({"CDSE_USERNAME": "cu", "CDSE_PASSWORD": "cp", "CDSE_TOTP": "123456"}, ("cu", "cp", "123456")),
+        # Never one's name with the other's password.
+        (
+            {"THESS_DOWNLOAD_USER": "u", "CDSE_USERNAME": "cu", "CDSE_PASSWORD": "cp", "CDSE_TOTP": "1"},
+            ("u", None, None),
+        ),
+        ({}, (None, None, None)),
+    ],
+)
+def test_the_copernicus_tools_credentials_are_taken_where_ours_are_not_set(
+    environment: dict[str, str], expected: tuple[str | None, ...]
+) -> None:
+    policy = download_policy(TimestampsAggregationParams(download_from=["example.org"]), environment)
+    assert policy is not None
+    assert (policy.user, policy.password, policy.one_time_code) == expected
+    assert "cp" not in repr(policy)
+    assert "123456" not in repr(policy)
+
+
+def test_a_one_time_code_is_sent_with_the_password(small_lake: SmallLake, tmp_path: Path) -> None:
+    with serving(Archive({"/tile": b"pixels"}, needs_token=True)) as archive:
+        environment = {"CDSE_USERNAME": USER, "CDSE_PASSWORD": PASSWORD, "CDSE_TOTP": "123456"}
+        params = TimestampsAggregationParams(download_from=[archive.url], download_token_url=f"{archive.url}/token")
+        policy = download_policy(params, environment)
+        assert policy is not None
+        Downloader(policy).fetch(f"{archive.url}/tile", tmp_path / "tile")
+        assert (tmp_path / "tile").read_bytes() == b"pixels"
+        assert archive.forms[0]["totp"] == ["123456"]

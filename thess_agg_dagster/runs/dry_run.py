@@ -1,0 +1,79 @@
+"""What an aggregation would do: what is due, what is missing, what has to be fetched and written, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from thess_agg_dagster.audit.outcome import RecordedAttempt
+from thess_agg_dagster.lake.catalogue import item_asset, read_item
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.timestamp.freshness import Stamps, tile_names
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is due and what stands in the way; bytes and seconds by what the event log knows of earlier timestamps, per
+    tile, ``None`` where it knows none."""
+
+    due: Sequence[str]
+    missing: Mapping[str, Sequence[Path]]
+    fetch_bytes: int
+    fetch_unknown: int
+    write_bytes: float | None
+    seconds: float | None
+
+    def print(self, out: Console, fetches: bool) -> None:
+        for key in self.due:
+            paths = self.missing.get(key, ())
+            what = f"  [yellow]{len(paths)} tiles missing[/]" if paths else ""
+            out.print(f"{key}  due{what}", highlight=False, soft_wrap=True)
+            if not fetches:
+                for path in paths:
+                    out.print(f"  {escape(str(path))}", highlight=False, soft_wrap=True)
+        count = sum(map(len, self.missing.values()))
+        unknown = f" and {self.fetch_unknown} of unknown size" if self.fetch_unknown else ""
+        how = "to fetch" if fetches else "missing (download_from says from where to fetch)"
+        out.print(f"\n{len(self.due)} timestamps due; {count} tiles {how}: {self.fetch_bytes / 1e6:.1f} MB{unknown}")
+        if self.write_bytes is None or self.seconds is None:
+            out.print("Bytes to write and time: unknown, nothing was aggregated here yet")
+        else:
+            out.print(f"To write: about {self.write_bytes / 1e6:.1f} MB in {self.seconds:.0f} s, without downloads")
+
+
+def forecast(
+    acquisitions: Sequence[Acquisition],
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    successes: Mapping[str, RecordedAttempt],
+    stamps: Stamps,
+    workers: int,
+) -> Forecast:
+    """Of due timestamps. Reads the scenes' STAC items of missing tiles, and nothing of any tile."""
+    missing: dict[str, list[Path]] = {}
+    sizes: dict[Path, int | None] = {}
+    for acquisition in acquisitions:
+        for scene_id, band in tile_names(acquisition, params):
+            path = lake.tile(scene_id, band)
+            if stamps(path) is None:
+                missing.setdefault(acquisition.timestamp, []).append(path)
+                size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")
+                sizes[path] = size if isinstance(size, int) else None
+    bands = [band for found in successes.values() for band in found.attempt.bands]
+    tiles_before = sum(band.tiles or 0 for band in bands)
+    tiles = sum(len(each.scene_ids) for each in acquisitions) * len(params.bands)
+    known = tiles_before > 0
+    return Forecast(
+        [each.timestamp for each in acquisitions],
+        missing,
+        sum(size or 0 for size in sizes.values()),
+        sum(size is None for size in sizes.values()),
+        sum(band.bytes or 0 for band in bands) / tiles_before * tiles if known else None,
+        sum(band.seconds or 0 for band in bands) / tiles_before * tiles / workers if known else None,
+    )
