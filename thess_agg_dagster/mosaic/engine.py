@@ -203,8 +203,6 @@ class _Merger:
         return len(self._readers) - 1
 
     def run(self) -> None:
-        # A block is written once and whole: GDAL, whose cache holds none, would read it back while it compresses it.
-        assert WINDOW % BLOCK == 0
         jobs = []
         for window in windows(self._plan.grid, WINDOW, _STRIP):
             reads = [(layer, needs) for layer in self._layers for needs in layer.pieces(self._touched(window))]

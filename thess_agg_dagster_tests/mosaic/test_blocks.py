@@ -32,7 +32,6 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     monkeypatch.setattr(TileReader, "decode", counting)
     monkeypatch.setattr(blocks, "CHUNK", 1)
     monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(engine, "BLOCK", 64)
     monkeypatch.setattr(geotiff, "BLOCK", 64)
     return count
 
@@ -127,7 +126,6 @@ def test_a_full_disk_while_parking_is_an_error_and_no_hang(
 
     monkeypatch.setattr(os, "pwrite", failing)
     monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(engine, "BLOCK", 64)
     monkeypatch.setattr(geotiff, "BLOCK", 64)
     monkeypatch.setattr(engine, "_CACHE_BYTES", 50_000)
     a = write_tile(tmp_path / "a.tif", noise(1, (600, 600)), crs=ZONE_35, corner=(200000, 4500000), pixel=100)

@@ -39,7 +39,6 @@ def mosaic(paths: Sequence[Path], out: Path, band: str = "B04", **options: Any) 
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, strips and cache so small that a few hundred pixels cross all of them."""
     monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(engine, "BLOCK", 64)
     monkeypatch.setattr(geotiff, "BLOCK", 64)
     monkeypatch.setattr(engine, "_STRIP", 3)
     monkeypatch.setattr(engine, "_CACHE_BYTES", 40_000)

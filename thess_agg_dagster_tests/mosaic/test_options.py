@@ -31,7 +31,6 @@ from thess_agg_dagster_tests.rasters import DATA, ZONE_34, ZONE_35, Array, noise
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, pieces, strips and cache so small that a few hundred pixels cross all of them."""
     monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(engine, "BLOCK", 64)
     monkeypatch.setattr(geotiff, "BLOCK", 64)
     monkeypatch.setattr(engine, "_STRIP", 3)
     monkeypatch.setattr(engine, "_CACHE_BYTES", 40_000)
