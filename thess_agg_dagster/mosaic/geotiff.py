@@ -94,6 +94,11 @@ class Target:
         Threads take turns; one of ``cores`` is held while it is this one's.
         """
         height, width = window.shape
+        # A block is written once and whole: GDAL, whose cache holds none, would read it back while it compresses it.
+        assert (window.top % BLOCK, window.left % BLOCK) == (0, 0)
+        rows, cols = self.file.shape
+        assert height % BLOCK == 0 or window.bottom == rows
+        assert width % BLOCK == 0 or window.right == cols
         filled = {
             ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
             for row in range(0, height, BLOCK)

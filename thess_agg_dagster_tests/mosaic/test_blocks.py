@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thess_agg_dagster.mosaic import blocks, engine
+from thess_agg_dagster.mosaic import blocks, engine, geotiff
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.engine import WriteError, _Merger, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
@@ -32,6 +32,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     monkeypatch.setattr(TileReader, "decode", counting)
     monkeypatch.setattr(blocks, "CHUNK", 1)
     monkeypatch.setattr(engine, "WINDOW", 64)
+    monkeypatch.setattr(geotiff, "BLOCK", 64)
     return count
 
 
@@ -125,6 +126,7 @@ def test_a_full_disk_while_parking_is_an_error_and_no_hang(
 
     monkeypatch.setattr(os, "pwrite", failing)
     monkeypatch.setattr(engine, "WINDOW", 64)
+    monkeypatch.setattr(geotiff, "BLOCK", 64)
     monkeypatch.setattr(engine, "_CACHE_BYTES", 50_000)
     a = write_tile(tmp_path / "a.tif", noise(1, (600, 600)), crs=ZONE_35, corner=(200000, 4500000), pixel=100)
     b = write_tile(tmp_path / "b.tif", noise(2, (600, 600)), crs=ZONE_34, corner=(680000, 4500000), pixel=100)

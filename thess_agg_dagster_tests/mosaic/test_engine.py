@@ -21,7 +21,7 @@ from rasterio.merge import merge
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject, transform
 
-from thess_agg_dagster.mosaic import engine
+from thess_agg_dagster.mosaic import engine, geotiff
 from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
@@ -39,6 +39,7 @@ def mosaic(paths: Sequence[Path], out: Path, band: str = "B04", **options: Any) 
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, strips and cache so small that a few hundred pixels cross all of them."""
     monkeypatch.setattr(engine, "WINDOW", 64)
+    monkeypatch.setattr(geotiff, "BLOCK", 64)
     monkeypatch.setattr(engine, "_STRIP", 3)
     monkeypatch.setattr(engine, "_CACHE_BYTES", 40_000)
 

@@ -17,7 +17,7 @@ from rasterio.features import rasterize
 from rasterio.merge import merge
 from rasterio.warp import reproject, transform
 
-from thess_agg_dagster.mosaic import engine, layers
+from thess_agg_dagster.mosaic import engine, geotiff, layers
 from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
 from thess_agg_dagster.mosaic.plan import MosaicOptions, Note, Source, plan_mosaic, plan_mosaics
@@ -31,6 +31,7 @@ from thess_agg_dagster_tests.rasters import DATA, ZONE_34, ZONE_35, Array, noise
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, pieces, strips and cache so small that a few hundred pixels cross all of them."""
     monkeypatch.setattr(engine, "WINDOW", 64)
+    monkeypatch.setattr(geotiff, "BLOCK", 64)
     monkeypatch.setattr(engine, "_STRIP", 3)
     monkeypatch.setattr(engine, "_CACHE_BYTES", 40_000)
     monkeypatch.setattr(layers, "_MOST_PIXELS", 70 * 70)

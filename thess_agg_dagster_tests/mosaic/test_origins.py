@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from odc.geo.geom import polygon
 
-from thess_agg_dagster.mosaic import engine
+from thess_agg_dagster.mosaic import engine, geotiff
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
 from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import MosaicOptions, Source, plan_mosaics
@@ -22,6 +22,7 @@ from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, Array, noise, read
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "WINDOW", 64)
+    monkeypatch.setattr(geotiff, "BLOCK", 64)
 
 
 def mosaic(
