@@ -7,7 +7,8 @@ from pathlib import Path
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import failure_observation, first_sight, latest_successes, stopping_is_final
-from thess_agg_dagster.audit.outcome import Attempt
+from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
+from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, audit_tables, newest_event, table_schema
 from thess_agg_dagster.defs.checks import (
     AGGREGATED_CHECKS,
@@ -212,11 +213,19 @@ def timestamps_aggregation(
     except TimeSerieError as error:
         context.log.warning(str(error))
         listed = set(registered)  # an unusable list says nothing about what vanished from it
-    published = latest_successes(context.instance)
+    published = _published(context, io_manager.lake)
     tables = AuditTables(audit_tables(context.instance, params.bands, listed, published, io_manager.lake))
     yield dg.Output(tables, metadata={EVENTS_UP_TO: up_to})
     yield check_report(io_manager.lake, registered)
     yield check_one_grid(published, listed)
+
+
+def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str, RecordedAttempt]:
+    """What the instance knows to be published; fails where that is not what the lake holds."""
+    published = latest_successes(context.instance)
+    if refusal := why_not_ours(context.instance, lake, published):
+        raise dg.Failure(refusal, allow_retries=False)
+    return published
 
 
 @dg.asset(
@@ -231,7 +240,7 @@ def timestamps_aggregation(
 def published_mosaics(
     context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]
 ) -> AssetEvents:
-    published = latest_successes(context.instance)
+    published = _published(context, io_manager.lake)
     yield dg.MaterializeResult(
         metadata={
             "timestamps": len(published),

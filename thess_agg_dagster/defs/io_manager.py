@@ -14,7 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from thess_agg_dagster.audit.event_log import attempt_metadata, failure_observation, stopping_is_final
-from thess_agg_dagster.audit.tables import table_schema
+from thess_agg_dagster.audit.tables import TABLES_DIGEST, table_schema, tables_digest
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.checksums import ChangedError
@@ -24,7 +24,7 @@ from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.tiles import first_line, gdal_name
 from thess_agg_dagster.products.pictures import first_look, series_at_a_glance, thumbnail
 from thess_agg_dagster.products.stac import series_collection
-from thess_agg_dagster.storage.paths import lake_path, stamp_of, stamps_below
+from thess_agg_dagster.storage.paths import lake_path, stamp_of
 from thess_agg_dagster.timestamp.build import BuildError, Outcome, Tell, build_timestamp, unpublished
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
@@ -106,14 +106,13 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     def _write_tables(self, obj: AuditTables, context: dg.OutputContext) -> None:
         for name, table in obj.items():
             self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
-        stamps = stamps_below([self.lake.aggregated])
-        items = [path for key in obj["status"]["timestamp"] if stamps(path := self.lake.item(key))]
+        items = self.lake.items()
         collection = series_collection(items)
         if collection is not None:
             self._write_table(self.lake.collection, collection.encode())
-        else:
+        elif not items:
             with suppress(OSError):
-                self.lake.collection.unlink()  # its items are gone
+                self.lake.collection.unlink()
         picture = series_at_a_glance(obj["status"], obj["band_report"])
         data = io.BytesIO()
         picture.save(data, "PNG")
@@ -131,6 +130,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         for name, table in obj.items():
             seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
             seen[f"{name}_first_rows"] = dg.MetadataValue.table(_records(table.head(_FIRST_ROWS)), table_schema(name))
+        seen[TABLES_DIGEST] = tables_digest(self.lake)
         context.add_output_metadata(seen)
 
     def _write_table(self, path: Path, data: bytes) -> None:

@@ -18,7 +18,7 @@ from thess_agg_dagster.audit.event_log import (
     latest_successes,
 )
 from thess_agg_dagster.audit.outcome import RecordedAttempt
-from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
+from thess_agg_dagster.audit.tables import COLUMNS, EVENTS_UP_TO, TABLES_DIGEST, newest_event, tables_digest
 from thess_agg_dagster.defs.checks import unusable_list
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, VERIFICATION, timestamps
@@ -205,27 +205,33 @@ def changed_inputs_sensor(
     target=[REPORT],
     minimum_interval_seconds=_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Keeps the audit tables fresh: writes them when timestamps succeeded or failed since, and nothing is at "
-    "work any more.",
+    description="Keeps the audit tables fresh: writes them when timestamps succeeded or failed since, or the tables are gone or "
+    "not those of the last report, and nothing is at work any more.",
 )
-def report_sensor(context: dg.SensorEvaluationContext) -> Tick:
-    instance = context.instance
+def report_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> Tick:
+    instance, lake = context.instance, io_manager.lake
     fail_abandoned_runs(instance)
-    written = _up_to(instance.fetch_materializations(REPORT, limit=1).records)
+    reports = instance.fetch_materializations(REPORT, limit=1).records
+    written = _up_to(reports)
     told = newest_event(instance)
     # A run that was killed or stopped leaves no event of its asset. (A report that failed is no news for the next one.)
     ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
     failures = instance.get_run_records(ended, limit=20, order_by="update_timestamp")
     others = [run for record in failures if _is_ours(run := record.dagster_run) and run.asset_selection != {REPORT}]
     failure = others[0].run_id if others else "none"
-    if told <= written and context.cursor in (None, failure):
-        context.update_cursor(failure)
+    seen_failure, _, seen_tables = (context.cursor or "").partition(" ")
+    tables = _digest(" ".join(str(stamp_of(lake.audit_table(name))) for name in COLUMNS))
+    # Read only where they have changed since they were last found to be those of the report.
+    ours = not reports or tables == seen_tables or _value(reports, TABLES_DIGEST) == tables_digest(lake)
+    if told <= written and seen_failure in ("", failure) and ours:
+        context.update_cursor(f"{failure} {tables}")
         return dg.SkipReason("Nothing new to tell")
     busy = sum(map(_is_ours, instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))))
     if busy:
         return dg.SkipReason(f"{busy} runs are not finished; the tables wait for them")
-    request = dg.RunRequest(run_key=f"{told} {failure}", asset_selection=[REPORT])
-    return dg.SensorResult(run_requests=[request], cursor=failure)
+    run_key = f"{told} {failure}" if ours else f"{told} {failure} {tables} after {_newest(reports)}"
+    request = dg.RunRequest(run_key=run_key, asset_selection=[REPORT])
+    return dg.SensorResult(run_requests=[request], cursor=f"{failure} {seen_tables}")
 
 
 @dg.op(description="Aggregates what `python -m thess_agg_dagster` would: everything missing, failed or changed.")
@@ -351,10 +357,14 @@ def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: 
 def _up_to(reports: Iterable[dg.EventLogRecord]) -> int:
     """The newest event that the latest report knew of."""
     for record in reports:
-        if record.asset_materialization:
-            value = record.asset_materialization.metadata.get(EVENTS_UP_TO)
-            return int(str(value.value)) if value else record.storage_id
+        return int(str(_value([record], EVENTS_UP_TO) or record.storage_id))
     return 0
+
+
+def _value(reports: Iterable[dg.EventLogRecord], name: str) -> object:
+    """What the latest report says of itself."""
+    found = next((event.metadata.get(name) for record in reports if (event := record.asset_materialization)), None)
+    return found.value if found else None
 
 
 def _newest(records: Iterable[dg.EventLogRecord]) -> int:

@@ -22,7 +22,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from thess_agg_dagster.audit.event_log import latest_attempts
+from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
+from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
@@ -35,32 +36,17 @@ from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 from thess_agg_dagster.params import ENVIRONMENT_PREFIX, FORMATS, GRIDS, MISSING_SCL, TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up
 from thess_agg_dagster.runs.instance import open_instance
-from thess_agg_dagster.storage.paths import lake_path, read_bytes
+from thess_agg_dagster.runs.options import data_lake_option
+from thess_agg_dagster.runs.rebuild import rebuild
+from thess_agg_dagster.storage.paths import read_bytes
 from thess_agg_dagster.timestamp.freshness import is_due, tile_names
 from thess_agg_dagster.timestamp.refetch import download_policy, refetch
 
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 
 
-def _into_environment(context: click.Context, parameter: click.Parameter, data_lake: str | None) -> None:
-    if data_lake:
-        os.environ["DATA_LAKE"] = str(lake_path(data_lake))  # workers load the definitions anew
-
-
-#: ``--data-lake`` of the command and of every subcommand: it settles ``DATA_LAKE`` and hands nothing on.
-data_lake_option = click.option(
-    "--data-lake",
-    metavar="FOLDER|s3://BUCKET/PREFIX",
-    expose_value=False,
-    callback=_into_environment,
-    help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]",
-)
-
-
-# Without a subcommand it aggregates. A subcommand is a function of its own, below `main` or in a module of its own:
-#     @main.command(help="...")
-#     @data_lake_option
-#     def name(...) -> None: ...
+# Without a subcommand it aggregates. A subcommand is a function in a module of its own, `@click.command(help="...")` and
+# `@data_lake_option`, added to `main` below.
 @click.group(
     name="python -m thess_agg_dagster",
     context_settings={"show_default": True},
@@ -149,6 +135,9 @@ def main(context: click.Context, /, timestamps: Sequence[str], force: bool, veri
             sys.exit(STOPPED)
 
 
+main.add_command(rebuild)
+
+
 def _refuse_options(context: click.Context) -> None:
     """A subcommand has options of its own: one that stands before it would be lost without a word."""
     source = click.core.ParameterSource.COMMANDLINE
@@ -178,11 +167,14 @@ class _Session:
     def aggregate(self, wanted: Sequence[str], force: bool) -> int:
         series = read_time_serie(self.lake.time_serie)
         keys = _selected(series, wanted)
+        published = latest_successes(self.instance)
+        if refusal := why_not_ours(self.instance, self.lake, published):
+            raise click.UsageError(refusal)
         tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, TIME_SERIE)
         for row in series.refused:
             self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
-        latest = {} if force else latest_attempts(self.instance)
+        latest = {} if force else latest_attempts(self.instance, published)
         stamps = self.lake.stamps()
         todo = [
             key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, stamps)

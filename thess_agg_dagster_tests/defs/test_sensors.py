@@ -443,6 +443,26 @@ def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) 
     assert sensor.tick()[0] == [""]  # a run that was killed meanwhile
 
 
+def test_tables_that_are_gone_or_not_those_of_the_report_are_written_again(ready: SmallLake) -> None:
+    sensor = Sensor(report_sensor, ready)
+    ready.read_list()
+    assert sensor.tick()[0] == [""]
+    ready.tables()
+    assert sensor.tick() == ([], "Nothing new to tell")
+    good = {path: path.read_bytes() for path in map(ready.lake.audit_table, ("status", "summary", "band_report"))}
+    summary = ready.lake.audit_table("summary")
+    for broken in (None, b"timestamp,success\n", None):  # gone; those of another lake; gone again
+        summary.unlink()
+        if broken:
+            summary.write_bytes(broken)
+        assert [sensor.tick()[0] for _ in range(2)] == [[""], []]
+        ready.tables()
+        assert sensor.tick() == ([], "Nothing new to tell")
+    assert {path: path.read_bytes() for path in good} == good
+    summary.write_bytes(good[summary])  # touched, and the same
+    assert sensor.tick() == ([], "Nothing new to tell")
+
+
 def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
     ready.add_timestamp(SECOND)
     ready.read_list()
