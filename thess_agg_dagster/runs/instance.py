@@ -18,9 +18,29 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-from thess_agg_dagster.keys import timestamps
+# There are no public ones.
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+from thess_agg_dagster.keys import LAKE, timestamps
 from thess_agg_dagster.lake.publish import staged_file
 from thess_agg_dagster.storage.paths import is_remote, lake_path
+
+#: Statuses of a run that has still something to do.
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+#: Tag of a run: why it was launched.
+CAUSE = "thess_agg_dagster/cause"
 
 
 def dagster_home(lake_root: Path) -> Path:
@@ -61,6 +81,21 @@ def process_tags() -> dict[str, str]:
     return {_PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
 
 
+def name_code_location(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Note at a run that was executed in this process where its job is to be found: the UI cannot re-execute it otherwise.
+
+    Dagster notes it at runs that it launched. There is no public way to do so, but ``dagster run migrate-repository``
+    does it like this.
+    """
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.remote_job_origin:
+        return
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name="thess_agg_dagster.definitions")
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(target, LAKE or "thess_agg_dagster")
+    repository = RemoteRepositoryOrigin(location, "__repository__")
+    instance.run_storage.replace_job_origin(run, RemoteJobOrigin(repository, run.job_name))
+
+
 def claim_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Tag a run that Dagster launched, in the process that executes it. (One that was retried has its parent's tag.)"""
     if run.tags.get(_PROCESS_TAG) != process_tags()[_PROCESS_TAG]:
@@ -76,6 +111,7 @@ def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
         tag = run.tags.get(_PROCESS_TAG)
         if tag and not _is_alive(tag) and tag != _tag_of_parent(instance, run):
             instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
+            name_code_location(instance, run.run_id)
 
 
 def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
