@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 from pydantic import Field
@@ -29,6 +29,7 @@ from thess_agg_dagster.timestamp.build import BuildError, Outcome, Tell, build_t
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from rasterio.io import DatasetReader
 
@@ -54,6 +55,11 @@ class TimestampMosaics:
         import rasterio
 
         return rasterio.open(gdal_name(self.paths[band]))
+
+    def read(self, band: str) -> np.ma.MaskedArray[Any, Any]:
+        """One band's pixels as a whole, the empty ones masked. Raises ``KeyError`` for a band that is not there."""
+        with self.open(band) as mosaic:
+            return cast("np.ma.MaskedArray[Any, Any]", mosaic.read(1, masked=True))
 
 
 class DataLakeIOManager(dg.ConfigurableIOManager):
@@ -84,14 +90,28 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                 raise TypeError(f"{type(self).__name__} writes mosaics and audit tables, not {type(obj).__name__}")
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """``time_serie``: the parsed list. ``data_raw/aggregated``: the mosaics of the partition(s) asked for."""
+        """``time_serie``: the parsed list. ``data_raw/aggregated``: the mosaics of the partition asked for, or of each.
+
+        As with Dagster's own IO managers, a partition without any is an error, unless the input's metadata say
+        ``allow_missing_partitions``: then it is ``None``, or left out of several.
+        """
         if context.asset_key == AGGREGATED:
-            found = {key: self.mosaics(key) for key in context.asset_partition_keys}
-            return found if len(found) != 1 else next(iter(found.values()))
+            keys = list(context.asset_partition_keys)
+            found = {key: mosaics for key in keys if (mosaics := self._mosaics_asked_for(key, context))}
+            return found if len(keys) != 1 else found.get(keys[0])
         try:
             return read_time_serie(self.lake.time_serie)
         except TimeSerieError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
+
+    def _mosaics_asked_for(self, timestamp: str, context: dg.InputContext) -> TimestampMosaics | None:
+        try:
+            return self.mosaics(timestamp)
+        except FileNotFoundError as error:
+            if not (context.definition_metadata or {}).get("allow_missing_partitions"):
+                raise
+            context.log.warning(f"left out, as allow_missing_partitions says: {error}")
+            return None
 
     def mosaics(self, timestamp: str) -> TimestampMosaics:
         """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""

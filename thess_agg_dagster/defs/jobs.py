@@ -54,6 +54,12 @@ def missing_or_failed() -> None:
     find_due()
 
 
+aggregate_timestamps = dg.define_asset_job(
+    "aggregate_timestamps",
+    selection=dg.AssetSelection.assets(AGGREGATED),
+    description="Makes the mosaics of chosen timestamps, its partitions: for `dagster job backfill`.",
+)
+
 report_only = dg.define_asset_job(
     "report_only", selection=dg.AssetSelection.assets(REPORT), description="Writes the audit tables."
 )

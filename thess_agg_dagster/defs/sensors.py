@@ -21,12 +21,19 @@ from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS, EVENTS_UP_TO, TABLES_DIGEST, newest_event, tables_digest
 from thess_agg_dagster.defs.checks import unusable_list
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.defs.jobs import DUE, missing_or_failed, report_only, verify_published, verify_published_schedule
+from thess_agg_dagster.defs.jobs import (
+    DUE,
+    aggregate_timestamps,
+    missing_or_failed,
+    report_only,
+    verify_published,
+    verify_published_schedule,
+)
 from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, timestamps
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.runs.instance import CAUSE, UNFINISHED, fail_abandoned_runs
+from thess_agg_dagster.runs.instance import CAUSE, PARENT, UNFINISHED, fail_abandoned_runs
 from thess_agg_dagster.storage.paths import is_remote, stamp_of
 from thess_agg_dagster.timestamp.freshness import (
     changed_inputs,
@@ -239,7 +246,7 @@ def missing_or_failed_sensor(context: dg.SensorEvaluationContext) -> Tick:
         return dg.SkipReason("No run of missing_or_failed has found anything since")
     parent = context.instance.get_run_by_id(found.run_id)
     config = {"resources": parent.run_config["resources"]} if parent and "resources" in parent.run_config else {}
-    tags = {CAUSE: "missing or failed", "thess_agg_dagster/parent_run": found.run_id}
+    tags = {CAUSE: "missing or failed", PARENT: found.run_id}
     now = due[done : done + _MOST_RUNS]
     requests = [
         dg.RunRequest(f"{found.run_id} {key}", config, tags, partition_key=key, asset_selection=[AGGREGATED])
@@ -269,7 +276,7 @@ def _due(found: dg.EventLogRecord | None) -> list[str]:
 
 
 automation = dg.Definitions(
-    jobs=[missing_or_failed, report_only, verify_published],
+    jobs=[missing_or_failed, aggregate_timestamps, report_only, verify_published],
     sensors=[time_serie_sensor, late_tiles_sensor, changed_inputs_sensor, missing_or_failed_sensor, report_sensor],
     schedules=[verify_published_schedule],
 )

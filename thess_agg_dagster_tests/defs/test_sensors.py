@@ -507,7 +507,10 @@ def test_everything_missing_or_failed_is_launched_once_with_the_parameters_of_th
     ready.aggregate(FIRST)
     defined = defs.resolve_implicit_global_asset_job_def()
     ready.instance.create_run_for_job(
-        defined, asset_selection=frozenset([AGGREGATED]), tags={"dagster/partition": SECOND}, status=UNFINISHED[0]
+        defined,
+        asset_selection=frozenset([AGGREGATED]),
+        tags={"dagster/partition": SECOND},
+        status=dg.DagsterRunStatus.STARTED,
     )
     missing_or_failed(ready)
     assert [sensor.tick()[0] for _ in range(2)] == [["", THIRD], []]
