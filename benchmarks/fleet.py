@@ -19,9 +19,9 @@ from typing import Any
 import dagster as dg
 
 from benchmarks.orchestration import make_lake, seconds
-from thess_agg_dagster.defs.sensors import UNFINISHED
 from thess_agg_dagster.keys import TIME_SERIE
 from thess_agg_dagster.runs.fleet import ONLY_LAKE
+from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster_tests.runs.test_dagster_dev import dagster_dev
 from thess_agg_dagster_tests.services import Client, Fleet, Service, fleet
 

@@ -119,6 +119,16 @@ class Client:
         stop = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
         return str(self.ask(stop, id=run_id)["terminateRun"]["__typename"])
 
+    def reexecute(self, run_id: str) -> str:
+        """ "Re-execute" on a run's page; returns the new run's id."""
+        query = (
+            "mutation($p: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $p) { __typename "
+            "... on LaunchRunSuccess { run { runId } } ... on PythonError { message stack } } }"
+        )
+        answer = self.ask(query, p={"parentRunId": run_id, "strategy": "ALL_STEPS"})["launchRunReexecution"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
     def runs(self, *found: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> list[dg.DagsterRun]:
         return list(self.instance.get_runs(dg.RunsFilter(statuses=list(found), tags=tags)))
 

@@ -10,10 +10,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from thess_agg_dagster_tests.conftest import FIRST, SmallLake
+import dagster as dg
+import numpy as np
+import pytest
+
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+from thess_agg_dagster_tests.rasters import read
 from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, statuses
 from thess_agg_dagster_tests.services import Client
+
+SUCCESS = dg.DagsterRunStatus.SUCCESS
 
 
 def blocks(page: str, language: str = "sh") -> list[str]:
@@ -24,7 +32,7 @@ def blocks(page: str, language: str = "sh") -> list[str]:
 def typed(block: str, lake: SmallLake) -> Iterator[subprocess.Popen[str]]:
     """A shell that runs a block in the project's folder, on this lake; what it has started ends with the test."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    output = (lake.root.parent / "output").open("w+")
+    output = (lake.root.parent / "output").open("a")
     shell = subprocess.Popen(
         ["bash", "-euc", block.replace("/data/lake", str(lake.root))],
         cwd=ROOT, env=clean_environment() | {"PATH": path}, stdout=output, stderr=output, text=True, start_new_session=True,
@@ -58,12 +66,60 @@ def test_the_commands_of_docs_downloads(small_lake: SmallLake) -> None:
 
 
 def test_the_commands_of_docs_dagster_from_a_list_to_the_ui(small_lake: SmallLake) -> None:
-    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
-    (block,) = blocks("docs/DAGSTER.md")
+    """The UI as it opens, and a range of timestamps from a second terminal, beside it."""
+    rows = [(key, small_lake.add_timestamp(key)) for key in (FIRST, THIRD)]
+    small_lake.list_rows(*rows)
+    lines, more = blocks("docs/DAGSTER.md")
     log = small_lake.root.parent / "output"
-    with typed(block, small_lake):
+    with typed(lines, small_lake):
         ui = Client()
         ui.wait_until(lambda: "Serving dagster-webserver on http" in log.read_text())
         (ui.url,) = re.findall(r"Serving dagster-webserver on (http://\S+)", log.read_text())
         ui.wait_until(ui.is_up)
-        assert statuses(small_lake.lake) == {FIRST: "success"}
+        assert statuses(small_lake.lake)[FIRST] == "success"
+        exports = lines.splitlines()[0]
+        with typed(f"{exports}\n{more}", small_lake) as second:
+            assert second.wait(400) == 0
+        with dg.DagsterInstance.from_config(str(small_lake.root / ".dagster")) as ui.instance:
+            ui.wait_until(
+                lambda: (
+                    {run.tags["dagster/partition"] for run in ui.runs(SUCCESS) if "dagster/backfill" in run.tags}
+                    == {FIRST, THIRD}
+                )
+            )
+            # The range was one run, of two timestamps with a run each.
+            (range_run,) = ui.runs(SUCCESS, tags={"dagster/asset_partition_range_start": FIRST})
+            parts = ui.runs(SUCCESS, tags={"thess_agg_dagster/parent_run": range_run.run_id})
+            assert {run.tags["dagster/partition"] for run in parts} == {FIRST, THIRD}
+
+
+def test_the_assets_of_docs_dagster_in_a_code_location_of_their_own(
+    small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [(key, small_lake.add_timestamp(key)) for key in (FIRST, SECOND, THIRD)]
+    small_lake.list_rows(*rows)
+    small_lake.read_list()
+    for key in (FIRST, THIRD):
+        small_lake.aggregate(key)
+    monkeypatch.setenv("DATA_LAKE", str(small_lake.root))
+    (code,) = blocks("docs/DAGSTER.md", "python")
+    names: dict[str, Any] = {"__name__": "ndvi"}
+    exec(code, names)
+    job = names["defs"].resolve_implicit_global_asset_job_def()
+
+    def run(asset: str, partition: str | None = None) -> Any:
+        result = job.execute_in_process(
+            instance=small_lake.instance, asset_selection=[dg.AssetKey(asset)], partition_key=partition
+        )
+        (made,) = result.asset_materializations_for_node(asset)
+        (value,) = made.metadata.values()
+        return value.value
+
+    red, nir = (
+        np.ma.masked_equal(read(small_lake.lake.mosaic(FIRST, band)), 0).astype(float) for band in ("B04", "B08")
+    )
+    assert run("ndvi", FIRST) == pytest.approx(((nir - red) / (nir + red)).mean())
+    with pytest.raises(FileNotFoundError, match="materialize data_raw/aggregated"):  # not published
+        run("ndvi", SECOND)
+    scl = {key: np.ma.masked_equal(read(small_lake.lake.mosaic(key, "SCL")), 0) for key in (FIRST, THIRD)}
+    assert run("clear_days") == [key for key in (FIRST, THIRD) if (scl[key] == 4).mean() > 0.5]

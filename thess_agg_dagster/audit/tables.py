@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from thess_agg_dagster.audit.event_log import latest_attempts, reason_of_end, un
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.storage.paths import read_if_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,6 +143,18 @@ def newest_event(instance: dg.DagsterInstance) -> int:
         instance.fetch_materializations(TIME_SERIE, limit=1),
     )
     return max((record.storage_id for found in fetched for record in found.records), default=0)
+
+
+#: Metadata key of the report: what :func:`tables_digest` gave when it was written.
+TABLES_DIGEST = "tables_digest"
+
+
+def tables_digest(lake: DataLake) -> str:
+    """Identifies the audit tables as they stand now, and where: others' differ, and so do those of a lake that was moved."""
+    digest = hashlib.sha256(str(lake.root).encode())
+    for name in COLUMNS:
+        digest.update(read_if_there(lake.audit_table(name)) or b"no such table")
+    return digest.hexdigest()[:32]
 
 
 def audit_tables(

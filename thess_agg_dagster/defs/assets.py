@@ -1,5 +1,6 @@
 """The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a look back."""
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import failure_observation, first_sight, latest_successes, stopping_is_final
-from thess_agg_dagster.audit.outcome import Attempt
+from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
+from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, audit_tables, newest_event, table_schema
 from thess_agg_dagster.defs.checks import (
     AGGREGATED_CHECKS,
@@ -31,7 +33,7 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.runs.instance import claim_run
+from thess_agg_dagster.runs.instance import BATCH, CAUSE, PARENT, claim_run, execute_here
 from thess_agg_dagster.timestamp.freshness import changed_inputs, code_version, tile_names
 from thess_agg_dagster.timestamp.keep import BandsLostError
 from thess_agg_dagster.timestamp.plan import plan_timestamp
@@ -124,12 +126,24 @@ with warnings.catch_warnings():
         return dg.DataVersionsByPartition(changed_inputs(latest_successes(context.instance), io_manager.lake, params))
 
 
+def _backfill_policy() -> dg.BackfillPolicy | None:
+    """One run per timestamp, unless ``THESS_TIMESTAMPS_PER_RUN`` is a number, or ``all``."""
+    given = os.environ.get("THESS_TIMESTAMPS_PER_RUN", "").strip() or "1"
+    if given == "all":
+        return dg.BackfillPolicy.single_run()
+    if not given.isdigit() or int(given) < 1:
+        raise ValueError(f"THESS_TIMESTAMPS_PER_RUN={given!r} is not a number of timestamps, 1 or more, or 'all'")
+    return dg.BackfillPolicy.multi_run(int(given)) if int(given) > 1 else None
+
+
 @dg.asset(
     key=AGGREGATED,
     deps=[time_serie, raw_tiles],
     partitions_def=timestamps,
     code_version=code_version(),
     check_specs=AGGREGATED_CHECKS,
+    backfill_policy=_backfill_policy(),
+    output_required=False,  # a run of several timestamps has runs that give it
     # For faults of the system only; bad input fails at once (`allow_retries`).
     retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
     group_name=LAKE or "aggregation",
@@ -142,9 +156,12 @@ def aggregated(
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
     with stopping_is_final():
+        claim_run(context.instance, context.run)
+        if len(context.partition_keys) > 1:
+            yield from _one_by_one(context)
+            return
         timestamp = context.partition_key
         lake = io_manager.lake
-        claim_run(context.instance, context.run)
         scene_ids: Sequence[str] = ()
         try:
             series = read_time_serie(lake.time_serie)
@@ -178,6 +195,32 @@ def aggregated(
         # Afterwards: a check counts to the materialization that is the latest when it is yielded.
         yield from check_plan(plan)
         yield check_mosaics(plan, lake.timestamp_folder(timestamp))
+
+
+def _one_by_one(context: dg.AssetExecutionContext) -> AssetEvents:
+    """Give each of several timestamps a run of its own in this process: an attempt that harms no other."""
+    keys = list(context.partition_keys)
+    failed: list[str] = []
+    for key in keys:
+        try:
+            execute_here(
+                context.job_def,
+                context.instance,
+                asset_selection=[AGGREGATED],
+                partition_key=key,
+                run_config=context.run.run_config,
+                tags={CAUSE: BATCH, PARENT: context.run_id},
+            )
+        except Exception as error:
+            failed.append(f"{key}: {error.description if isinstance(error, dg.Failure) else first_line(error)}")
+        context.log.info(f"{key} {'failed' if failed and failed[-1].startswith(key) else 'is done'}")
+    if failed:
+        first = "; ".join(failed[:_PREVIEW_ROWS])
+        raise dg.Failure(
+            f"{len(failed)} of {len(keys)} timestamps failed, the others are done: {first}", allow_retries=False
+        )
+    for spec in AGGREGATED_CHECKS:  # the results are those of the runs
+        yield dg.Output(None, output_name=spec.get_python_identifier())
 
 
 def _refetch(
@@ -217,11 +260,19 @@ def timestamps_aggregation(
     except TimeSerieError as error:
         context.log.warning(str(error))
         listed = set(registered)  # an unusable list says nothing about what vanished from it
-    published = latest_successes(context.instance)
+    published = _published(context, io_manager.lake)
     tables = AuditTables(audit_tables(context.instance, params.bands, listed, published, io_manager.lake))
     yield dg.Output(tables, metadata={EVENTS_UP_TO: up_to})
     yield check_report(io_manager.lake, registered)
     yield check_one_grid(published, listed)
+
+
+def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str, RecordedAttempt]:
+    """What the instance knows to be published; fails where that is not what the lake holds."""
+    published = latest_successes(context.instance)
+    if refusal := why_not_ours(context.instance, lake, published):
+        raise dg.Failure(refusal, allow_retries=False)
+    return published
 
 
 @dg.asset(
@@ -236,7 +287,7 @@ def timestamps_aggregation(
 def published_mosaics(
     context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]
 ) -> AssetEvents:
-    published = latest_successes(context.instance)
+    published = _published(context, io_manager.lake)
     yield dg.MaterializeResult(
         metadata={
             "timestamps": len(published),

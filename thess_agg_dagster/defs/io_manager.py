@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 from pydantic import Field
 
 from thess_agg_dagster.audit.event_log import attempt_metadata, failure_observation, stopping_is_final
-from thess_agg_dagster.audit.tables import table_schema
+from thess_agg_dagster.audit.tables import TABLES_DIGEST, table_schema, tables_digest
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.checksums import ChangedError
@@ -24,11 +24,12 @@ from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.tiles import first_line, gdal_name
 from thess_agg_dagster.products.pictures import first_look, series_at_a_glance, thumbnail
 from thess_agg_dagster.products.stac import series_collection
-from thess_agg_dagster.storage.paths import lake_path, stamp_of, stamps_below
+from thess_agg_dagster.storage.paths import lake_path, stamp_of
 from thess_agg_dagster.timestamp.build import BuildError, Outcome, Tell, build_timestamp, unpublished
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from rasterio.io import DatasetReader
 
@@ -54,6 +55,11 @@ class TimestampMosaics:
         import rasterio
 
         return rasterio.open(gdal_name(self.paths[band]))
+
+    def read(self, band: str) -> np.ma.MaskedArray[Any, Any]:
+        """One band's pixels as a whole, the empty ones masked. Raises ``KeyError`` for a band that is not there."""
+        with self.open(band) as mosaic:
+            return cast("np.ma.MaskedArray[Any, Any]", mosaic.read(1, masked=True))
 
 
 class DataLakeIOManager(dg.ConfigurableIOManager):
@@ -84,14 +90,28 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                 raise TypeError(f"{type(self).__name__} writes mosaics and audit tables, not {type(obj).__name__}")
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """``time_serie``: the parsed list. ``data_raw/aggregated``: the mosaics of the partition(s) asked for."""
+        """``time_serie``: the parsed list. ``data_raw/aggregated``: the mosaics of the partition asked for, or of each.
+
+        As with Dagster's own IO managers, a partition without any is an error, unless the input's metadata say
+        ``allow_missing_partitions``: then it is ``None``, or left out of several.
+        """
         if context.asset_key == AGGREGATED:
-            found = {key: self.mosaics(key) for key in context.asset_partition_keys}
-            return found if len(found) != 1 else next(iter(found.values()))
+            keys = list(context.asset_partition_keys)
+            found = {key: mosaics for key in keys if (mosaics := self._mosaics_asked_for(key, context))}
+            return found if len(keys) != 1 else found.get(keys[0])
         try:
             return read_time_serie(self.lake.time_serie)
         except TimeSerieError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
+
+    def _mosaics_asked_for(self, timestamp: str, context: dg.InputContext) -> TimestampMosaics | None:
+        try:
+            return self.mosaics(timestamp)
+        except FileNotFoundError as error:
+            if not (context.definition_metadata or {}).get("allow_missing_partitions"):
+                raise
+            context.log.warning(f"left out, as allow_missing_partitions says: {error}")
+            return None
 
     def mosaics(self, timestamp: str) -> TimestampMosaics:
         """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""
@@ -106,14 +126,13 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     def _write_tables(self, obj: AuditTables, context: dg.OutputContext) -> None:
         for name, table in obj.items():
             self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
-        stamps = stamps_below([self.lake.aggregated])
-        items = [path for key in obj["status"]["timestamp"] if stamps(path := self.lake.item(key))]
+        items = self.lake.items()
         collection = series_collection(items)
         if collection is not None:
             self._write_table(self.lake.collection, collection.encode())
-        else:
+        elif not items:
             with suppress(OSError):
-                self.lake.collection.unlink()  # its items are gone
+                self.lake.collection.unlink()
         picture = series_at_a_glance(obj["status"], obj["band_report"])
         data = io.BytesIO()
         picture.save(data, "PNG")
@@ -131,6 +150,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         for name, table in obj.items():
             seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
             seen[f"{name}_first_rows"] = dg.MetadataValue.table(_records(table.head(_FIRST_ROWS)), table_schema(name))
+        seen[TABLES_DIGEST] = tables_digest(self.lake)
         context.add_output_metadata(seen)
 
     def _write_table(self, path: Path, data: bytes) -> None:

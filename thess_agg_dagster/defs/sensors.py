@@ -1,4 +1,4 @@
-"""What runs by itself: sensors for the list, for tiles that arrive late, and for the report; jobs; a schedule."""
+"""What runs by itself: sensors for the list, for tiles that arrive late, for what a job found, and for the report."""
 
 import hashlib
 import json
@@ -18,20 +18,26 @@ from thess_agg_dagster.audit.event_log import (
     latest_successes,
 )
 from thess_agg_dagster.audit.outcome import RecordedAttempt
-from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
+from thess_agg_dagster.audit.tables import COLUMNS, EVENTS_UP_TO, TABLES_DIGEST, newest_event, tables_digest
 from thess_agg_dagster.defs.checks import unusable_list
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, VERIFICATION, timestamps
+from thess_agg_dagster.defs.jobs import (
+    DUE,
+    aggregate_timestamps,
+    missing_or_failed,
+    report_only,
+    verify_published,
+    verify_published_schedule,
+)
+from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, timestamps
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up
-from thess_agg_dagster.runs.instance import fail_abandoned_runs
+from thess_agg_dagster.runs.instance import CAUSE, PARENT, UNFINISHED, fail_abandoned_runs
 from thess_agg_dagster.storage.paths import is_remote, stamp_of
 from thess_agg_dagster.timestamp.freshness import (
     changed_inputs,
     identify_inputs,
-    is_due,
     is_identified,
     tile_names,
 )
@@ -54,15 +60,6 @@ _MOST_RUNS = 500
 _MOST_ATTEMPTS = 5_000
 # Databases hand out ids before others see the event: one this much older than the newest may have come since.
 _LOOK_BACK = 1_000
-
-#: Statuses of a run that has still something to do.
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 Tick = dg.SensorResult | dg.SkipReason
 
@@ -205,84 +202,82 @@ def changed_inputs_sensor(
     target=[REPORT],
     minimum_interval_seconds=_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Keeps the audit tables fresh: writes them when timestamps succeeded or failed since, and nothing is at "
-    "work any more.",
+    description="Keeps the audit tables fresh: writes them when timestamps succeeded or failed since, or the tables are gone or "
+    "not those of the last report, and nothing is at work any more.",
 )
-def report_sensor(context: dg.SensorEvaluationContext) -> Tick:
-    instance = context.instance
+def report_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> Tick:
+    instance, lake = context.instance, io_manager.lake
     fail_abandoned_runs(instance)
-    written = _up_to(instance.fetch_materializations(REPORT, limit=1).records)
+    reports = instance.fetch_materializations(REPORT, limit=1).records
+    written = _up_to(reports)
     told = newest_event(instance)
     # A run that was killed or stopped leaves no event of its asset. (A report that failed is no news for the next one.)
     ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
     failures = instance.get_run_records(ended, limit=20, order_by="update_timestamp")
     others = [run for record in failures if _is_ours(run := record.dagster_run) and run.asset_selection != {REPORT}]
     failure = others[0].run_id if others else "none"
-    if told <= written and context.cursor in (None, failure):
-        context.update_cursor(failure)
+    seen_failure, _, seen_tables = (context.cursor or "").partition(" ")
+    tables = _digest(" ".join(str(stamp_of(lake.audit_table(name))) for name in COLUMNS))
+    # Read only where they have changed since they were last found to be those of the report.
+    ours = not reports or tables == seen_tables or _value(reports, TABLES_DIGEST) == tables_digest(lake)
+    if told <= written and seen_failure in ("", failure) and ours:
+        context.update_cursor(f"{failure} {tables}")
         return dg.SkipReason("Nothing new to tell")
     busy = sum(map(_is_ours, instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))))
     if busy:
         return dg.SkipReason(f"{busy} runs are not finished; the tables wait for them")
-    request = dg.RunRequest(run_key=f"{told} {failure}", asset_selection=[REPORT])
-    return dg.SensorResult(run_requests=[request], cursor=failure)
+    run_key = f"{told} {failure}" if ours else f"{told} {failure} {tables} after {_newest(reports)}"
+    request = dg.RunRequest(run_key=run_key, asset_selection=[REPORT])
+    return dg.SensorResult(run_requests=[request], cursor=f"{failure} {seen_tables}")
 
 
-@dg.op(description="Aggregates what `python -m thess_agg_dagster` would: everything missing, failed or changed.")
-def aggregate_due(
-    context: dg.OpExecutionContext,
-    io_manager: dg.ResourceParam[DataLakeIOManager],
-    params: TimestampsAggregationParams,
-) -> None:
-    instance, lake = context.instance, io_manager.lake
-    resources = resources_config(io_manager, params)
-    tidy_up(instance, lake)
-    run_asset(instance, resources, TIME_SERIE)
-    series = read_time_serie(lake.time_serie)
-    latest = latest_attempts(instance)
-    stamps = lake.stamps()
-    due = [key for key, row in series.acquisitions.items() if is_due(row, latest.get(key), lake, params, stamps)]
-    context.log.info(f"{len(due)} of {len(series.acquisitions)} timestamps are missing, failed or changed")
-    failed = 0
-    for number, (key, error) in enumerate(run_timestamps(instance, due, io_manager, params) if due else (), 1):
-        failed += error is not None
-        context.log.info(f"{number} of {len(due)}: {key} {'is done' if error is None else f'failed: {error}'}")
-    run_asset(instance, resources, REPORT)
-    if failed:
-        raise dg.Failure(f"{failed} of {len(due)} timestamps failed; the table {lake.audit_table('status')} says why")
-
-
-@dg.job(
-    description="Everything missing, failed or changed, in worker processes, then the report; the same as "
-    "`python -m thess_agg_dagster`.",
-    executor_def=dg.in_process_executor,
+@dg.sensor(
+    target=[TIME_SERIE, AGGREGATED],
+    minimum_interval_seconds=min(_SECONDS, 5),  # somebody waits, and it asks for one event
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Launches what a run of the job `missing_or_failed` found to be due, with the parameters of that run.",
 )
-def missing_or_failed() -> None:
-    aggregate_due()
+def missing_or_failed_sensor(context: dg.SensorEvaluationContext) -> Tick:
+    found = next(iter(context.instance.fetch_observations(REPORT, limit=1).records), None)
+    due = _due(found)
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    done = cursor.get("done", 0) if found and cursor.get("found") == found.storage_id else 0
+    if not found or done >= len(due):
+        return dg.SkipReason("No run of missing_or_failed has found anything since")
+    parent = context.instance.get_run_by_id(found.run_id)
+    config = {"resources": parent.run_config["resources"]} if parent and "resources" in parent.run_config else {}
+    tags = {CAUSE: "missing or failed", PARENT: found.run_id}
+    now = due[done : done + _MOST_RUNS]
+    requests = [
+        dg.RunRequest(f"{found.run_id} {key}", config, tags, partition_key=key, asset_selection=[AGGREGATED])
+        for key in now
+    ]
+    if not done:  # the list is shown, and the report follows
+        requests.insert(0, dg.RunRequest(f"{found.run_id} list", config, tags, asset_selection=[TIME_SERIE]))
+    registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
+    new = [key for key in now if key not in registered]
+    return dg.SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
+        asset_events=list(map(first_sight, new)),
+        cursor=json.dumps({"found": found.storage_id, "done": done + len(now)}),
+    )
 
 
-report_only = dg.define_asset_job(
-    "report_only", selection=dg.AssetSelection.assets(REPORT), description="Writes the audit tables."
-)
-
-verify_published = dg.define_asset_job(
-    "verify_published",
-    selection=dg.AssetSelection.assets(VERIFICATION),
-    description="Compares every published mosaic with what was recorded when it was made.",
-)
-
-verify_published_schedule = dg.ScheduleDefinition(
-    name="verify_published_schedule",
-    job=verify_published,
-    cron_schedule="30 3 * * *",
-    default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Re-checks the published mosaics every night; off until it is switched on.",
-)
+def _due(found: dg.EventLogRecord | None) -> list[str]:
+    """The timestamps that an observation of the report says to be due."""
+    event = found.event_log_entry.dagster_event if found else None
+    if event is None or not event.is_asset_observation:
+        return []
+    value = event.asset_observation_data.asset_observation.metadata.get(DUE)
+    return (
+        list(map(str, value.data)) if isinstance(value, dg.JsonMetadataValue) and isinstance(value.data, list) else []
+    )
 
 
 automation = dg.Definitions(
-    jobs=[missing_or_failed, report_only, verify_published],
-    sensors=[time_serie_sensor, late_tiles_sensor, changed_inputs_sensor, report_sensor],
+    jobs=[missing_or_failed, aggregate_timestamps, report_only, verify_published],
+    sensors=[time_serie_sensor, late_tiles_sensor, changed_inputs_sensor, missing_or_failed_sensor, report_sensor],
     schedules=[verify_published_schedule],
 )
 
@@ -351,10 +346,14 @@ def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: 
 def _up_to(reports: Iterable[dg.EventLogRecord]) -> int:
     """The newest event that the latest report knew of."""
     for record in reports:
-        if record.asset_materialization:
-            value = record.asset_materialization.metadata.get(EVENTS_UP_TO)
-            return int(str(value.value)) if value else record.storage_id
+        return int(str(_value([record], EVENTS_UP_TO) or record.storage_id))
     return 0
+
+
+def _value(reports: Iterable[dg.EventLogRecord], name: str) -> object:
+    """What the latest report says of itself."""
+    found = next((event.metadata.get(name) for record in reports if (event := record.asset_materialization)), None)
+    return found.value if found else None
 
 
 def _newest(records: Iterable[dg.EventLogRecord]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from thess_agg_dagster.storage.paths import is_remote, lake_path, stamps_below
+from thess_agg_dagster.storage.paths import files_below, is_remote, lake_path, stamps_below
 
 #: The audit tables by short name.
 AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
@@ -147,6 +147,14 @@ class DataLake:
             if found:
                 return f"{folder}/{rest}"
         return recorded
+
+    def manifests(self) -> list[Path]:
+        """Of all timestamps that are published."""
+        return files_below(self.aggregated, MANIFEST)
+
+    def items(self) -> list[Path]:
+        """STAC items of all timestamps that have one."""
+        return files_below(self.aggregated, ITEM)
 
     def item(self, timestamp: str) -> Path:
         """The STAC item of a timestamp."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rasterio import __gdal_version__
 
 from thess_agg_dagster import __version__
-from thess_agg_dagster.audit.outcome import BandRecord
+from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
 from thess_agg_dagster.lake.layout import is_beside
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 #: What made a mosaic.
@@ -70,12 +72,15 @@ def scene_shares(plan: MosaicPlan, shares: Mapping[int, float]) -> list[str]:
 
 def timestamp_manifest(
     plan: TimestampPlan,
-    records: Sequence[BandRecord],
+    attempt: Attempt,
     checksums: BackgroundChecksums,
     lake: Path,
     folder: Path,
 ) -> str:
-    """``manifest.json`` of a timestamp: what was read (paths within the lake) and written (to ``folder``), and how."""
+    """``manifest.json`` of a timestamp: what was read (paths within the lake) and written (to ``folder``), and how.
+
+    The attempt stands in it whole, so that the audit trail can be read back where Dagster's database is lost.
+    """
 
     def read(path: Path) -> dict[str, object]:
         return {"file": str(path.relative_to(lake)), "bytes": path.stat().st_size, "checksum": str(checksums.of(path))}
@@ -88,14 +93,24 @@ def timestamp_manifest(
         "inputs": {band: [read(path) for path in mosaic.files()] for band, mosaic in plan.mosaics.items()},
         "outputs": [
             {"file": Path(record.output_path).name, "bytes": record.bytes, "checksum": record.output_checksum}
-            for record in records
+            for record in attempt.bands
         ]
         + [
             {"file": path.name, "bytes": path.stat().st_size, "checksum": str(checksum_of(path))}
             for path in sorted(folder.glob("*.tif"))
             if is_beside(path.stem)
         ],
+        "attempt": asdict(with_paths(attempt, lambda path: str(lake_path(path).relative_to(lake)))),
     }
     if plan.provenance:
         manifest["legend"] = {band: legend(mosaic, plan, checksums) for band, mosaic in plan.mosaics.items()}
     return json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+
+
+def with_paths(attempt: Attempt, move: Callable[[str], str]) -> Attempt:
+    """An attempt whose files are named otherwise."""
+    bands = [
+        replace(band, output_path=move(band.output_path), input_files=[move(file) for file in band.input_files])
+        for band in attempt.bands
+    ]
+    return replace(attempt, output_folder=move(attempt.output_folder), bands=bands)

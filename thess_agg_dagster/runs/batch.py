@@ -19,7 +19,7 @@ from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.runs.instance import fail_abandoned_runs, process_tags
+from thess_agg_dagster.runs.instance import execute_here, fail_abandoned_runs
 
 Resources = dict[str, Any]
 
@@ -31,22 +31,14 @@ def run_asset(
     instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
 ) -> dg.ExecuteInProcessResult:
     """One Dagster run of one asset in this process. Raises what the asset raised, ``KeyboardInterrupt`` for Ctrl-C."""
-    job = pipeline.resolve_implicit_global_asset_job_def()
-    try:
-        return job.execute_in_process(
-            instance=instance,
-            asset_selection=[key],
-            partition_key=partition,
-            tags=process_tags(),
-            # The event log has every line; the terminal is for progress.
-            run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        )
-    except dg.DagsterExecutionInterruptedError as error:
-        raise KeyboardInterrupt from error
-    except dg.Failure as failure:
-        if isinstance(failure.__cause__, dg.DagsterExecutionInterruptedError):
-            raise KeyboardInterrupt from failure
-        raise
+    return execute_here(
+        pipeline.resolve_implicit_global_asset_job_def(),
+        instance,
+        asset_selection=[key],
+        partition_key=partition,
+        # The event log has every line; the terminal is for progress.
+        run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
 
 
 def resources_config(io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> Resources:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -23,6 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
+from thess_agg_dagster.audit.outcome import RecordedAttempt
+from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
@@ -36,32 +38,17 @@ from thess_agg_dagster.params import ENVIRONMENT_PREFIX, FORMATS, GRIDS, MISSING
 from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up, workers_for
 from thess_agg_dagster.runs.dry_run import forecast
 from thess_agg_dagster.runs.instance import open_instance
-from thess_agg_dagster.storage.paths import lake_path, read_bytes
+from thess_agg_dagster.runs.options import data_lake_option
+from thess_agg_dagster.runs.rebuild import rebuild
+from thess_agg_dagster.storage.paths import read_bytes
 from thess_agg_dagster.timestamp.freshness import is_due, tile_names
 from thess_agg_dagster.timestamp.refetch import download_policy, refetch
 
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 
 
-def _into_environment(context: click.Context, parameter: click.Parameter, data_lake: str | None) -> None:
-    if data_lake:
-        os.environ["DATA_LAKE"] = str(lake_path(data_lake))  # workers load the definitions anew
-
-
-#: ``--data-lake`` of the command and of every subcommand: it settles ``DATA_LAKE`` and hands nothing on.
-data_lake_option = click.option(
-    "--data-lake",
-    metavar="FOLDER|s3://BUCKET/PREFIX",
-    expose_value=False,
-    callback=_into_environment,
-    help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]",
-)
-
-
-# Without a subcommand it aggregates. A subcommand is a function of its own, below `main` or in a module of its own:
-#     @main.command(help="...")
-#     @data_lake_option
-#     def name(...) -> None: ...
+# Without a subcommand it aggregates. A subcommand is a function in a module of its own, `@click.command(help="...")` and
+# `@data_lake_option`, added to `main` below.
 @click.group(
     name="python -m thess_agg_dagster",
     context_settings={"show_default": True},
@@ -156,6 +143,9 @@ def main(
             sys.exit(STOPPED)
 
 
+main.add_command(rebuild)
+
+
 def _refuse_options(context: click.Context) -> None:
     """A subcommand has options of its own: one that stands before it would be lost without a word."""
     source = click.core.ParameterSource.COMMANDLINE
@@ -185,11 +175,14 @@ class _Session:
     def aggregate(self, wanted: Sequence[str], force: bool) -> int:
         series = read_time_serie(self.lake.time_serie)
         keys = _selected(series, wanted)
+        published = latest_successes(self.instance)
+        if refusal := why_not_ours(self.instance, self.lake, published):
+            raise click.UsageError(refusal)
         tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, TIME_SERIE)
         for row in series.refused:
             self.console.print(f"[yellow]refused[/] {series.path}: {escape(str(row))}", highlight=False, soft_wrap=True)
-        todo = self._due(series, keys, force)
+        todo = self._due(series, keys, force, published)
         if todo:
             _stop_on_sigterm()
             self._refetch([series.acquisitions[key] for key in todo])
@@ -201,8 +194,10 @@ class _Session:
         good = all(status.loc[key, "status"] == "success" for key in keys)
         return ALL_GOOD if good and not series.refused else SOME_FAILED
 
-    def _due(self, series: TimeSerie, keys: Sequence[str], force: bool) -> list[str]:
-        latest = {} if force else latest_attempts(self.instance)
+    def _due(
+        self, series: TimeSerie, keys: Sequence[str], force: bool, published: Mapping[str, RecordedAttempt]
+    ) -> list[str]:
+        latest = {} if force else latest_attempts(self.instance, published)
         stamps = self.lake.stamps()
         return [
             key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, stamps)
@@ -211,9 +206,10 @@ class _Session:
     def dry_run(self, wanted: Sequence[str], force: bool) -> int:
         """Tell what :meth:`aggregate` would do. No run is started, no tile opened."""
         series = read_time_serie(self.lake.time_serie)
-        due = [series.acquisitions[key] for key in self._due(series, _selected(series, wanted), force)]
+        published = latest_successes(self.instance)
+        due = [series.acquisitions[key] for key in self._due(series, _selected(series, wanted), force, published)]
         workers = workers_for(self.params, len(due))
-        found = forecast(due, self.lake, self.params, latest_successes(self.instance), self.lake.stamps(), workers)
+        found = forecast(due, self.lake, self.params, published, self.lake.stamps(), workers)
         out = Console()
         out.width = max(out.width, 120)
         found.print(out, fetches=bool(self.params.download_from))

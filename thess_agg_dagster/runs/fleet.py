@@ -105,7 +105,7 @@ class FleetLauncher(CeleryRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        if DAGSTER_CELERY_QUEUE_TAG not in run.tags:  # of `python -m thess_agg_dagster`, or of `missing_or_failed`
+        if DAGSTER_CELERY_QUEUE_TAG not in run.tags:  # of `python -m thess_agg_dagster`
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not launched here")
         try:
             heard = self._redis.exists(_key(run.run_id))

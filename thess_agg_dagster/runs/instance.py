@@ -10,17 +10,41 @@ import os
 import shutil
 import socket
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psutil
 
-from thess_agg_dagster.keys import timestamps
+# There are no public ones.
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+from thess_agg_dagster.keys import LAKE, timestamps
 from thess_agg_dagster.lake.publish import staged_file
 from thess_agg_dagster.storage.paths import is_remote, lake_path
+
+#: Statuses of a run that has still something to do.
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+#: Tags of a run: why it was launched, and which run asked for it.
+CAUSE, PARENT = "thess_agg_dagster/cause", "thess_agg_dagster/parent_run"
+#: Its cause: it was executed by a run of several timestamps.
+BATCH = "one of several"
 
 
 def dagster_home(lake_root: Path) -> Path:
@@ -61,6 +85,38 @@ def process_tags() -> dict[str, str]:
     return {_PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
 
 
+def execute_here(job: dg.JobDefinition, instance: dg.DagsterInstance, **options: Any) -> dg.ExecuteInProcessResult:
+    """Execute a run in this process, as ``execute_in_process`` does. Raises what the asset raised, ``KeyboardInterrupt`` for
+    Ctrl-C."""
+    run_id = str(uuid.uuid4())
+    tags = process_tags() | options.pop("tags", {})
+    try:
+        return job.execute_in_process(instance=instance, run_id=run_id, tags=tags, **options)
+    except dg.DagsterExecutionInterruptedError as error:
+        raise KeyboardInterrupt from error
+    except dg.Failure as failure:
+        if isinstance(failure.__cause__, dg.DagsterExecutionInterruptedError):
+            raise KeyboardInterrupt from failure
+        raise
+    finally:
+        name_code_location(instance, run_id)
+
+
+def name_code_location(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Note at a run that was executed in this process where its job is to be found: the UI cannot re-execute it otherwise.
+
+    Dagster notes it at runs that it launched. There is no public way to do so, but ``dagster run migrate-repository``
+    does it like this.
+    """
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.remote_job_origin:
+        return
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name="thess_agg_dagster.definitions")
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(target, LAKE or "thess_agg_dagster")
+    repository = RemoteRepositoryOrigin(location, "__repository__")
+    instance.run_storage.replace_job_origin(run, RemoteJobOrigin(repository, run.job_name))
+
+
 def claim_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Tag a run that Dagster launched, in the process that executes it. (One that was retried has its parent's tag.)"""
     if run.tags.get(_PROCESS_TAG) != process_tags()[_PROCESS_TAG]:
@@ -68,14 +124,23 @@ def claim_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
 
 
 def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
-    """Mark the runs as failed whose process, on this machine, was killed: nobody else would ever end them.
+    """Mark the runs as failed whose process, on this machine, was killed, or which were part of a run that is over (one of
+    several timestamps, wherever it was): nobody else would ever end them.
 
     ``DagsterInstance.report_run_failed`` is what Dagster's own run monitoring calls; there is no public way.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
         tag = run.tags.get(_PROCESS_TAG)
-        if tag and not _is_alive(tag) and tag != _tag_of_parent(instance, run):
+        dead = tag and not _is_alive(tag) and tag != _tag_of_parent(instance, run)
+        orphan = run.tags.get(CAUSE) == BATCH and not run.parent_run_id and _is_over(instance, run.tags[PARENT])
+        if dead or orphan:
             instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
+            name_code_location(instance, run.run_id)
+
+
+def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.is_finished
 
 
 def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:

@@ -6,12 +6,10 @@ before the worker forks, so a run starts at once. A worker takes the runs of the
 
 from __future__ import annotations
 
-import multiprocessing.process
 from functools import cache
 from typing import Any
 
 import dagster as dg
-from celery.signals import worker_process_init
 
 # What Dagster's own Celery task calls; there is no public way to execute a run that was launched.
 from dagster._cli.api import _execute_run_command_body
@@ -30,8 +28,6 @@ _RETRY = "dagster/retry_on_asset_or_op_failure"
 _FAULTS_OF_OTHERS = {
     "OperationalError", "InterfaceError", "DatabaseError", "DagsterPostgresException", "DagsterExecutionInterruptedError",
 }  # fmt: skip
-
-_MAIN_PROCESS = multiprocessing.current_process()
 
 
 def _launcher_of_the_instance() -> FleetLauncher:
@@ -72,10 +68,3 @@ def _is_of_others(error: Any) -> bool:
             return True
         error = error.cause or error.context
     return False
-
-
-@worker_process_init.connect  # type: ignore[untyped-decorator]
-def _may_start_processes(**_: object) -> None:
-    """The job `missing_or_failed` does, but children of Celery may not, unless Python takes them for its main process."""
-    _MAIN_PROCESS.name = multiprocessing.current_process().name  # for the log
-    multiprocessing.process._current_process = _MAIN_PROCESS  # type: ignore[attr-defined]

@@ -173,6 +173,17 @@ def stamps_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
     return lambda path: found.get(cast(Any, path).path)
 
 
+def files_below(folder: Path, name: str) -> list[Path]:
+    """The files of this name in the folders of a folder, sorted; in a bucket from one listing. Raises ``OSError``."""
+    if not is_remote(folder):
+        return sorted(folder.glob(f"*/{name}"))
+    remote = cast(Any, folder)
+    with suppress(FileNotFoundError), as_os_errors(folder):
+        below = [path.removeprefix(f"{remote.path}/").split("/") for path in remote.fs.find(remote.path)]
+        return sorted(folder / parts[0] / name for parts in below if parts[1:] == [name])
+    return []
+
+
 def upload(file: Path, target: Path) -> None:
     """Put a local file into a bucket, where it appears whole. Raises ``OSError``."""
     with as_os_errors(target):

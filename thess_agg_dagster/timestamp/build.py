@@ -69,12 +69,13 @@ def build_timestamp(
         with _named(QUICKLOOK, plan, target):
             # Without one the timestamp would be due for ever.
             (picture or Image.new("RGB", (1, 1))).save(folder / QUICKLOOK, quality=90, subsampling=0)
+        attempt = successful_attempt(plan, records, target)
         with _named(MANIFEST, plan, target):
-            (folder / MANIFEST).write_text(timestamp_manifest(plan, records, checksums, lake, folder))
+            (folder / MANIFEST).write_text(timestamp_manifest(plan, attempt, checksums, lake, folder))
         if plan.stac:
             with _named(ITEM, plan, target):
                 (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name, checksums))
-    return Outcome(successful_attempt(plan, records, target), picture)
+    return Outcome(attempt, picture)
 
 
 def unpublished(plan: TimestampPlan, target: Path, error: OSError | ChangedError) -> Outcome:

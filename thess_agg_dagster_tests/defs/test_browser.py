@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from thess_agg_dagster.defs.sensors import UNFINISHED
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, real_time_serie, write_scene
 from thess_agg_dagster_tests.runs.test_dagster_dev import Ui, dagster_dev
 

@@ -21,9 +21,9 @@ from thess_agg_dagster.defs import sensors
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.defs.sensors import (
-    UNFINISHED,
     changed_inputs_sensor,
     late_tiles_sensor,
+    missing_or_failed_sensor,
     report_sensor,
     time_serie_sensor,
 )
@@ -31,7 +31,7 @@ from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import run_asset
-from thess_agg_dagster.runs.instance import claim_run, fail_abandoned_runs, process_tags
+from thess_agg_dagster.runs.instance import UNFINISHED, claim_run, fail_abandoned_runs, process_tags
 from thess_agg_dagster.timestamp import plan as timestamp_plan
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise
@@ -44,6 +44,7 @@ class Sensor:
         self.sensor, self.lake = sensor, lake
         self.cursor: str | None = None
         self.run_keys: set[str | None] = set()
+        self.requests: dict[str, dg.RunRequest] = {}
 
     def tick(self) -> tuple[list[str], str]:
         """Partition keys launched ("" for an unpartitioned asset) and the reason for launching none."""
@@ -65,6 +66,7 @@ class Sensor:
             self.lake.instance.add_dynamic_partitions(added.partitions_def_name, list(added.partition_keys))
         new = [request for request in found.run_requests or () if request.run_key not in self.run_keys]
         self.run_keys |= {request.run_key for request in new}
+        self.requests |= {request.partition_key or "": request for request in new}
         return [request.partition_key or "" for request in new], ""
 
 
@@ -443,6 +445,26 @@ def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) 
     assert sensor.tick()[0] == [""]  # a run that was killed meanwhile
 
 
+def test_tables_that_are_gone_or_not_those_of_the_report_are_written_again(ready: SmallLake) -> None:
+    sensor = Sensor(report_sensor, ready)
+    ready.read_list()
+    assert sensor.tick()[0] == [""]
+    ready.tables()
+    assert sensor.tick() == ([], "Nothing new to tell")
+    good = {path: path.read_bytes() for path in map(ready.lake.audit_table, ("status", "summary", "band_report"))}
+    summary = ready.lake.audit_table("summary")
+    for broken in (None, b"timestamp,success\n", None):  # gone; those of another lake; gone again
+        summary.unlink()
+        if broken:
+            summary.write_bytes(broken)
+        assert [sensor.tick()[0] for _ in range(2)] == [[""], []]
+        ready.tables()
+        assert sensor.tick() == ([], "Nothing new to tell")
+    assert {path: path.read_bytes() for path in good} == good
+    summary.write_bytes(good[summary])  # touched, and the same
+    assert sensor.tick() == ([], "Nothing new to tell")
+
+
 def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
     ready.add_timestamp(SECOND)
     ready.read_list()
@@ -462,24 +484,43 @@ def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
     assert set(ready.tables()["status"]["listed"]) == {"True"}
 
 
-def test_everything_missing_or_failed_in_one_job(ready: SmallLake) -> None:
+def test_everything_missing_or_failed_is_launched_once_with_the_parameters_of_the_job(
+    ready: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensor = Sensor(missing_or_failed_sensor, ready)
+    assert sensor.tick() == ([], "No run of missing_or_failed has found anything since")
     ready.read_list()
     ready.aggregate(FIRST)
-    before = ready.lake.mosaic(FIRST, "B04").stat().st_mtime_ns
-    result = missing_or_failed(ready)
-    assert not result.success
-    assert ready.tables_on_disk()["status"].set_index("timestamp").loc[SECOND, "status"] == "failed_missing_inputs"
-    ready.add_timestamp(SECOND)
-    assert missing_or_failed(ready).success
-    assert set(ready.tables_on_disk()["status"]["status"]) == {"success"}
-    assert ready.lake.mosaic(FIRST, "B04").stat().st_mtime_ns == before
-
-
-def missing_or_failed(lake: SmallLake) -> dg.ExecuteInProcessResult:
-    job = defs.resolve_job_def("missing_or_failed")
-    return job.execute_in_process(
-        instance=lake.instance, run_config={"resources": lake.resources()}, raise_on_error=False
+    # The second failed, the third is new. They come over two ticks.
+    ready.aggregate(SECOND)
+    rows = [(FIRST, ready.add_timestamp(FIRST)), (SECOND, []), (THIRD, ready.add_timestamp(THIRD))]
+    ready.list_rows(*rows)
+    monkeypatch.setattr(sensors, "_MOST_RUNS", 1)
+    job = missing_or_failed(ready, compress="zstd")
+    assert [sensor.tick()[0] for _ in range(3)] == [["", FIRST], [SECOND], [THIRD]]
+    assert set(ready.instance.get_dynamic_partitions("timestamp")) == {FIRST, SECOND, THIRD}
+    assert sensor.requests[FIRST].run_config == {"resources": ready.resources(compress="zstd")}
+    assert sensor.requests[FIRST].tags["thess_agg_dagster/parent_run"] == job.run_id
+    assert "missing or failed" in sensor.requests[FIRST].tags.values()
+    assert sensor.tick()[0] == []
+    # What is queued already is not launched again; what has succeeded is not due.
+    ready.aggregate(FIRST)
+    defined = defs.resolve_implicit_global_asset_job_def()
+    ready.instance.create_run_for_job(
+        defined,
+        asset_selection=frozenset([AGGREGATED]),
+        tags={"dagster/partition": SECOND},
+        status=dg.DagsterRunStatus.STARTED,
     )
+    missing_or_failed(ready)
+    assert [sensor.tick()[0] for _ in range(2)] == [["", THIRD], []]
+
+
+def missing_or_failed(lake: SmallLake, **params: Any) -> dg.ExecuteInProcessResult:
+    job = defs.resolve_job_def("missing_or_failed")
+    result = job.execute_in_process(instance=lake.instance, run_config={"resources": lake.resources(**params)})
+    assert result.success
+    return result
 
 
 @in_folder_and_bucket
@@ -510,7 +551,13 @@ def test_published_mosaics_are_checked_against_what_was_recorded(ready: SmallLak
 def test_what_runs_by_itself_and_what_does_not() -> None:
     sensors = {sensor.name: sensor for sensor in defs.sensors or ()}
     assert {name: sensor.default_status for name, sensor in sensors.items()} == dict.fromkeys(
-        ("time_serie_sensor", "late_tiles_sensor", "changed_inputs_sensor", "report_sensor"),
+        (
+            "time_serie_sensor",
+            "late_tiles_sensor",
+            "changed_inputs_sensor",
+            "missing_or_failed_sensor",
+            "report_sensor",
+        ),
         dg.DefaultSensorStatus.RUNNING,
     )
     (schedule,) = defs.schedules or ()

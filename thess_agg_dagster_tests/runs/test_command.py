@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.runs.command import data_lake_option, main
+from thess_agg_dagster.runs.command import main
+from thess_agg_dagster.runs.options import data_lake_option
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise
 

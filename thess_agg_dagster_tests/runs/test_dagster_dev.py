@@ -13,8 +13,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from thess_agg_dagster.defs.sensors import UNFINISHED
 from thess_agg_dagster.keys import AGGREGATED
+from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
 from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, invoke, run
 from thess_agg_dagster_tests.services import Client, free_port
@@ -76,6 +76,11 @@ def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
     small_lake.list_rows(*((key, small_lake.add_timestamp(key)) for key in keys))  # a sensor may run them, too
     command = ("--data-lake", str(small_lake.root), "--bands", "B04")
     assert invoke(*command, "--timestamps", keys[0]).exit_code == 0
+    (by_command,) = (
+        run
+        for run in ui.runs(dg.DagsterRunStatus.SUCCESS, tags={"dagster/partition": keys[0]})
+        if "dagster/sensor_name" not in run.tags
+    )
 
     # A backfill from the UI, and the command over the same timestamps while it is at work.
     backfill = ui.backfill(keys)
@@ -90,6 +95,27 @@ def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
     successes = [run for run in ui.runs(dg.DagsterRunStatus.SUCCESS) if "dagster/partition" in run.tags]
     assert len(made) == len(successes) >= 1 + 2 * len(keys)  # not one event lost
     assert list(small_lake.lake.staging.iterdir()) == []
+
+    # "Re-execute" on a run of the command: again, with its parameters.
+    def succeeded(run_id: str) -> bool:
+        assert ui.status(run_id) != dg.DagsterRunStatus.FAILURE
+        return ui.status(run_id) == dg.DagsterRunStatus.SUCCESS
+
+    again = ui.reexecute(by_command.run_id)
+    ui.wait_until(lambda: succeeded(again))
+    assert [path.stem for path in small_lake.lake.timestamp_folder(keys[0]).glob("*.tif")] == ["B04"]
+    # Which are not those of the UI, so the job has it made once more, by the queue; and that run can be re-executed, too.
+    job = ui.launch("missing_or_failed")
+    tags = {"thess_agg_dagster/parent_run": job, "thess_agg_dagster/cause": "missing or failed"}
+    partition = {"dagster/partition": keys[0]}
+    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.SUCCESS, tags=tags | partition)))
+    (launched,) = ui.runs(tags=tags | partition)
+    assert not [run for run in ui.runs(tags=tags) if run.tags.get("dagster/partition", keys[0]) != keys[0]]
+    assert len(list(small_lake.lake.timestamp_folder(keys[0]).glob("*.tif"))) == len(BANDS)
+    last = ui.reexecute(launched.run_id)
+    ui.wait_until(lambda: succeeded(last))
+    # The report follows by itself.
+    ui.wait_until(lambda: last in small_lake.lake.audit_table("status").read_text())
     assert "locked" not in ui.log.read_text()
 
 

@@ -18,11 +18,11 @@ import pytest
 import rasterio.merge
 
 from thess_agg_dagster.audit.event_log import latest_successes
-from thess_agg_dagster.defs.sensors import UNFINISHED
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.runs.fleet import ONLY_LAKE
+from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise, read
 from thess_agg_dagster_tests.services import Fleet, Service, fleet
@@ -218,11 +218,13 @@ def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet
     services.wait_until(lambda: set(keys) <= set(latest_successes(services.instance)))
     assert len(services.runs(FAILURE)) == before, services.story()
 
-    # The job that starts processes of its own may do so in a worker, too.
+    # What the job finds goes through the queue to the workers, too.
     shutil.rmtree(lake.timestamp_folder(keys[0]))
     everything = services.launch("missing_or_failed")
-    services.wait_until(lambda: services.status(everything) not in UNFINISHED)
-    assert services.status(everything) == SUCCESS
+    launched = {"thess_agg_dagster/parent_run": everything, "dagster/partition": keys[0]}
+    services.wait_until(lambda: bool(services.runs(SUCCESS, tags=launched)))
+    (found,) = services.runs(tags=launched)
+    assert executed_in(found) in pids_of(worker)
     for key in keys:
         check_published(lake, key, ids[key])
 

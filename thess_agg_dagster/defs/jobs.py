@@ -1,0 +1,79 @@
+"""Jobs to start by hand, and a schedule that is off until it is switched on."""
+
+import dagster as dg
+
+from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
+from thess_agg_dagster.audit.own_lake import why_not_ours
+from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, REPORT, VERIFICATION
+from thess_agg_dagster.lake.publish import remove_abandoned
+from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.runs.instance import UNFINISHED, fail_abandoned_runs
+from thess_agg_dagster.timestamp.freshness import is_due
+
+#: Metadata key, at an observation of the report: the timestamps that a run of `missing_or_failed` found to be due.
+DUE = "due"
+
+
+@dg.op(description="Finds what `python -m thess_agg_dagster` would aggregate; `missing_or_failed_sensor` launches it.")
+def find_due(
+    context: dg.OpExecutionContext,
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+    params: TimestampsAggregationParams,
+) -> None:
+    instance, lake = context.instance, io_manager.lake
+    fail_abandoned_runs(instance)
+    remove_abandoned(lake.staging)
+    published = latest_successes(instance)
+    if refusal := why_not_ours(instance, lake, published):
+        raise dg.Failure(refusal, allow_retries=False)
+    try:
+        acquisitions = read_time_serie(lake.time_serie).acquisitions
+    except TimeSerieError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    latest = latest_attempts(instance, published)
+    stamps = lake.stamps()
+    due = [key for key, row in acquisitions.items() if is_due(row, latest.get(key), lake, params, stamps)]
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    at_work = {run.tags.get("dagster/partition") for run in runs if AGGREGATED in (run.asset_selection or ())}
+    wanted = [key for key in due if key not in at_work]
+    found = f"{len(due)} of {len(acquisitions)} timestamps are missing, failed or changed"
+    if len(wanted) < len(due):
+        found += f"; {len(due) - len(wanted)} of these have runs already"
+    context.log.info(f"{found}. missing_or_failed_sensor launches the runs, the queue decides when")
+    context.log_event(dg.AssetObservation(REPORT, description=found, metadata={DUE: dg.MetadataValue.json(wanted)}))
+
+
+@dg.job(
+    description="Everything missing, failed or changed, each timestamp in a run of its own; the report follows. What "
+    "`python -m thess_agg_dagster` does, by way of the run queue.",
+    executor_def=dg.in_process_executor,
+)
+def missing_or_failed() -> None:
+    find_due()
+
+
+aggregate_timestamps = dg.define_asset_job(
+    "aggregate_timestamps",
+    selection=dg.AssetSelection.assets(AGGREGATED),
+    description="Makes the mosaics of chosen timestamps, its partitions: for `dagster job backfill`.",
+)
+
+report_only = dg.define_asset_job(
+    "report_only", selection=dg.AssetSelection.assets(REPORT), description="Writes the audit tables."
+)
+
+verify_published = dg.define_asset_job(
+    "verify_published",
+    selection=dg.AssetSelection.assets(VERIFICATION),
+    description="Compares every published mosaic with what was recorded when it was made.",
+)
+
+verify_published_schedule = dg.ScheduleDefinition(
+    name="verify_published_schedule",
+    job=verify_published,
+    cron_schedule="30 3 * * *",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Re-checks the published mosaics every night; off until it is switched on.",
+)

@@ -1,0 +1,78 @@
+"""The way back for a lake whose Dagster instance is lost: its attempts, read back from the manifests beside the mosaics."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+
+import click
+import dagster as dg
+
+from thess_agg_dagster.audit.event_log import attempt_metadata, first_sight, latest_successes
+from thess_agg_dagster.audit.own_lake import read_manifest, unknown_timestamps, why_foreign
+from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, timestamps
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.mosaic.tiles import first_line
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.products.readback import read_back
+from thess_agg_dagster.runs.batch import resources_config, run_asset
+from thess_agg_dagster.runs.instance import open_instance
+from thess_agg_dagster.runs.options import data_lake_option
+
+
+@click.command(
+    help="Read the audit trail of a lake back from its manifests, where the Dagster instance is lost. Nothing that is published "
+    "changes."
+)
+@data_lake_option
+def rebuild() -> None:
+    io_manager, params, bad = DataLakeIOManager.from_environment(), TimestampsAggregationParams(), 0
+    with open_instance(io_manager.lake.root) as instance:
+        resources = resources_config(io_manager, params)
+        try:
+            for number, (key, fault) in enumerate(rebuilt(instance, io_manager.lake, params), 1):
+                click.echo(f"{number:>5}  {key}  {fault or 'is read back'}", err=bool(fault))
+                bad += fault is not None
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        try:
+            run_asset(instance, resources, TIME_SERIE)
+        except dg.Failure as failure:  # what is published can be told of without a list
+            click.echo(failure.description, err=True)
+        if not bad:
+            run_asset(instance, resources, REPORT)
+        click.echo(f"Dagster's instance is in {instance.root_directory}, the tables in {io_manager.lake.tables_folder}")
+    sys.exit(1 if bad else 0)
+
+
+def rebuilt(
+    instance: dg.DagsterInstance, lake: DataLake, params: TimestampsAggregationParams
+) -> Iterator[tuple[str, str | None]]:
+    """Give an instance the attempts of published timestamps that it has no success of; yields each, with what went wrong.
+
+    Raises ``ValueError`` where the instance is that of another lake.
+    """
+    published = latest_successes(instance)
+    if stranger := why_foreign(lake, published):
+        raise ValueError(
+            f"the Dagster instance in {instance.root_directory} is that of another lake: {stranger}. Set DAGSTER_HOME to a "
+            f"folder of this lake's own, as {lake.root}/.dagster"
+        )
+    registered = set(instance.get_dynamic_partitions(str(timestamps.name)))
+    for key in sorted(unknown_timestamps(lake, published)):
+        try:
+            attempt = read_back(read_manifest(lake.manifest(key)), lake, params)
+        except Exception as error:  # whatever stands in a file that calls itself a manifest: the others are read back
+            yield key, f"{lake.manifest(key)}: cannot be read back ({type(error).__name__}: {first_line(error)})"
+            continue
+        if key not in registered:
+            instance.add_dynamic_partitions(str(timestamps.name), [key])
+            instance.report_runless_asset_event(first_sight(key))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            tags = {"dagster/data_version": attempt.inputs} if attempt.inputs else {}
+            event = dg.AssetMaterialization(AGGREGATED, partition=key, metadata=attempt_metadata(attempt), tags=tags)
+        instance.report_runless_asset_event(event)
+        yield key, None
