@@ -50,6 +50,8 @@ class TimestampPlan:
     refetchable: bool = False
     provenance: bool = False
     seams: bool = False
+    #: Of the parameters that decide pixels, those that differ from their defaults, as JSON.
+    differing: str = "{}"
 
     def beside(self, plan: MosaicPlan, folder: Path) -> OriginFiles | None:
         """What is written beside a band's mosaic: which scene each pixel came from, and of the finest band (the first of
@@ -121,6 +123,7 @@ def plan_timestamp(
         bool(params.download_from),
         params.provenance,
         params.seams,
+        params.pixel_identity(),
     )
 
 
