@@ -27,3 +27,11 @@ MADE = frozenset({CATALOGUE, TIME_SERIE, AGGREGATED, REPORT, VERIFICATION})
 
 #: Keys are the texts of ``acq_datetime``; the ``time_serie`` asset registers them.
 timestamps = dg.DynamicPartitionsDefinition(name="_".join([*_PREFIX, "timestamp"]))
+
+#: Who answers for the assets, as the UI shows it: ``THESS_OWNERS``, mail addresses and ``team:<name>``, between commas.
+OWNERS = [owner for part in os.environ.get("THESS_OWNERS", "").split(",") if (owner := part.strip())]
+
+
+def group(name: str) -> str:
+    """The group of an asset: `inputs`, `mosaics` or `audit`, of this lake."""
+    return "_".join([*_PREFIX, name])

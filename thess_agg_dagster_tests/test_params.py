@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +139,34 @@ def test_the_launchpad_offers_closed_lists_and_shows_the_parameters() -> None:
     schema, root = build_config_schema_snapshot(job), job.run_config_schema.config_type
     shown = yaml.safe_load(default_values_yaml_from_type_snap(schema, schema.get_config_snap(str(root.key))))
     assert shown["resources"]["params"]["config"] == TimestampsAggregationParams().run_config()
+
+
+def test_groups_owners_and_freshness_from_the_environment() -> None:
+    look = (
+        "from thess_agg_dagster.definitions import defs; specs = defs.resolve_all_asset_specs();"
+        "print({s.key.to_user_string(): (s.group_name, list(s.owners), sorted(s.kinds), str(s.freshness_policy)[:4])"
+        " for s in specs})"
+    )
+
+    def seen(**environment: str) -> dict[str, Any]:
+        command = [sys.executable, "-c", look]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""  # no warning greets whoever starts `dagster dev`
+        found: dict[str, Any] = ast.literal_eval(done.stdout)
+        return found
+
+    assert seen() == {
+        "time_serie": ("inputs", [], ["csv"], "None"),
+        "cache/s2": ("inputs", [], ["geotiff"], "None"),
+        "data_raw/aggregated": ("mosaics", [], ["geotiff"], "None"),
+        "timestamps_aggregation": ("audit", [], ["csv"], "None"),
+        "published_mosaics": ("audit", [], ["geotiff"], "None"),
+    }
+    given = {"THESS_OWNERS": "me@example.org, team:eo", "THESS_LIST_MAX_AGE_HOURS": "24", "THESS_LAKE": "crete"}
+    found = seen(**given)
+    assert found["crete/time_serie"] == ("crete_inputs", ["me@example.org", "team:eo"], ["csv"], "Time")
+    assert found["crete/data_raw/aggregated"][:2] == ("crete_mosaics", ["me@example.org", "team:eo"])
 
 
 def test_what_decides_the_pixels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ _T = TypeVar("_T")
 
 # Metadata key under which an attempt stands on its event.
 _KEY = "attempt"
+# Scenes shown of one timestamp; an overpass has a dozen.
+_MOST_SCENES = 100
 
 
 def attempt_metadata(attempt: Attempt) -> dict[str, Any]:
@@ -28,6 +31,8 @@ def attempt_metadata(attempt: Attempt) -> dict[str, Any]:
         shown["folder"] = dg.MetadataValue.path(attempt.output_folder)
     if attempt.bands:
         shown["bands"] = dg.MetadataValue.table([_row(band) for band in attempt.bands], _BANDS_SCHEMA)
+    if attempt.parameters:
+        shown["parameters"] = spelled_out(attempt.parameters)
     if attempt.valid_share is not None:
         seconds = sum(b.seconds or 0 for b in attempt.bands)
         megabytes = sum(b.bytes or 0 for b in attempt.bands) / 1e6
@@ -41,6 +46,35 @@ def attempt_metadata(attempt: Attempt) -> dict[str, Any]:
     return shown | {_KEY: dg.MetadataValue.json(asdict(attempt))}
 
 
+def spelled_out(parameters: str) -> str:
+    """The parameters of an attempt, as a person reads them."""
+    differing = json.loads(parameters)
+    return ", ".join(f"{name}={value}" for name, value in differing.items()) or "all as by default"
+
+
+def changes_since(made: Attempt, now: Attempt) -> str:
+    """Why a timestamp was made anew: what is other than at its last success."""
+    told = []
+    if made.parameters and made.parameters != now.parameters:
+        before, after = json.loads(made.parameters), json.loads(now.parameters)
+        for name in dict.fromkeys([*before, *after]):
+            if before.get(name) != after.get(name):
+                told.append(f"{name}: {before.get(name, 'default')} -> {after.get(name, 'default')}")
+    for what, scenes, others in (
+        ("added", now.scene_ids, made.scene_ids),
+        ("no longer listed", made.scene_ids, now.scene_ids),
+    ):
+        told += [f"{scene} {what}" for scene in scenes if scene not in others]
+    read = {path: sum for band in made.bands for path, sum in zip(band.input_files, band.input_checksums, strict=False)}
+    told += [
+        f"{path} has other content"
+        for band in now.bands
+        for path, sum in zip(band.input_files, band.input_checksums, strict=False)
+        if read.get(path, sum) != sum
+    ]
+    return "; ".join(told) or "nothing: the same tiles and parameters"
+
+
 def failure_observation(attempt: Attempt) -> dg.AssetObservation:
     """The event of an attempt that published nothing."""
     return dg.AssetObservation(
@@ -48,14 +82,19 @@ def failure_observation(attempt: Attempt) -> dg.AssetObservation:
     )
 
 
-def first_sight(timestamp: str) -> dg.AssetObservation:
+def first_sight(timestamp: str, scene_ids: Sequence[str] = ()) -> dg.AssetObservation:
     """The event of a timestamp's raw tiles when it is registered: Dagster compares later ones with it."""
-    return inputs_observed(timestamp, "registered")
+    return inputs_observed(timestamp, "registered", scene_ids)
 
 
-def inputs_observed(timestamp: str, inputs: str) -> dg.AssetObservation:
-    """The event that tells Dagster the data version of a timestamp's raw tiles."""
-    return dg.AssetObservation(RAW_TILES, partition=timestamp, tags={"dagster/data_version": inputs})
+def inputs_observed(timestamp: str, inputs: str, scene_ids: Sequence[str]) -> dg.AssetObservation:
+    """The event that tells Dagster the data version of a timestamp's raw tiles, and a person which scenes they are of."""
+    rows = [dg.TableRecord({"scene_id": scene_id}) for scene_id in scene_ids[:_MOST_SCENES]]
+    seen: dict[str, Any] = {
+        "scenes": len(scene_ids),
+        "tiles": dg.MetadataValue.table(rows, dg.TableSchema([dg.TableColumn("scene_id")])),
+    }
+    return dg.AssetObservation(RAW_TILES, partition=timestamp, metadata=seen, tags={"dagster/data_version": inputs})
 
 
 @contextmanager

@@ -71,6 +71,8 @@ class Attempt:
     inputs: str = ""
     scene_ids: Sequence[str] = ()
     schema: int = SCHEMA
+    #: The parameters that decide pixels, where they differ from their defaults, as JSON; empty: not known.
+    parameters: str = ""
 
     @property
     def valid_share(self) -> float | None:

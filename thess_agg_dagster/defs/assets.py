@@ -1,8 +1,10 @@
 """The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a look back."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -10,7 +12,7 @@ import dagster as dg
 from thess_agg_dagster.audit.event_log import failure_observation, first_sight, latest_successes, stopping_is_final
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
-from thess_agg_dagster.audit.tables import EVENTS_UP_TO, audit_tables, newest_event, table_schema
+from thess_agg_dagster.audit.tables import audit_tables, newest_event, table_schema
 from thess_agg_dagster.defs.checks import (
     AGGREGATED_CHECKS,
     REPORT_CHECKS,
@@ -21,13 +23,24 @@ from thess_agg_dagster.defs.checks import (
     check_plan,
     check_published,
     check_report,
+    check_same_parameters,
     check_time_serie,
     check_unmade,
     check_unplanned,
     failed_schema,
 )
 from thess_agg_dagster.defs.io_manager import AuditTables, DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, CATALOGUE, LAKE, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION, timestamps
+from thess_agg_dagster.keys import (
+    AGGREGATED,
+    CATALOGUE,
+    OWNERS,
+    RAW_TILES,
+    REPORT,
+    TIME_SERIE,
+    VERIFICATION,
+    group,
+    timestamps,
+)
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
@@ -43,14 +56,28 @@ from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refe
 # Rows of a table shown as metadata; the event log is no place for long lists.
 _PREVIEW_ROWS = 50
 
+
+def _freshness() -> dg.FreshnessPolicy | None:
+    """``THESS_LIST_MAX_AGE_HOURS``: after so many hours without a new list, it shows as overdue; unset: never."""
+    given = os.environ.get("THESS_LIST_MAX_AGE_HOURS", "").strip()
+    if not given:
+        return None
+    hours = float(given) if re.fullmatch(r"\d{1,6}(\.\d+)?", given) else 0
+    if hours < 1 / 60:
+        raise ValueError(f"THESS_LIST_MAX_AGE_HOURS={given!r} is not a number of hours, a minute or more")
+    return dg.FreshnessPolicy.time_window(timedelta(hours=hours))
+
+
 AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  # type: ignore[type-arg]
 
 
 @dg.asset(
     key=TIME_SERIE,
     deps=[CATALOGUE],
+    freshness_policy=_freshness(),
     check_specs=TIME_SERIE_CHECKS,
-    group_name=LAKE or "aggregation",
+    group_name=group("inputs"),
+    owners=OWNERS,
     kinds={"csv"},
     description="The list of acquisitions, `tables/time_serie.csv`: read, validated, and registered as partitions.",
     metadata={
@@ -73,7 +100,7 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
     if new:
         context.instance.add_dynamic_partitions(str(timestamps.name), new)
     for key in new:
-        context.log_event(first_sight(key))
+        context.log_event(first_sight(key, series.acquisitions[key].scene_ids))
     for row in series.refused:
         context.log.warning(f"{series.path}: {row}")
     if not series.acquisitions:
@@ -114,7 +141,8 @@ with warnings.catch_warnings():
     @dg.observable_source_asset(
         key=RAW_TILES,
         partitions_def=timestamps,
-        group_name=LAKE or "aggregation",
+        group_name=group("inputs"),
+        tags={"dagster/kind/geotiff": ""},
         description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: whoever downloads puts them there. Where they, "
         "the tile list or the parameters have changed since, the timestamp is stale.",
     )
@@ -146,7 +174,8 @@ def _backfill_policy() -> dg.BackfillPolicy | None:
     output_required=False,  # a run of several timestamps has runs that give it
     # For faults of the system only; bad input fails at once (`allow_retries`).
     retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
-    group_name=LAKE or "aggregation",
+    group_name=group("mosaics"),
+    owners=OWNERS,
     kinds={"geotiff"},
     description="One mosaic per band of a timestamp and a quicklook, in `data_raw/aggregated/<timestamp>/`.",
 )
@@ -241,7 +270,8 @@ def _refetch(
     key=REPORT,
     deps=[AGGREGATED],
     check_specs=REPORT_CHECKS,
-    group_name=LAKE or "aggregation",
+    group_name=group("audit"),
+    owners=OWNERS,
     kinds={"csv"},
     description="The audit tables: what became of every timestamp and band, from the events of all runs, and a picture "
     "of it: `tables/timestamps_aggregation_*.csv`, `tables/timestamps_aggregation.png`.",
@@ -261,10 +291,11 @@ def timestamps_aggregation(
         context.log.warning(str(error))
         listed = set(registered)  # an unusable list says nothing about what vanished from it
     published = _published(context, io_manager.lake)
-    tables = AuditTables(audit_tables(context.instance, params.bands, listed, published, io_manager.lake))
-    yield dg.Output(tables, metadata={EVENTS_UP_TO: up_to})
+    tables = audit_tables(context.instance, params.bands, listed, published, io_manager.lake)
+    yield dg.Output(AuditTables(tables, up_to))
     yield check_report(io_manager.lake, registered)
     yield check_one_grid(published, listed)
+    yield check_same_parameters(published, listed)
 
 
 def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str, RecordedAttempt]:
@@ -279,7 +310,8 @@ def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str
     key=VERIFICATION,
     deps=[AGGREGATED],
     check_specs=VERIFICATION_CHECKS,
-    group_name=LAKE or "aggregation",
+    group_name=group("audit"),
+    owners=OWNERS,
     kinds={"geotiff"},
     description="Looks every published mosaic up again and compares it with what was recorded when it was made. The "
     "schedule `verify_published` does this every night, once it is switched on.",

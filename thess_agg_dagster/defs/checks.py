@@ -15,6 +15,7 @@ import dagster as dg
 import numpy as np
 import rasterio
 
+from thess_agg_dagster.audit.event_log import spelled_out
 from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION, timestamps
@@ -69,6 +70,11 @@ REPORT_CHECKS = [
         asset=REPORT,
         description="Published mosaics that were made with grid=fixed stack: per band the same CRS, bounds and shape at all "
         "timestamps, and the same ground for all bands.",
+    ),
+    dg.AssetCheckSpec(
+        "same_parameters",
+        asset=REPORT,
+        description="All published timestamps were made with the same parameters, as far as these decide pixels.",
     ),
 ]
 VERIFICATION_CHECKS = [
@@ -201,6 +207,20 @@ def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[
                 "run it again with the same parameters"
             )
     return _result("one_grid", faults)
+
+
+def check_same_parameters(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
+    """Whether the mosaics of listed timestamps were made alike; of those that a release before 0.2 made nothing is known."""
+    made = {key: text for key in sorted(listed) if key in published and (text := published[key].attempt.parameters)}
+    most = Counter(made.values()).most_common(1)
+    return _result(
+        "same_parameters",
+        doubts=[
+            f"{key}: {spelled_out(text)}; most others: {spelled_out(most[0][0])}; run it again with the same parameters"
+            for key, text in made.items()
+            if text != most[0][0]
+        ],
+    )
 
 
 def _ground(band: BandRecord) -> str:

@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 import dagster as dg
 from pydantic import Field
 
-from thess_agg_dagster.audit.event_log import attempt_metadata, failure_observation, stopping_is_final
-from thess_agg_dagster.audit.tables import TABLES_DIGEST, table_schema, tables_digest
+from thess_agg_dagster.audit.event_log import (
+    attempt_metadata,
+    changes_since,
+    failure_observation,
+    latest_successes,
+    stopping_is_final,
+)
+from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, table_schema, tables_digest
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.checksums import ChangedError
@@ -40,7 +46,11 @@ _TELL_SECONDS = 5
 
 
 class AuditTables(dict[str, "pd.DataFrame"]):
-    """The audit tables by short name, as the report asset hands them to the IO manager."""
+    """The audit tables by short name, as the report asset hands them to the IO manager, and the newest event they know."""
+
+    def __init__(self, tables: Mapping[str, pd.DataFrame], up_to: int) -> None:
+        super().__init__(tables)
+        self.up_to = up_to
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         for name, table in obj.items():
             seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
             seen[f"{name}_first_rows"] = dg.MetadataValue.table(_records(table.head(_FIRST_ROWS)), table_schema(name))
-        seen[TABLES_DIGEST] = tables_digest(self.lake)
-        context.add_output_metadata(seen)
+        context.add_output_metadata(seen | {TABLES_DIGEST: tables_digest(self.lake), EVENTS_UP_TO: obj.up_to})
 
     def _write_table(self, path: Path, data: bytes) -> None:
         try:
@@ -165,6 +174,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             ) from error
 
     def _write_timestamp(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
+        before = latest_successes(context.step_context.instance, [obj.timestamp]).get(obj.timestamp)
         outcome = self.publish(obj, context.log.info)
         if outcome.attempt.status != "success":
             record_checks(context, [*check_plan(obj), check_unmade(outcome.attempt.message, merging=True)])
@@ -174,7 +184,10 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         if outcome.picture:
             seen["quicklook"] = dg.MetadataValue.md(thumbnail(outcome.picture))
             seen["quicklook_file"] = dg.MetadataValue.path(str(self.lake.quicklook(obj.timestamp)))
-        context.add_output_metadata(seen | attempt_metadata(outcome.attempt))
+        seen |= attempt_metadata(outcome.attempt)
+        if before:
+            seen["changed_since_last"] = changes_since(before.attempt, outcome.attempt)
+        context.add_output_metadata(seen)
 
     def publish(self, plan: TimestampPlan, tell: Tell = lambda _: None) -> Outcome:
         """Have a timestamp built in a staging folder, and publish the folder when all of its bands stand."""

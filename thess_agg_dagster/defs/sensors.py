@@ -52,6 +52,7 @@ def _interval() -> int:
 
 
 _SECONDS = _interval()
+# Tag of a run: why it was launched.
 # A file that changed less than this ago may still be in the making.
 _SETTLE_SECONDS = 5
 # More runs than this are asked for over several ticks, each short enough for Dagster to answer for.
@@ -105,13 +106,18 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     last = now[-1] if len(wanted) > len(now) else looked_at[-1] if len(ahead) > len(looked_at) else None
     registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
     new = [key for key in series.acquisitions if key not in registered]
-    requests = [_request(key, latest.get(key), "\n".join(wanted[key].scene_ids)) for key in now]
+    requests = [
+        _request(
+            key, latest.get(key), "\n".join(wanted[key].scene_ids), "tile list changed" if key in latest else "new"
+        )
+        for key in now
+    ]
     if not after:  # the asset tells which rows were refused, and shows the list
         requests.insert(0, dg.RunRequest(run_key=f"list {_digest(json.dumps(stamp))}", asset_selection=[TIME_SERIE]))
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
-        asset_events=[first_sight(key) for key in now if key not in latest],
+        asset_events=[first_sight(key, wanted[key].scene_ids) for key in now if key not in latest],
         cursor=json.dumps({"stamp": stamp, "after": last}),
     )
 
@@ -159,7 +165,7 @@ def late_tiles_sensor(
         for key, inputs in arrived.items():
             # Someone else may have run it meanwhile; and a changed tile list is for `time_serie_sensor`.
             if key in failed and tuple(failed[key].attempt.scene_ids) == acquisitions[key].scene_ids:
-                requests.append(_request(key, failed[key], inputs))
+                requests.append(_request(key, failed[key], inputs, "tiles arrived"))
             del waiting[key]
     context.update_cursor(json.dumps({"newest": newest, "waiting": waiting}))
     if requests:
@@ -188,14 +194,18 @@ def changed_inputs_sensor(
         changed = changed_inputs(latest_successes(context.instance, looked_at), io_manager.lake, params)
     except (TimeSerieError, AreaError) as error:
         return dg.SkipReason(str(error))
-    events = [inputs_observed(key, inputs) for key, inputs in changed.items() if told.get(key) != inputs]
+    new = [key for key, inputs in changed.items() if told.get(key) != inputs]
     done = set(looked_at)
     stale = {key: inputs for key, inputs in told.items() if key not in done} | changed
     after = looked_at[-1] if len(ahead) > len(looked_at) else ""
     context.update_cursor(json.dumps({"told": stale, "after": after}))
-    if events:
-        return dg.SensorResult(asset_events=events)
-    return dg.SkipReason(f"{len(stale)} published timestamps are stale")
+    if not new:
+        return dg.SkipReason(f"{len(stale)} published timestamps are stale")
+    listed = read_time_serie(io_manager.lake.time_serie).acquisitions
+    return dg.SensorResult(
+        asset_events=[inputs_observed(key, changed[key], listed[key].scene_ids) for key in new if key in listed],
+        skip_reason=f"{len(new)} published timestamps became stale, {len(stale)} are",
+    )
 
 
 @dg.sensor(
@@ -259,7 +269,7 @@ def missing_or_failed_sensor(context: dg.SensorEvaluationContext) -> Tick:
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
-        asset_events=list(map(first_sight, new)),
+        asset_events=[first_sight(key) for key in new],
         cursor=json.dumps({"found": found.storage_id, "done": done + len(now)}),
     )
 
@@ -282,10 +292,10 @@ automation = dg.Definitions(
 )
 
 
-def _request(key: str, last: RecordedAttempt | None, what: str) -> dg.RunRequest:
+def _request(key: str, last: RecordedAttempt | None, what: str, cause: str) -> dg.RunRequest:
     """A run of one timestamp. Dagster launches a run key once, so the same cause after the same attempt is one run."""
     run_key = f"{key} after {last.storage_id if last else 0} {_digest(what)}"
-    return dg.RunRequest(run_key=run_key, partition_key=key, asset_selection=[AGGREGATED])
+    return dg.RunRequest(run_key=run_key, partition_key=key, asset_selection=[AGGREGATED], tags={CAUSE: cause})
 
 
 def _is_ours(run: dg.DagsterRun) -> bool:

@@ -18,7 +18,8 @@ from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.lake.time_serie import TimeSerieError
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.runs.command import SOME_FAILED, UNUSABLE, data_lake_option, main, plain_fault
+from thess_agg_dagster.runs.command import SOME_FAILED, UNUSABLE, main, plain_fault
+from thess_agg_dagster.runs.options import data_lake_option
 from thess_agg_dagster.storage.paths import stamp_of
 
 if TYPE_CHECKING:

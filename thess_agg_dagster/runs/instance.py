@@ -149,7 +149,8 @@ def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | No
     return parent.tags.get(_PROCESS_TAG) if parent else None
 
 
-_PROCESS_TAG = "thess_agg_dagster/process"
+# Dagster shows no tag that begins so; this one would make every row of the list of runs two lines long.
+_PROCESS_TAG = ".dagster/thess_agg_dagster_process"
 
 
 def _is_alive(tag: str) -> bool:

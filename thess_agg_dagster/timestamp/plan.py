@@ -54,6 +54,8 @@ class TimestampPlan:
     seams: bool = False
     kept: Mapping[str, BandRecord] = field(default_factory=dict)
     asked: Sequence[str] = ()
+    #: Of the parameters that decide pixels, those that differ from their defaults, as JSON.
+    differing: str = "{}"
 
     def beside(self, plan: MosaicPlan, folder: Path) -> OriginFiles | None:
         """What is written beside a band's mosaic: which scene each pixel came from, and of the finest band (the first of
@@ -132,6 +134,7 @@ def plan_timestamp(
         params.seams,
         {} if params.provenance else kept,  # what tells of pixels' origins is made in one go
         asked.bands,
+        params.pixel_identity(),
     )
 
 

@@ -72,7 +72,9 @@ def successful_attempt(plan: TimestampPlan, records: Sequence[BandRecord], folde
 def _attempt(
     plan: TimestampPlan, status: TimestampStatus, message: str, bands: Sequence[BandRecord] = (), folder: str = ""
 ) -> Attempt:
-    return Attempt(plan.timestamp, status, message, bands, folder, plan.inputs, plan.scene_ids)
+    return Attempt(
+        plan.timestamp, status, message, bands, folder, plan.inputs, plan.scene_ids, parameters=plan.differing
+    )
 
 
 def _problem_message(plan: TimestampPlan) -> str:

@@ -373,6 +373,31 @@ def test_parameters_reach_the_pixels(ready: SmallLake) -> None:
     assert tables["band_report"][["band", "dtype", "nodata"]].to_numpy().tolist() == [["B04", "float32", "nan"]]
 
 
+def test_each_materialization_says_with_which_parameters_and_what_changed(small_lake: SmallLake) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)), (SECOND, small_lake.add_timestamp(SECOND)))
+    small_lake.read_list()
+
+    def said() -> tuple[object, ...]:
+        (made,) = small_lake.instance.fetch_materializations(AGGREGATED, limit=1).records
+        metadata = made.asset_materialization.metadata  # type: ignore[union-attr]
+        return tuple(
+            metadata[name].value if name in metadata else None for name in ("parameters", "changed_since_last")
+        )
+
+    small_lake.aggregate(SECOND, merge_method="max", bands=["B04"])
+    small_lake.aggregate(FIRST, bands=["B04"])
+    assert said() == ("all as by default", None)
+    small_lake.tables(bands=["B04"])
+    check = small_lake.checks(REPORT)["same_parameters"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    small_lake.add_tile(scene(FIRST, "T34TFL"), "B04", pixels=noise(77, (120, 120)))
+    small_lake.aggregate(FIRST, bands=["B04"], merge_method="max")
+    tile = small_lake.lake.tile(scene(FIRST, "T34TFL"), "B04")
+    assert said() == ("merge_method=max", f"merge_method: default -> max; {tile} has other content")
+    small_lake.tables(bands=["B04"])
+    assert small_lake.checks(REPORT)["same_parameters"].passed
+
+
 @in_folder_and_bucket
 def test_a_downstream_asset_gets_the_mosaics_of_its_timestamp(ready: SmallLake) -> None:
     ready.aggregate(FIRST)

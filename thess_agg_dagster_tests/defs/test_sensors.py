@@ -67,7 +67,8 @@ class Sensor:
         new = [request for request in found.run_requests or () if request.run_key not in self.run_keys]
         self.run_keys |= {request.run_key for request in new}
         self.requests |= {request.partition_key or "": request for request in new}
-        return [request.partition_key or "" for request in new], ""
+        reason = str(found.skip_reason.skip_message) if found.skip_reason else ""
+        return [request.partition_key or "" for request in new], reason
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +152,7 @@ def test_a_list_in_the_making_or_unusable_waits_and_is_looked_at_again(
     assert "no such file yet" in sensor.tick()[1]
     assert ready.checks(TIME_SERIE) == {}
     ready.lake.time_serie.write_text("acq_date,tiles\n")
-    assert sensor.tick() == ([], "")  # which fails the check
+    assert "lacks the column" in sensor.tick()[1]
     assert "lacks the column" in str(ready.checks(TIME_SERIE)["schema"].description)
     assert "is unusable, and has not changed" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good[:60])
@@ -315,7 +316,8 @@ def test_what_changed_is_looked_for_a_few_at_a_tick(ready: SmallLake, monkeypatc
     tile.write_bytes(tile.read_bytes())
     said = [sensor.tick()[1] for _ in range(4)]
     stale = "1 published timestamps are stale"
-    assert said == ["0 published timestamps are stale", "", stale, stale]  # told once, at the second
+    new = "1 published timestamps became stale, 1 are"
+    assert said == ["0 published timestamps are stale", new, stale, stale]  # told once, at the second
     ready.aggregate(SECOND)
     assert [sensor.tick()[1] for _ in range(2)][1] == "0 published timestamps are stale"
 
