@@ -86,6 +86,17 @@ def calls(log: str) -> Iterator[Call]:
             yield Call(thread, found[1], tuple(re.split(r", (?![^\[{]*[\]}])", found[2])), int(found[3]))
 
 
+def calls_with_paths(log: str, root: Path) -> Iterator[tuple[str, str, str]]:
+    """Thread, name and path of each call of a log (with ``-y``) on something below ``root``, in order."""
+    below = f"{root}/"
+    for line in log.splitlines():
+        if found := re.match(r"(\d+)\s+(\w+)\(", line):
+            texts = [data.decode(errors="replace") for data in _strings(line.replace("<", '"').replace(">", '"'))]
+            paths = [text for text in texts if text.startswith(below) and "\n" not in text]
+            if paths:
+                yield found[1], found[2], paths[0]
+
+
 def _strings(text: str) -> list[bytes]:
     return [bytes.fromhex(each.replace("\\x", "")) for each in re.findall(r'"((?:\\x[0-9a-f]{2})*)"', text)]
 
