@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from thess_agg_dagster_tests.conftest import FIRST, SmallLake
 from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, statuses
 from thess_agg_dagster_tests.services import Client
@@ -57,6 +59,7 @@ def test_the_commands_of_docs_downloads(small_lake: SmallLake) -> None:
     assert statuses(small_lake.lake) == {FIRST: "success"}
 
 
+@pytest.mark.xdist_group("dagster dev")
 def test_the_commands_of_docs_dagster_from_a_list_to_the_ui(small_lake: SmallLake) -> None:
     small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
     (block,) = blocks("docs/DAGSTER.md")
