@@ -166,14 +166,14 @@ class S3Server:
 @contextmanager
 def serving_s3() -> Iterator[S3Server]:
     """A real S3 API server (moto's), empty at first."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log_request(self, *args: object) -> None:
             pass
 
-    api = DomainDispatcherApplication(create_backend_app)
+    api = create_backend_app("s3")  # not moto's own server, which looks through all of AWS for each request
     server = S3Server()
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:

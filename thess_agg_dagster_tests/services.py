@@ -63,11 +63,14 @@ class Client:
         """Raise where a process that should be alive is not."""
 
     def wait_until(self, true: Callable[[], bool], seconds: float = 400) -> None:
+        """Asks often at first, then once a second: each question is a connection to a database."""
         deadline = time.monotonic() + seconds
+        pause = 0.1
         while not true():
             self.check()
             assert time.monotonic() < deadline, self.logs()
-            time.sleep(1)
+            time.sleep(pause)
+            pause = min(1, 1.5 * pause)
 
     def logs(self) -> str:
         """What helps to understand a failure."""

@@ -52,7 +52,6 @@ def _interval() -> int:
 
 
 _SECONDS = _interval()
-# Tag of a run: why it was launched.
 # A file that changed less than this ago may still be in the making.
 _SETTLE_SECONDS = 5
 # More runs than this are asked for over several ticks, each short enough for Dagster to answer for.

@@ -148,16 +148,16 @@ def test_an_option_before_a_subcommand_is_refused_and_not_lost() -> None:
 
 
 def test_an_unusable_list_is_exit_2(small_lake: SmallLake) -> None:
-    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root))
-    assert result.returncode == 2
+    result = invoke("--data-lake", str(small_lake.root))
+    assert result.exit_code == 2
     assert "time_serie.csv: no such file" in result.stderr.replace("\n", "")
     assert "Traceback" not in result.stderr
 
 
 def test_a_refused_row_is_told_and_is_exit_1(small_lake: SmallLake) -> None:
     small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST, ["B04"])), ("nonsense", ["a"]))
-    result = run("thess_agg_dagster", "--data-lake", str(small_lake.root), "--bands", "B04")
-    assert result.returncode == 1
+    result = invoke("--data-lake", str(small_lake.root), "--bands", "B04")
+    assert result.exit_code == 1
     assert "line 3" in result.stderr
     assert statuses(small_lake.lake) == {FIRST: "success"}
 

@@ -1,4 +1,7 @@
-"""``dagster dev`` as a data engineer uses it: a real webserver and daemon, driven through GraphQL."""
+"""``dagster dev`` as a data engineer uses it: a real webserver and daemon, driven through GraphQL.
+
+One for all tests of this file: it takes longer to start than they take.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,14 @@ from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
 from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, invoke, run
 from thess_agg_dagster_tests.services import Client, free_port
 
+pytestmark = pytest.mark.xdist_group("dagster dev")
+
 
 class Ui(Client):
     """A running ``dagster dev`` on a lake."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         home = run("thess_agg_dagster.runs.instance", str(root)).stdout.strip()
         port = free_port()
         environment = clean_environment() | {"DATA_LAKE": str(root), "DAGSTER_HOME": home, "THESS_SENSOR_SECONDS": "5"}
@@ -65,10 +71,15 @@ def dagster_dev(root: Path) -> Iterator[Ui]:
         opened.close()
 
 
-@pytest.fixture
-def ui(small_lake: SmallLake) -> Iterator[Ui]:
-    with dagster_dev(small_lake.root) as opened:
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    with dagster_dev(tmp_path_factory.mktemp("lake")) as opened:
         yield opened
+
+
+@pytest.fixture
+def small_lake(ui: Ui) -> SmallLake:
+    return SmallLake(ui.root, ui.instance)
 
 
 def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
@@ -123,7 +134,7 @@ def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     """A run that decodes for tens of seconds is told to stop in the UI: it does, at once, and leaves the truth."""
     small_lake.list_rows((FIRST, small_lake.add_slow_timestamp(FIRST, (6000, 3000))))  # and a sensor launches it
     ui.wait_until(lambda: small_lake.lake.staging.is_dir() and any(small_lake.lake.staging.iterdir()))
-    (started,) = ui.runs(dg.DagsterRunStatus.STARTED)
+    (started,) = ui.runs(dg.DagsterRunStatus.STARTED, tags={"dagster/partition": FIRST})
     assert ui.terminate(started.run_id) == "TerminateRunSuccess"
     ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=15)
     assert list(small_lake.lake.staging.iterdir()) == []
@@ -132,6 +143,6 @@ def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     # The report follows by itself, and says so.
     status = small_lake.lake.audit_table("status")
     ui.wait_until(lambda: status.exists() and "exception" in status.read_text())
-    (row,) = small_lake.tables_on_disk()["status"].to_dict("records")
+    (row,) = small_lake.tables_on_disk()["status"].query("timestamp == @FIRST").to_dict("records")
     assert row["run_id"] == started.run_id
     assert "stopped" in row["message"]

@@ -27,7 +27,7 @@ from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise, read
 from thess_agg_dagster_tests.services import Fleet, Service, fleet
 
-pytestmark = pytest.mark.fleet
+pytestmark = [pytest.mark.fleet, pytest.mark.xdist_group("fleet")]
 
 QUEUED, STARTED = dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED
 SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
@@ -98,7 +98,7 @@ def read_list(services: Fleet) -> None:
 
 
 def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, services: Fleet) -> None:
-    lake, given, keys = small_lake.lake, environment(small_lake), timestamps(44)
+    lake, given, keys = small_lake.lake, environment(small_lake), timestamps(24)
     ids = {key: add_timestamp(small_lake, key, number) for number, key in enumerate(keys)}
     services.start_dagster("workspace.yaml", {ONLY_LAKE: given}, LAUNCHING)
     services.start_worker("one", given)
@@ -114,7 +114,7 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
     def work_of_two() -> list[dg.DagsterRun]:
         return [run for run in services.runs(STARTED) if executed_in(run) in pids_of(two)]
 
-    services.wait_until(lambda: succeeded() >= 6)
+    services.wait_until(lambda: succeeded() >= 4)
     lost: list[dg.DagsterRun] = []
     while not lost:  # a run may end just before the kill
         services.wait_until(lambda: bool(work_of_two()))
@@ -123,9 +123,9 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
         lost = [run for run in doomed if services.status(run.run_id) == STARTED]
         two = services.start_worker("two", given)
 
-    services.wait_until(lambda: succeeded() >= 16)
+    services.wait_until(lambda: succeeded() >= 9)
     services.restart_redis()
-    services.wait_until(lambda: succeeded() >= 26)
+    services.wait_until(lambda: succeeded() >= 14)
     services.wait_until(lambda: bool(services.runs(STARTED)))
     services.restart_postgres(signal.SIGQUIT)  # "immediate": nobody is told, and it recovers when it starts
 
