@@ -45,6 +45,17 @@ def find_due(
     context.log_event(dg.AssetObservation(REPORT, description=found, metadata={DUE: dg.MetadataValue.json(wanted)}))
 
 
+def due_in(found: dg.EventLogRecord | None) -> list[str]:
+    """The timestamps that an observation of the report says to be due."""
+    event = found.event_log_entry.dagster_event if found else None
+    if event is None or not event.is_asset_observation:
+        return []
+    value = event.asset_observation_data.asset_observation.metadata.get(DUE)
+    return (
+        list(map(str, value.data)) if isinstance(value, dg.JsonMetadataValue) and isinstance(value.data, list) else []
+    )
+
+
 @dg.job(
     description="Everything missing, failed or changed, each timestamp in a run of its own; the report follows. What "
     "`python -m thess_agg_dagster` does, by way of the run queue.",

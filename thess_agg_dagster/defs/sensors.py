@@ -22,8 +22,8 @@ from thess_agg_dagster.audit.tables import COLUMNS, EVENTS_UP_TO, TABLES_DIGEST,
 from thess_agg_dagster.defs.checks import unusable_list
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.defs.jobs import (
-    DUE,
     aggregate_timestamps,
+    due_in,
     missing_or_failed,
     report_only,
     verify_published,
@@ -248,7 +248,7 @@ def report_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourcePa
 )
 def missing_or_failed_sensor(context: dg.SensorEvaluationContext) -> Tick:
     found = next(iter(context.instance.fetch_observations(REPORT, limit=1).records), None)
-    due = _due(found)
+    due = due_in(found)
     cursor = json.loads(context.cursor) if context.cursor else {}
     done = cursor.get("done", 0) if found and cursor.get("found") == found.storage_id else 0
     if not found or done >= len(due):
@@ -270,17 +270,6 @@ def missing_or_failed_sensor(context: dg.SensorEvaluationContext) -> Tick:
         dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
         asset_events=[first_sight(key) for key in new],
         cursor=json.dumps({"found": found.storage_id, "done": done + len(now)}),
-    )
-
-
-def _due(found: dg.EventLogRecord | None) -> list[str]:
-    """The timestamps that an observation of the report says to be due."""
-    event = found.event_log_entry.dagster_event if found else None
-    if event is None or not event.is_asset_observation:
-        return []
-    value = event.asset_observation_data.asset_observation.metadata.get(DUE)
-    return (
-        list(map(str, value.data)) if isinstance(value, dg.JsonMetadataValue) and isinstance(value.data, list) else []
     )
 
 
