@@ -189,6 +189,7 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         "provenance",
         False,
         "Write which scene each pixel came from (source.tif) and how many had a valid one (observations.tif).",
+        pixels=False,
     )
     seams: bool = _parameter("seams", False, "With provenance: draw on the quicklook where one scene ends.")
     download_from: list[str] = _parameter(
@@ -411,7 +412,7 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
 
         Raises ``AreaError``.
         """
-        return json.dumps(self._recorded([*_PIXELS, "bands", "stac"]), sort_keys=True, allow_nan=False)
+        return json.dumps(self._recorded([*_PIXELS, "bands", "stac", "provenance"]), sort_keys=True, allow_nan=False)
 
     def _recorded(self, names: Iterable[str]) -> dict[str, Any]:
         values = {name: _spelled(getattr(self, name)) for name in names}

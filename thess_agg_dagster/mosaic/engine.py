@@ -29,16 +29,15 @@ from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels, TileReader
 from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff, threads_of
 from thess_agg_dagster.mosaic.grid import Box, windows
 from thess_agg_dagster.mosaic.layers import LayerReader, Needs
-from thess_agg_dagster.mosaic.origins import NOWHERE, OriginFiles, Origins, WindowOrigins, source_dtype
+from thess_agg_dagster.mosaic.origins import OriginFiles, Origins, WindowOrigins
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.preview import Preview
 from thess_agg_dagster.mosaic.tiles import Tile, first_line, gdal_env
 
 #: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden. (2048 is as fast
 #: and takes 50 MB more.)
 WINDOW = 1536
-#: Pixels of a mosaic's longer side in its preview, at most.
-PREVIEW = 800
 # Windows side by side in one strip, and bytes of decoded blocks that may wait in memory for their next window.
 _STRIP = 12
 _CACHE_BYTES = 24 * 2**20
@@ -58,7 +57,7 @@ class MosaicStats:
     ``valid_share`` and ``masked_share`` count pixels of the whole grid (where all but an area is emptied: of the area),
     0 to 1; the masked ones would hold a value without the SCL mask. ``overwritten_pixels`` are valid, but have the value
     of the mosaic's nodata and read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at most
-    :data:`PREVIEW` a side. ``histogram`` counts the pixels of each class of a mosaic of classes, shape ``(256,)`` (255:
+    800 a side. ``histogram`` counts the pixels of each class of a mosaic of classes, shape ``(256,)`` (255:
     whatever is no uint8), where some tile has a pixel; ``None`` for other bands, and where ``count`` or ``sum`` made
     other numbers of the classes. Where origins are written, ``tile_shares`` tells which share of the valid pixels came
     from each tile, by its number, and ``origins`` is the preview of the source.
@@ -111,7 +110,7 @@ def write_mosaic(
                     merger.run()
                 target.file.update_tags(**tags())
         except (RasterioError, OSError) as error:
-            raise WriteError(_write_problem(path, plan, _cause(error))) from error
+            raise WriteError(write_problem(path, plan, error)) from error
     rows, cols = plan.grid.shape
     pixels = max(1, int(rows) * int(cols) - merger.outside_pixels)
     return MosaicStats(
@@ -122,12 +121,12 @@ def write_mosaic(
         blocks_decoded=merger.cache.decoded,
         seconds=time.perf_counter() - started,
         bytes=path.stat().st_size,
-        preview=merger.preview,
+        preview=merger.preview.pixels,
         histogram=merger.histogram,
         tile_shares=None
         if origins is None
         else {number: count / max(1, merger.valid_pixels) for number, count in sorted(origins.counts.items())},
-        origins=None if origins is None else origins.preview,
+        origins=None if origins is None else origins.preview.pixels,
     )
 
 
@@ -137,7 +136,8 @@ def _cause(error: BaseException) -> str:
     return first_line(error if itself else error.__cause__ or error)
 
 
-def _write_problem(path: Path, plan: MosaicPlan, cause: str) -> str:
+def write_problem(path: Path, plan: MosaicPlan, error: RasterioError | OSError) -> str:
+    """Why a raster cannot be written, and what to look at."""
     rows, cols = plan.grid.shape
     # A cloud-optimized one is made from a draft, by way of overviews.
     needed = rows * cols * np.dtype(plan.dtype).itemsize / 1e6 * (3 if plan.options.cog else 1)
@@ -146,7 +146,7 @@ def _write_problem(path: Path, plan: MosaicPlan, cause: str) -> str:
     except OSError:
         room = "its folder cannot be looked at"
     return (
-        f"{path}: cannot be written ({cause}); it takes up to {needed:.0f} MB before compression, {room}; "
+        f"{path}: cannot be written ({_cause(error)}); it takes up to {needed:.0f} MB before compression, {room}; "
         "check disk space, quota and permissions"
     )
 
@@ -189,12 +189,7 @@ class _Merger:
         self.overwritten_pixels = 0
         self.masked_pixels = 0
         self.outside_pixels = 0
-        rows, cols = (int(size) for size in plan.grid.shape)
-        self._step = math.ceil(max(rows, cols) / PREVIEW)
-        small = -(-rows // self._step), -(-cols // self._step)
-        self.preview: Pixels = np.full(small, plan.nodata, self._dtype)
-        if origins is not None:
-            origins.preview = np.full(small, NOWHERE, source_dtype(plan))
+        self.preview = Preview(plan.grid, plan.nodata, self._dtype)
         self.histogram = np.zeros(256, np.int64) if holds_classes(plan) else None
 
     def _add(self, tile: Tile) -> int:
@@ -240,7 +235,7 @@ class _Merger:
                 ~np.isnan(merged) if math.isnan(self._plan.nodata) else merged != self._dtype.type(self._plan.nodata)
             )
         valid = empty.size - int(np.count_nonzero(empty))
-        self._show(window, merged, self.preview)
+        self.preview.show(window, merged)
         counts = 0 if self.histogram is None else _counted(merged[~empty])
         with self._stats_lock:
             if self.histogram is not None:
@@ -252,14 +247,6 @@ class _Merger:
         self._target.write(window, merged, shown, self._cores)
         if self._origins is not None and origins is not None:
             self._origins.write(window, origins, self._cores)
-            self._show(window, origins.source, self._origins.preview)
-
-    def _show(self, window: Box, pixels: Pixels, preview: Pixels) -> None:
-        """Put a window's share of the pixels into a preview."""
-        step = self._step
-        seen = pixels[-window.top % step :: step, -window.left % step :: step]
-        top, left = -(-window.top // step), -(-window.left // step)
-        preview[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
 
     def _merged(self, window: Box, reads: Sequence[Read]) -> _Merged:
         outside = self._outside(window)

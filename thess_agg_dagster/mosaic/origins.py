@@ -22,6 +22,7 @@ from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff
 from thess_agg_dagster.mosaic.grid import Box
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.mosaic.preview import Preview
 
 #: Merge methods that make a pixel of several tiles.
 MIXING = ("sum", "count")
@@ -69,7 +70,7 @@ class Origins:
         #: Pixels that came from each tile, by its number.
         self.counts: Counter[int] = Counter()
         #: The source as small as the mosaic's preview.
-        self.preview: Pixels = np.zeros((0, 0), source.dtype)
+        self.preview = Preview(plan.grid, NOWHERE, source.dtype)
 
     @classmethod
     @contextmanager
@@ -97,6 +98,7 @@ class Origins:
         pixels = found.pixels()
         with self._lock:
             self.counts.update(pixels)
+        self.preview.show(window, found.source)
         self._source.write(window, found.source, found.source != NOWHERE, cores)
         if self._observations is not None and found.observations is not None:
             self._observations.write(window, found.observations, found.observations != 0, cores)

@@ -15,7 +15,7 @@ from typing import Any
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
 from thess_agg_dagster.lake.catalogue import manifest_value
 from thess_agg_dagster.lake.checksums import checksum_files
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import SOURCE, DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic import PIXELS_VERSION
 from thess_agg_dagster.mosaic.area import read_area
@@ -139,6 +139,8 @@ def is_due(
     expected = [lake.manifest(key), lake.quicklook(key), *(lake.mosaic(key, band) for band in params.bands)]
     if params.stac:
         expected.append(lake.item(key))
+    if params.provenance:
+        expected.append(lake.mosaic(key, SOURCE))
     return not all(map(stamps, expected))
 
 

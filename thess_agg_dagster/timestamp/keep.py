@@ -14,7 +14,7 @@ from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake, is_beside
 from thess_agg_dagster.lake.time_serie import Acquisition
-from thess_agg_dagster.mosaic.engine import PREVIEW
+from thess_agg_dagster.mosaic.preview import PREVIEW
 from thess_agg_dagster.mosaic.tiles import gdal_env
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.pictures import Preview

@@ -70,9 +70,9 @@ def test_every_pixel_names_its_checksummed_tile(numbered: tuple[SmallLake, list[
     assert {each["file"]: each["checksum"] for each in manifest["outputs"]} == {
         path.name: xxh128(path) for path in folder.glob("*.tif")
     }
-    lake.aggregate(FIRST, merge_method="count", bands=["B04"])
+    lake.aggregate(FIRST, merge_method="count", bands=["B04"], drop_bands=True)
     counted = read(folder / "B04.tif")
-    lake.aggregate(FIRST, provenance=True, bands=["B04"], match_band="B04")
+    lake.aggregate(FIRST, provenance=True, bands=["B04"], match_band="B04", drop_bands=True)
     np.testing.assert_array_equal(read(folder / "observations.tif"), counted)
 
 
