@@ -42,6 +42,7 @@ class _PatientIO(StacApiIO):
     def __init__(self, first_wait: float) -> None:
         busy = Retry(
             total=_ATTEMPTS - 1,
+            connect=2,  # an address where nobody is, is told soon
             backoff_factor=first_wait,
             backoff_jitter=first_wait,
             status_forcelist=(408, 425, 429, 500, 502, 503, 504),

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import shapely
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 
 from thess_agg_dagster.catalogue_params import CatalogueParams
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.defs.catalogue import catalogue, update_catalogue_schedule
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import CATALOGUE, TIME_SERIE
+from thess_agg_dagster.keys import AGGREGATED, CATALOGUE, TIME_SERIE
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster_tests.catalogue.items import item, product_name, square
 from thess_agg_dagster_tests.catalogue.stac_api import StacApi, serving_stac
+from thess_agg_dagster_tests.conftest import FIRST, SmallLake
 
 
-def materialize(lake: Path, *, raise_on_error: bool = True) -> dg.ExecuteInProcessResult:
-    with dg.DagsterInstance.ephemeral() as instance:
+def materialize(
+    lake: Path, existing: dg.DagsterInstance | None = None, *, raise_on_error: bool = True
+) -> dg.ExecuteInProcessResult:
+    with nullcontext(existing) if existing else dg.DagsterInstance.ephemeral() as instance:
         return dg.materialize(
             [catalogue],
             instance=instance,
@@ -77,3 +83,24 @@ def test_what_is_new_is_added(api: StacApi, tmp_path: Path, monkeypatch: pytest.
         assert event.metadata["new_timestamps"].value == new
     with (tmp_path / "tables" / "time_serie.csv").open(newline="") as file:
         assert [row["tile_ids"] for row in csv.DictReader(file)] == [product_name("34TFL")]
+
+
+def test_a_search_makes_no_published_timestamp_stale(small_lake: SmallLake) -> None:
+    """As the UI asks Dagster for it; the list is read anew when a row came."""
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
+    small_lake.read_list()
+    small_lake.aggregate(FIRST)
+
+    def statuses() -> tuple[str, str]:
+        with dg.build_sensor_context(small_lake.instance, definitions=defs) as context:
+            assert context.repository_def is not None
+            loading = LoadingContextForTest(small_lake.instance)
+            resolver = CachingStaleStatusResolver(small_lake.instance, context.repository_def.asset_graph, loading)
+            return resolver.get_status(TIME_SERIE).value, resolver.get_status(AGGREGATED, FIRST).value
+
+    for _ in range(2):
+        materialize(small_lake.root, small_lake.instance)
+        small_lake.read_list()
+        assert statuses() == ("FRESH", "FRESH")
+    materialize(small_lake.root, small_lake.instance)
+    assert statuses() == ("FRESH", "FRESH")
