@@ -157,6 +157,7 @@ def test_groups_owners_and_freshness_from_the_environment() -> None:
         return found
 
     assert seen() == {
+        "catalogue": ("inputs", [], ["stac"], "None"),
         "time_serie": ("inputs", [], ["csv"], "None"),
         "cache/s2": ("inputs", [], ["geotiff"], "None"),
         "data_raw/aggregated": ("mosaics", [], ["geotiff"], "None"),

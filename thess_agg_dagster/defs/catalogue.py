@@ -6,7 +6,7 @@ from thess_agg_dagster.catalogue.search import CatalogueError
 from thess_agg_dagster.catalogue.update import update_catalogue
 from thess_agg_dagster.catalogue_params import CatalogueParams
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import CATALOGUE, LAKE
+from thess_agg_dagster.keys import CATALOGUE, OWNERS, group
 from thess_agg_dagster.lake.time_serie import TimeSerieError
 from thess_agg_dagster.params import TimestampsAggregationParams
 
@@ -16,7 +16,8 @@ _ONE_FOR_ALL = dg.DataVersion("by row")
 
 @dg.asset(
     key=CATALOGUE,
-    group_name=LAKE or "aggregation",
+    group_name=group("inputs"),
+    owners=OWNERS,
     kinds={"stac"},
     description="Searches a STAC catalogue over an area and adds what is new to `tables/time_serie.csv`; with neither "
     "`THESS_CATALOGUE_AOI` nor `THESS_CATALOGUE_FROM`, nor these in the run config, it does nothing.",
