@@ -54,17 +54,7 @@ def spelled_out(parameters: str) -> str:
 
 def changes_since(made: Attempt, now: Attempt) -> str:
     """Why a timestamp was made anew: what is other than at its last success."""
-    told = []
-    if made.parameters and made.parameters != now.parameters:
-        before, after = json.loads(made.parameters), json.loads(now.parameters)
-        for name in dict.fromkeys([*before, *after]):
-            if before.get(name) != after.get(name):
-                told.append(f"{name}: {before.get(name, 'default')} -> {after.get(name, 'default')}")
-    for what, scenes, others in (
-        ("added", now.scene_ids, made.scene_ids),
-        ("no longer listed", made.scene_ids, now.scene_ids),
-    ):
-        told += [f"{scene} {what}" for scene in scenes if scene not in others]
+    told = _asked_for_since(made, now.parameters, now.scene_ids)
     read = {path: sum for band in made.bands for path, sum in zip(band.input_files, band.input_checksums, strict=False)}
     told += [
         f"{path} has other content"
@@ -73,6 +63,29 @@ def changes_since(made: Attempt, now: Attempt) -> str:
         if read.get(path, sum) != sum
     ]
     return "; ".join(told) or "nothing: the same tiles and parameters"
+
+
+def why_stale(made: Attempt, parameters: str, scene_ids: Sequence[str], bands: Sequence[str]) -> str:
+    """What a success would be made otherwise of now, given that it would; Dagster calls all of it a new data version."""
+    told = _asked_for_since(made, parameters, scene_ids)
+    told += [f"band {band} added" for band in bands if band not in {each.band for each in made.bands}]
+    return "; ".join(told) or "tiles: their files, checksums or STAC items are other ones"
+
+
+def _asked_for_since(made: Attempt, parameters: str, scene_ids: Sequence[str]) -> list[str]:
+    """What parameters and tile list ask for otherwise than a success was made; it may not know its parameters."""
+    told = []
+    if made.parameters and made.parameters != parameters:
+        before, after = json.loads(made.parameters), json.loads(parameters)
+        for name in dict.fromkeys([*before, *after]):
+            if before.get(name) != after.get(name):
+                told.append(f"{name}: {before.get(name, 'default')} -> {after.get(name, 'default')}")
+    for what, scenes, others in (
+        ("added", scene_ids, made.scene_ids),
+        ("no longer listed", made.scene_ids, scene_ids),
+    ):
+        told += [f"{scene} {what}" for scene in scenes if scene not in others]
+    return told
 
 
 def failure_observation(attempt: Attempt) -> dg.AssetObservation:
@@ -87,14 +100,16 @@ def first_sight(timestamp: str, scene_ids: Sequence[str] = ()) -> dg.AssetObserv
     return inputs_observed(timestamp, "registered", scene_ids)
 
 
-def inputs_observed(timestamp: str, inputs: str, scene_ids: Sequence[str]) -> dg.AssetObservation:
-    """The event that tells Dagster the data version of a timestamp's raw tiles, and a person which scenes they are of."""
+def inputs_observed(timestamp: str, inputs: str, scene_ids: Sequence[str], changed: str = "") -> dg.AssetObservation:
+    """The event that tells Dagster the data version of a timestamp's raw tiles, and a person which scenes they are of and
+    what ``changed`` since its mosaics were made."""
     rows = [dg.TableRecord({"scene_id": scene_id}) for scene_id in scene_ids[:_MOST_SCENES]]
-    seen: dict[str, Any] = {
+    seen: dict[str, Any] = ({"changed": changed} if changed else {}) | {
         "scenes": len(scene_ids),
         "tiles": dg.MetadataValue.table(rows, dg.TableSchema([dg.TableColumn("scene_id")])),
     }
-    return dg.AssetObservation(RAW_TILES, partition=timestamp, metadata=seen, tags={"dagster/data_version": inputs})
+    tags = {"dagster/data_version": inputs}
+    return dg.AssetObservation(RAW_TILES, changed or None, metadata=seen, partition=timestamp, tags=tags)
 
 
 @contextmanager

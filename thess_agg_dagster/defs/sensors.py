@@ -16,6 +16,7 @@ from thess_agg_dagster.audit.event_log import (
     inputs_observed,
     latest_attempts,
     latest_successes,
+    why_stale,
 )
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS, EVENTS_UP_TO, TABLES_DIGEST, newest_event, tables_digest
@@ -190,7 +191,9 @@ def changed_inputs_sensor(
     ahead = [key for key in registered if key > cursor.get("after", "")]
     looked_at = ahead[:_MOST_ATTEMPTS]
     try:
-        changed = changed_inputs(latest_successes(context.instance, looked_at), io_manager.lake, params)
+        published = latest_successes(context.instance, looked_at)
+        changed = changed_inputs(published, io_manager.lake, params)
+        identity = params.pixel_identity()
     except (TimeSerieError, AreaError) as error:
         return dg.SkipReason(str(error))
     new = [key for key, inputs in changed.items() if told.get(key) != inputs]
@@ -202,7 +205,16 @@ def changed_inputs_sensor(
         return dg.SkipReason(f"{len(stale)} published timestamps are stale")
     listed = read_time_serie(io_manager.lake.time_serie).acquisitions
     return dg.SensorResult(
-        asset_events=[inputs_observed(key, changed[key], listed[key].scene_ids) for key in new if key in listed],
+        asset_events=[
+            inputs_observed(
+                key,
+                changed[key],
+                row.scene_ids,
+                why_stale(published[key].attempt, identity, row.scene_ids, params.bands),
+            )
+            for key in new
+            if (row := listed.get(key))
+        ],
         skip_reason=f"{len(new)} published timestamps became stale, {len(stale)} are",
     )
 

@@ -27,7 +27,7 @@ from thess_agg_dagster.defs.sensors import (
     report_sensor,
     time_serie_sensor,
 )
-from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.keys import AGGREGATED, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import run_asset
@@ -281,6 +281,15 @@ def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: p
             resolver = CachingStaleStatusResolver(ready.instance, graph, LoadingContextForTest(ready.instance))
             return {key: resolver.get_status(AGGREGATED, key).value == "STALE" for key in (FIRST, SECOND)}
 
+    def told(key: str) -> object:
+        where = dg.AssetRecordsFilter(RAW_TILES, asset_partitions=[key])
+        (record,) = ready.instance.fetch_observations(where, limit=1).records
+        event = record.event_log_entry.dagster_event
+        assert event is not None
+        observed = event.asset_observation_data.asset_observation
+        assert observed.description == observed.metadata["changed"].value
+        return observed.description
+
     ready.add_timestamp(SECOND)
     ready.read_list()
     sensor = Sensor(changed_inputs_sensor, ready)
@@ -292,6 +301,7 @@ def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: p
     ready.add_tile(scene(SECOND, "T34TFL"), "B04", pixels=noise(77, (120, 120)))
     sensor.tick()
     assert stale() == {FIRST: False, SECOND: True}
+    assert told(SECOND) == "tiles: their files, checksums or STAC items are other ones"
     assert sensor.tick() == ([], "1 published timestamps are stale")  # told once
     ready.aggregate(SECOND)
     sensor.tick()
@@ -299,6 +309,7 @@ def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: p
     monkeypatch.setenv("THESS_MERGE_METHOD", "max")
     sensor.tick()
     assert stale() == {FIRST: True, SECOND: True}
+    assert told(FIRST) == told(SECOND) == "merge_method: default -> max"  # the UI: "cache/s2 has a new data version"
     for key in (FIRST, SECOND):
         ready.aggregate(key, merge_method="max")
     sensor.tick()
