@@ -52,13 +52,21 @@ OPTION_PLANS = (
         "Options, three GeoTIFF tiles in two UTM zones",
         "two zones",
         False,
-        ("ours", *OPTIONS, "ours, harmonized", "ours, 20 m", "ours, cog"),
+        (
+            "ours",
+            *OPTIONS,
+            "ours, harmonized",
+            "ours, 20 m",
+            "ours, cog",
+            "ours, source",
+            "ours, source and observations",
+        ),
     ),
     Plan(
         "Options, three JPEG 2000 tiles in two UTM zones",
         "two zones",
         True,
-        ("ours", *OPTIONS, "ours, 20 m", "ours, 20 m from levels"),
+        ("ours", *OPTIONS, "ours, 20 m", "ours, 20 m from levels", "ours, source", "ours, source and observations"),
     ),
 )
 

@@ -27,6 +27,7 @@ from benchmarks.tiles import scl_beside
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.geotiff import creation_options
 from thess_agg_dagster.mosaic.grid import crop, footprint_on
+from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan, Source, plan_mosaic, plan_mosaics
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import gdal_env
@@ -73,17 +74,31 @@ def ours_cog(tiles: list[Path], out: Path) -> float:
     return _ours(tiles, out, MosaicOptions(cog=True))
 
 
+def ours_source(tiles: list[Path], out: Path) -> float:
+    """Which tile each pixel came from, beside the mosaic."""
+    return _ours(tiles, out, MosaicOptions(), OriginFiles(out.with_suffix(".source.tif")))
+
+
+def ours_observations(tiles: list[Path], out: Path) -> float:
+    """And how many tiles had a valid pixel, for which what lies behind the first is read, too."""
+    files = OriginFiles(out.with_suffix(".source.tif"), out.with_suffix(".observations.tif"))
+    return _ours(tiles, out, MosaicOptions(), files)
+
+
 def _coarse(tiles: list[Path]) -> Target:
     """Pixels of twice the size."""
     return Target(resolution=2 * plan(tiles).grid.resolution.x)
 
 
-def _ours(tiles: list[Path], out: Path, options: MosaicOptions) -> float:
+def _ours(tiles: list[Path], out: Path, options: MosaicOptions, beside: OriginFiles | None = None) -> float:
     started = time.perf_counter()
     sources = [Source(tile, scl_beside(tile), 1000) for tile in tiles]
     plans, _ = plan_mosaics({"B04": sources}, options)
-    write_mosaic(plans["B04"], out)
-    return time.perf_counter() - started
+    write_mosaic(plans["B04"], out, beside=beside)
+    seconds = time.perf_counter() - started
+    for path in filter(None, (beside.source, beside.observations) if beside else ()):
+        path.unlink()
+    return seconds
 
 
 def common_recipe(tiles: list[Path], out: Path) -> float:
@@ -214,6 +229,8 @@ WAYS: dict[str, Callable[[list[Path], Path], float]] = {
     "ours, 20 m": ours_coarse,
     "ours, 20 m from levels": ours_levels,
     "ours, cog": ours_cog,
+    "ours, source": ours_source,
+    "ours, source and observations": ours_observations,
     "common recipe": common_recipe,
     "rasterio.merge to file": merge_to_file,
     "gdalwarp -multi": gdalwarp,
