@@ -30,7 +30,7 @@ from thess_agg_dagster.mosaic.grid import crop, footprint_on
 from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan, Source, plan_mosaic, plan_mosaics
 from thess_agg_dagster.mosaic.target import Target
-from thess_agg_dagster.mosaic.tiles import gdal_env
+from thess_agg_dagster.storage.gdal import gdal_env
 
 CORES = os.cpu_count() or 1
 

@@ -14,7 +14,7 @@ from thess_agg_dagster.catalogue.tables import Table
 from thess_agg_dagster.lake.catalogue import item_asset
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import staged_file
-from thess_agg_dagster.storage.paths import stamp_of
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
 
 
 def write_catalogue(lake: DataLake, request: Request, outcome: Outcome, listed: Listed) -> None:
@@ -25,7 +25,7 @@ def write_catalogue(lake: DataLake, request: Request, outcome: Outcome, listed: 
     scenes = [each.scene for each in outcome.scenes if each.taken and each.timestamp in changed and each.scene]
     for scene in scenes:
         path = lake.scene_item(scene.scene_id)
-        if stamp_of(path) is None:  # one that is there is part of what mosaics were made of
+        if fingerprint_of(path) is None:  # one that is there is part of what mosaics were made of
             with staged_file(path) as file:
                 file.write_text(json.dumps(scene.item, indent=1) + "\n", encoding="utf-8")
     _write_manifest(lake, scenes, request.bands)

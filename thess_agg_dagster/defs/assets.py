@@ -44,9 +44,9 @@ from thess_agg_dagster.keys import (
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.tiles import first_line, is_transient
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.instance import BATCH, CAUSE, PARENT, claim_run, execute_here
+from thess_agg_dagster.storage.errors import first_line, is_transient
 from thess_agg_dagster.timestamp.freshness import changed_inputs, code_version, tile_names
 from thess_agg_dagster.timestamp.keep import BandsLostError
 from thess_agg_dagster.timestamp.plan import plan_timestamp

@@ -24,7 +24,8 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan, NoteKind
-from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env, gdal_name
+from thess_agg_dagster.mosaic.tiles import crs_name
+from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
 from thess_agg_dagster.storage.paths import as_os_errors, read_bytes
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 

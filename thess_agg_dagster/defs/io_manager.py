@@ -27,10 +27,12 @@ from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.layout import MANIFEST, DataLake, is_beside
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.tiles import first_line, gdal_name
 from thess_agg_dagster.products.pictures import first_look, series_at_a_glance, thumbnail
 from thess_agg_dagster.products.stac import series_collection
-from thess_agg_dagster.storage.paths import lake_path, stamp_of
+from thess_agg_dagster.storage.errors import first_line
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.gdal import gdal_name, store_env
+from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster.timestamp.build import BuildError, Outcome, Tell, build_timestamp, unpublished
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
@@ -64,7 +66,8 @@ class TimestampMosaics:
         """Open one band's mosaic; the caller closes it. Raises ``KeyError`` for a band that is not there."""
         import rasterio
 
-        return rasterio.open(gdal_name(self.paths[band]))
+        with store_env():
+            return rasterio.open(gdal_name(self.paths[band]))
 
     def read(self, band: str) -> np.ma.MaskedArray[Any, Any]:
         """One band's pixels as a whole, the empty ones masked. Raises ``KeyError`` for a band that is not there."""
@@ -127,7 +130,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""
         folder = self.lake.timestamp_folder(timestamp)
         paths = {path.stem: path for path in sorted(folder.glob("*.tif")) if not is_beside(path.stem)}
-        if not paths or not stamp_of(self.lake.manifest(timestamp)):
+        if not paths or not fingerprint_of(self.lake.manifest(timestamp)):
             raise FileNotFoundError(
                 f"{folder}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"
             )

@@ -35,7 +35,8 @@ from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.instance import CAUSE, PARENT, UNFINISHED, fail_abandoned_runs
-from thess_agg_dagster.storage.paths import is_remote, stamp_of
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.paths import is_remote
 from thess_agg_dagster.timestamp.freshness import (
     changed_inputs,
     identify_inputs,
@@ -238,7 +239,7 @@ def report_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourcePa
     others = [run for record in failures if _is_ours(run := record.dagster_run) and run.asset_selection != {REPORT}]
     failure = others[0].run_id if others else "none"
     seen_failure, _, seen_tables = (context.cursor or "").partition(" ")
-    tables = _digest(" ".join(str(stamp_of(lake.audit_table(name))) for name in COLUMNS))
+    tables = _digest(" ".join(str(fingerprint_of(lake.audit_table(name))) for name in COLUMNS))
     # Read only where they have changed since they were last found to be those of the report.
     ours = not reports or tables == seen_tables or _value(reports, TABLES_DIGEST) == tables_digest(lake)
     if told <= written and seen_failure in ("", failure) and ours:
@@ -321,7 +322,7 @@ def _unusable(cursor: dict[str, Any], stamp: list[Any] | None, message: str) -> 
 def _stamp(path: Path) -> list[Any] | None:
     """What changes whenever a file is written or replaced, its modification time kept or not."""
     if is_remote(path):
-        stamp = stamp_of(path)
+        stamp = fingerprint_of(path)
         return None if stamp is None else [stamp, path.stat().st_mtime_ns]
     try:
         stat = path.stat()

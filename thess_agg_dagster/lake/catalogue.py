@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.paths import open_text, read_if_there, stamp_of
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.paths import open_text, read_if_there
 
 # Columns of the manifest that tell of a band, `<word>_<band>`; or `<word>` in rows with a `band`.
 _WORDS = ("href", "checksum")
@@ -49,7 +50,7 @@ def manifest_value(lake: DataLake, word: str, scene_id: str, band: str) -> str:
     Raises ``OSError`` where it is there and cannot be read.
     """
     path = lake.assets_manifest
-    stamp = stamp_of(path)
+    stamp = fingerprint_of(path)
     return _read_manifest(path, stamp).get((word, scene_id, band.lower()), "") if stamp else ""
 
 

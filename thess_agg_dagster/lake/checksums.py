@@ -19,7 +19,8 @@ import xxhash
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.paths import as_os_errors, etag_of, is_remote, open_file, read_if_there, stamp_of
+from thess_agg_dagster.storage.fingerprints import etag_of, fingerprint_of
+from thess_agg_dagster.storage.paths import as_os_errors, is_remote, open_file, read_if_there
 
 OURS = "xxh128"
 _CHUNK = 2**20
@@ -146,7 +147,7 @@ class BackgroundChecksums:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksums")
-        self._stamps = {path: stamp_of(path) for path in paths}
+        self._stamps = {path: fingerprint_of(path) for path in paths}
         self._found = {
             path: self._pool.submit(_etag if is_remote(path) else checksum_of, path) for path in self._stamps
         }
@@ -160,7 +161,7 @@ class BackgroundChecksums:
     def of(self, path: Path) -> Checksum:
         """A file's checksum. Raises ``OSError``; :class:`ChangedError` where the file is not what it was at first."""
         found = self._found[path].result()
-        if stamp_of(path) != self._stamps[path]:
+        if fingerprint_of(path) != self._stamps[path]:
             raise ChangedError(f"{path}: changed while it was read; run it again")
         return found
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from thess_agg_dagster.storage.paths import files_below, is_remote, lake_path, stamps_below
+from thess_agg_dagster.storage.fingerprints import fingerprints_below
+from thess_agg_dagster.storage.paths import files_below, is_remote, lake_path
 
 #: The audit tables by short name.
 AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
@@ -93,10 +94,10 @@ class DataLake:
         return self.root / "cache" / "s2" / scene_id / f"{band}.tif"
 
     def stamps(self, scene_ids: Iterable[str] | None = None) -> Callable[[Path], str | None]:
-        """How the tiles and items of some scenes (or of all, and the mosaics) stand now: see ``storage.stamp_of``."""
+        """How the tiles and items of some scenes (or of all, and the mosaics) stand now: see ``storage.fingerprint_of``."""
         if scene_ids is None:
-            return stamps_below([self.root / "cache" / "s2", self.aggregated])
-        return stamps_below([folder for each in scene_ids for folder in self._of_scene(each)])
+            return fingerprints_below([self.root / "cache" / "s2", self.aggregated])
+        return fingerprints_below([folder for each in scene_ids for folder in self._of_scene(each)])
 
     def _of_scene(self, scene_id: str) -> tuple[Path, Path]:
         return self.tile(scene_id, "item").parent, self.scene_item(scene_id)

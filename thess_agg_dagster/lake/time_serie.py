@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from thess_agg_dagster.lake.layout import is_plain_name
-from thess_agg_dagster.storage.paths import open_text, stamp_of
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.paths import open_text
 
 COLUMNS = ("acq_datetime", "tile_ids")
 
@@ -73,7 +74,7 @@ def read_time_serie(path: Path) -> TimeSerie:
         with open_text(path) as file:
             return _read(path, file)
     except FileNotFoundError as error:
-        other = next((name for name in _OTHER_SPELLINGS if stamp_of(path.with_name(name))), None)
+        other = next((name for name in _OTHER_SPELLINGS if fingerprint_of(path.with_name(name))), None)
         hint = f"{other} beside it is another spelling; rename it" if other else "put the list of acquisitions there"
         raise TimeSerieError(f"{path}: no such file; {hint}, with the columns {', '.join(COLUMNS)}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:

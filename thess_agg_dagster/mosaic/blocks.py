@@ -26,16 +26,9 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.grid import Box
-from thess_agg_dagster.mosaic.tiles import (
-    Problem,
-    SystemFaultError,
-    Tile,
-    TileError,
-    first_line,
-    is_transient,
-    local_copy,
-    open_tile,
-)
+from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, local_copy, open_tile
+from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
+from thess_agg_dagster.storage.paths import is_remote
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -94,7 +87,7 @@ class TileReader:
                 handle = open_tile(source, self.tile.driver, self.tile.overview)
             pixels: Pixels = handle.read(1, window=Window(box.left, box.top, box.shape[1], box.shape[0]))
         except (RasterioError, OSError) as error:
-            if not isinstance(source, Path):
+            if is_remote(source):
                 # A broken connection, or a broken file? GDAL does not tell; a copy does, and is read from here on.
                 with self._copying:
                     if self._source is source:

@@ -30,7 +30,8 @@ from thess_agg_dagster.mosaic.grid import Box
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan
 from thess_agg_dagster.mosaic.preview import Preview
-from thess_agg_dagster.mosaic.tiles import Tile, gdal_env, inspect_tile
+from thess_agg_dagster.mosaic.tiles import Tile, inspect_tile
+from thess_agg_dagster.storage.gdal import gdal_env
 
 # Rows that are reduced at once: what they take stays in a core's cache.
 _ROWS = 64

@@ -33,7 +33,9 @@ from thess_agg_dagster.mosaic.origins import OriginFiles, Origins, WindowOrigins
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.preview import Preview
-from thess_agg_dagster.mosaic.tiles import Tile, first_line, gdal_env
+from thess_agg_dagster.mosaic.tiles import Tile
+from thess_agg_dagster.storage.errors import first_line
+from thess_agg_dagster.storage.gdal import gdal_env
 
 #: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden. (2048 is as fast
 #: and takes 50 MB more.)

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.grid import Box, rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.tiles import first_line
+from thess_agg_dagster.storage.errors import first_line
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader, DatasetWriter

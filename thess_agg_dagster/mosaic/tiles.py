@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
 from odc.geo.geobox import GeoBox
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
+
+from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
+from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
+from thess_agg_dagster.storage.paths import is_remote
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -40,46 +40,6 @@ _FIRST_BYTES = 4096
 # Bytes that are copied at once.
 _PIECE = 2**20
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
-
-# What GDAL calls an object store.
-_STORES = {
-    "s3": "/vsis3/",
-    "s3a": "/vsis3/",
-    "gs": "/vsigs/",
-    "gcs": "/vsigs/",
-    "az": "/vsiaz/",
-    "abfs": "/vsiaz/",
-    "abfss": "/vsiaz/",
-}
-
-# What GDAL may look at and keep while we read and write.
-GDAL_OPTIONS = {
-    # A tile is one file: no .aux.xml, .ovr, .msk or world file beside it changes what it says.
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-    "GDAL_GEOREF_SOURCES": "INTERNAL",
-    # In bytes: no cache. Blocks are decoded once and kept by our own; what is written goes to the file at once.
-    "GDAL_CACHEMAX": 1,
-    # Threads are ours to spend: one block is decoded by one thread.
-    "GDAL_NUM_THREADS": "1",
-    # An object in a bucket may be another one the next time it is opened.
-    "CPL_VSIL_CURL_NON_CACHED": ":".join(sorted(set(_STORES.values()))),
-    "GDAL_HTTP_MAX_RETRY": "3",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
-}
-
-_TRANSIENT = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
 
 # Dtypes a mosaic can keep exactly; 64-bit integers and complex numbers are refused by name.
 SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -123,15 +83,6 @@ class PlanError(Exception):
         self.problems = tuple(problems)
 
 
-class SystemFaultError(Exception):
-    """A tile could not be read just now, through no fault of the file; trying again may help."""
-
-    def __init__(self, path: Path, cause: BaseException) -> None:
-        super().__init__(
-            f"{path}: cannot be read at the moment ({first_line(cause)}); the system is at fault, not the file: run it again"
-        )
-
-
 @dataclass(frozen=True)
 class Tile:
     """What the header of a tile says.
@@ -157,38 +108,12 @@ class Tile:
         return int(rows), int(cols)
 
 
-@contextmanager
-def gdal_env() -> Iterator[None]:
-    """GDAL settings of this thread for everything this package opens."""
-    with rasterio.Env(**GDAL_OPTIONS):
-        yield
-
-
-def gdal_name(path: Path) -> str:
-    """What GDAL calls a file: its path, or ``/vsis3/bucket/key`` for one in an object store (a ``upath.UPath``).
-
-    Buckets are read by ranges. Credentials are looked for by GDAL, where they usually are; the endpoint that other
-    libraries know as ``AWS_ENDPOINT_URL`` is handed on, to all threads.
-    """
-    store = _STORES.get(getattr(path, "protocol", ""))
-    if store is None:
-        return str(path)
-    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-    if endpoint.netloc:
-        os.environ.setdefault("AWS_S3_ENDPOINT", endpoint.netloc + endpoint.path.rstrip("/"))
-        os.environ.setdefault("AWS_HTTPS", "NO" if endpoint.scheme == "http" else "YES")
-        os.environ.setdefault("AWS_VIRTUAL_HOSTING", "FALSE")
-    return store + str(path.path)  # type: ignore[attr-defined]
-
-
 def open_tile(path: Path, driver: str, overview: int | None = None) -> DatasetReader:
     """Open a tile, or one of its overviews. Call inside :func:`gdal_env`.
 
     GDAL left to itself sniffs content, so a "tile" could be a VRT that names other files or URLs;
     naming the driver leaves it no choice.
     """
-    # A tile without a transform is refused by name; rasterio need not warn of it as well.
-    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     return rasterio.open(gdal_name(path), driver=driver, **({} if overview is None else {"overview_level": overview}))
 
 
@@ -206,30 +131,10 @@ def _driver(path: Path) -> str | None:
     return "JP2OpenJPEG" if signature.startswith(_JPEG2000) else "GTiff"
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: the system, not the file, is at fault (too many open files, a stale mount, ...).
-
-    GDAL keeps only the text of what the system said, so that is looked for as well.
-    """
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, SystemFaultError) or (isinstance(chain, OSError) and chain.errno in _TRANSIENT):
-            return True
-        if any(os.strerror(code) in str(chain) for code in _TRANSIENT):
-            return True
-        chain = chain.__cause__
-    return False
-
-
 def crs_name(crs: CRS) -> str:
     """``EPSG:32635`` where the CRS has a code, else its WKT."""
     code = crs.to_epsg()
     return f"EPSG:{code}" if code else str(crs.to_wkt())
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def inspect_tile(path: Path) -> Tile:
@@ -248,7 +153,7 @@ def inspect_tile(path: Path) -> Tile:
     try:
         return _inspect(path)
     except TileError as error:
-        if isinstance(path, Path) or error.problem.kind != "unreadable_input":
+        if not is_remote(path) or error.problem.kind != "unreadable_input":
             raise
     # What GDAL says of an object in a bucket does not tell a broken connection from a broken file; a copy does.
     try:
@@ -264,7 +169,7 @@ def _inspect(path: Path) -> Tile:
 
     with gdal_env():
         try:
-            if isinstance(path, Path) and not path.is_file():
+            if not is_remote(path) and not path.is_file():
                 raise FileNotFoundError
             if (driver := _driver(path)) is None:
                 raise refuse("unreadable_input", "the file is empty; download the tile again")

@@ -18,9 +18,10 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.scl import cloud_share
-from thess_agg_dagster.mosaic.tiles import crs_name, gdal_env, gdal_name
+from thess_agg_dagster.mosaic.tiles import crs_name
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.provenance import with_paths
+from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
 from thess_agg_dagster.timestamp.freshness import identify_bands, together
 
 

@@ -11,8 +11,9 @@ import rasterio
 
 from thess_agg_dagster.lake.layout import MANIFEST, DataLake
 from thess_agg_dagster.lake.time_serie import instant_of
-from thess_agg_dagster.mosaic.tiles import gdal_name
-from thess_agg_dagster.storage.paths import lake_path, stamps_below
+from thess_agg_dagster.storage.fingerprints import fingerprints_below
+from thess_agg_dagster.storage.gdal import gdal_name, tell_all_of_the_endpoint
+from thess_agg_dagster.storage.paths import lake_path
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,9 +54,10 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     import rioxarray
     import xarray as xr
 
+    tell_all_of_the_endpoint()  # what is read lazily is opened by dask's threads, maybe again
     lake = DataLake(lake_path(data_lake))
     found: dict[datetime, Path] = {}
-    stamps = stamps_below([lake.aggregated])
+    stamps = fingerprints_below([lake.aggregated])
     for path in sorted(lake.aggregated.glob(f"[!.]*/{band}.tif")):
         if not stamps(path.with_name(MANIFEST)):
             continue  # being replaced, in a bucket

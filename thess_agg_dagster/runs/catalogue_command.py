@@ -20,7 +20,7 @@ from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.command import SOME_FAILED, UNUSABLE, main, plain_fault
 from thess_agg_dagster.runs.options import data_lake_option
-from thess_agg_dagster.storage.paths import stamp_of
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
     from thess_agg_dagster.catalogue.outcome import Outcome, Request
@@ -72,7 +72,7 @@ def catalogue(bands: str | None, dry_run: bool, aggregate: bool, aggregation: Se
         console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
         sys.exit(UNUSABLE if isinstance(error, TimeSerieError) else SOME_FAILED)
     _summarize(outcome, dry_run)
-    if aggregate and (stamp_of(DataLakeIOManager.from_environment().lake.time_serie) or not dry_run):
+    if aggregate and (fingerprint_of(DataLakeIOManager.from_environment().lake.time_serie) or not dry_run):
         _sources(params)
         main.main([*aggregation, *(["--dry-run"] if dry_run else [])], prog_name="python -m thess_agg_dagster")
 

@@ -14,12 +14,12 @@ from thess_agg_dagster.audit.own_lake import read_manifest, unknown_timestamps, 
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, timestamps
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.mosaic.tiles import first_line
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.readback import read_back
 from thess_agg_dagster.runs.batch import resources_config, run_asset
 from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.runs.options import data_lake_option
+from thess_agg_dagster.storage.errors import first_line
 
 
 @click.command(

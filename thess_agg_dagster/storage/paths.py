@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +25,7 @@ REQUESTS = 8
 # More than any raster has; than a table; than what stands beside a tile.
 _MOST_BYTES, _MOST_OF_A_TABLE, _MOST_BESIDE_A_TILE = 2**40, 2**32, 2**26
 
-_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-
-# What identifies a version of an object, by what the stores' libraries call it.
-_VERSIONS = ("ETag", "etag", "md5Hash", "generation", "last_modified", "LastModified")
+NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def lake_path(text: str | Path) -> Path:
@@ -133,44 +130,9 @@ def read_if_there(path: Path, within: Sequence[Path] = ()) -> bytes | None:
 
     Raises ``OSError``; see :func:`open_file`.
     """
-    with suppress(*_NOT_THERE):
+    with suppress(*NOT_THERE):
         return read_bytes(path, _MOST_BESIDE_A_TILE, within)
     return None
-
-
-def stamp_of(path: Path) -> str | None:
-    """A short text that changes when a file is replaced; ``None`` where there is none.
-
-    Size and modification time; in a bucket size and ETag. Raises ``OSError`` where a store does not answer.
-    """
-    with suppress(*_NOT_THERE), as_os_errors(path):
-        found = path.stat()
-        return _stamp(cast(Any, found).as_info()) if is_remote(path) else f"{found.st_size} {found.st_mtime_ns}"
-    return None
-
-
-def etag_of(path: Path) -> str:
-    """What an object store says identifies the bytes of an object. Raises ``OSError``."""
-    with as_os_errors(path):
-        return _version(cast(Any, path.stat()).as_info())
-
-
-def stamps_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
-    """:func:`stamp_of` for the files in some folders: in a bucket from one listing of each, made now."""
-    if not any(map(is_remote, folders)):
-        return stamp_of
-
-    def listing(folder: Path) -> dict[str, str]:
-        remote = cast(Any, folder)
-        with suppress(FileNotFoundError), as_os_errors(folder):
-            return {name: _stamp(info) for name, info in remote.fs.find(remote.path, detail=True).items()}
-        return {}
-
-    found: dict[str, str] = {}
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        for each in pool.map(listing, folders):
-            found |= each
-    return lambda path: found.get(cast(Any, path).path)
 
 
 def files_below(folder: Path, name: str) -> list[Path]:
@@ -231,11 +193,3 @@ def upload_together(files: Iterable[Path], folder: Path, last: str) -> None:
             with suppress(FileNotFoundError):
                 store.rm_file(name)
         final.commit()
-
-
-def _stamp(info: dict[str, Any]) -> str:
-    return f"{info.get('size')} {_version(info)}"
-
-
-def _version(info: dict[str, Any]) -> str:
-    return next((str(info[name]).strip('"') for name in _VERSIONS if info.get(name)), "")

@@ -20,7 +20,8 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote, stamp_of
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote
 from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.keep import kept_bands
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
@@ -126,7 +127,7 @@ def plan_timestamp(
         {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
         identities,
         scenes,
-        params.stac or bool(stamp_of(lake.item(acquisition.timestamp))),  # one that is there is kept true
+        params.stac or bool(fingerprint_of(lake.item(acquisition.timestamp))),  # one that is there is kept true
         params.as_json(),
         {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
         bool(params.download_from),

@@ -23,8 +23,10 @@ from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.grid import whole
 from thess_agg_dagster.mosaic.scl import CLASSES
-from thess_agg_dagster.mosaic.tiles import SystemFaultError, Tile, TileError, gdal_env, inspect_tile
+from thess_agg_dagster.mosaic.tiles import Tile, TileError, inspect_tile
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.storage.errors import SystemFaultError
+from thess_agg_dagster.storage.gdal import gdal_env
 from thess_agg_dagster.storage.paths import read_if_there
 
 # A server that sends something else is asked so often.

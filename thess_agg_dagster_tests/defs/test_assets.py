@@ -18,8 +18,8 @@ from thess_agg_dagster.defs.assets import pipeline
 from thess_agg_dagster.defs.checks import AGGREGATED_CHECKS, details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, timestamps
-from thess_agg_dagster.mosaic.tiles import gdal_name
 from thess_agg_dagster.runs.batch import run_asset
+from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import ZONE_35, half_empty, noise, read
@@ -85,7 +85,7 @@ def test_three_timestamps_from_tiles_to_tables(small_lake: SmallLake) -> None:
         assert row["input_files"] == "|".join(map(str, inputs))
         assert row["output_path"] == str(small_lake.lake.mosaic(FIRST, band))
         assert row["reprojected_tiles"] == first[1]
-        with rasterio.open(gdal_name(lake_path(row["output_path"]))) as mosaic:
+        with store_env(), rasterio.open(gdal_name(lake_path(row["output_path"]))) as mosaic:
             pixels = mosaic.read(1)
             assert (row["width"], row["height"]) == (str(mosaic.width), str(mosaic.height))
             assert (row["dtype"], float(row["nodata"])) == (mosaic.dtypes[0], mosaic.nodata)
@@ -363,7 +363,7 @@ def test_the_report_check_reads_the_tables_back(ready: SmallLake) -> None:
 def test_parameters_reach_the_pixels(ready: SmallLake) -> None:
     found = ready.aggregate(FIRST, bands=["B04"], merge_method="max", resampling="bilinear", dtype="float32")
     assert statuses(found) == {"B04": "success"}
-    with rasterio.open(gdal_name(ready.lake.mosaic(FIRST, "B04"))) as mosaic:
+    with store_env(), rasterio.open(gdal_name(ready.lake.mosaic(FIRST, "B04"))) as mosaic:
         assert mosaic.dtypes == ("float32",)
         assert np.isnan(mosaic.nodata)
         assert mosaic.tags()["merge_method"] == "max"

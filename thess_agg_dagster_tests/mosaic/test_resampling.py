@@ -18,7 +18,8 @@ from thess_agg_dagster.mosaic.placement import place
 from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.target import Target
-from thess_agg_dagster.mosaic.tiles import Tile, gdal_env
+from thess_agg_dagster.mosaic.tiles import Tile
+from thess_agg_dagster.storage.gdal import gdal_env
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, Array, noise, read, write_tile
 
 # South of the equator the same meridian's zone counts from 10 000 km.

@@ -11,9 +11,9 @@ import rasterio
 from PIL import Image
 from pydantic import ValidationError
 
-from thess_agg_dagster.mosaic.tiles import gdal_name
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.pictures import quicklook
+from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.storage.paths import is_remote
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, in_folder_and_bucket
 from thess_agg_dagster_tests.products.test_provenance import etag, xxh128
@@ -57,7 +57,7 @@ def test_every_pixel_names_its_checksummed_tile(numbered: tuple[SmallLake, list[
             }
             for number, scene_id in enumerate(ids, 1)
         ]
-        with rasterio.open(gdal_name(folder / f"{name}.tif")) as file:
+        with store_env(), rasterio.open(gdal_name(folder / f"{name}.tif")) as file:
             assert json.loads(file.tags()["legend"]) == legend
             assert file.tags()["band"] == band
         assert manifest["legend"][band] == legend

@@ -15,8 +15,8 @@ import xxhash
 
 import thess_agg_dagster
 from thess_agg_dagster.lake.time_serie import Acquisition
-from thess_agg_dagster.mosaic.tiles import gdal_name
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.storage.paths import is_remote
 from thess_agg_dagster.timestamp.freshness import identify_bands
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
@@ -53,7 +53,7 @@ def test_every_file_read_and_written_is_told(two: SmallLake) -> None:
         tiles = [two.lake.tile(scene_id, band) for scene_id in scenes]
         assert report.loc[(FIRST, band), "input_checksums"] == "|".join(map(checksum, tiles))
         assert report.loc[(FIRST, band), "output_checksum"] == xxh128(two.lake.mosaic(FIRST, band))
-        with rasterio.open(gdal_name(two.lake.mosaic(FIRST, band))) as mosaic:
+        with store_env(), rasterio.open(gdal_name(two.lake.mosaic(FIRST, band))) as mosaic:
             tags = mosaic.tags()
         assert tags["scenes"] == "|".join(scenes)
         assert tags["checksums"] == "|".join(map(checksum, tiles))

@@ -25,9 +25,9 @@ from rio_cogeo.cogeo import cog_validate
 
 from thess_agg_dagster.keys import REPORT
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.mosaic.tiles import gdal_name
 from thess_agg_dagster.products.series import open_series
 from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, write_scene
+from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import DATA, noise, read
 from thess_agg_dagster_tests.runs.test_command import invoke
@@ -318,7 +318,7 @@ def test_a_series_is_lazy_masked_and_in_order(two: SmallLake) -> None:
     ]
     assert max(series.chunksizes["x"]) == 32
     assert series.rio.crs == "EPSG:32634"
-    with rasterio.open(gdal_name(two.lake.mosaic(SECOND, "B04"))) as mosaic:
+    with store_env(), rasterio.open(gdal_name(two.lake.mosaic(SECOND, "B04"))) as mosaic:
         expected = mosaic.read(1, masked=True).astype("float32").filled(np.nan)
         x, y = mosaic.xy(3, 5)
     np.testing.assert_array_equal(series[1], expected)

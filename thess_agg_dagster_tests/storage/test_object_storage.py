@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import local_folder, staged_file
 from thess_agg_dagster.mosaic.blocks import TileReader
 from thess_agg_dagster.mosaic.grid import whole
-from thess_agg_dagster.mosaic.tiles import SystemFaultError, TileError, gdal_env, gdal_name, inspect_tile
-from thess_agg_dagster.storage.paths import is_remote, lake_path, stamp_of, upload_together
+from thess_agg_dagster.mosaic.tiles import TileError, inspect_tile
+from thess_agg_dagster.storage.errors import SystemFaultError
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.gdal import gdal_env, gdal_name, store_env
+from thess_agg_dagster.storage.paths import is_remote, lake_path, upload_together
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
 from thess_agg_dagster_tests.runs.test_command import invoke, statuses
@@ -136,7 +140,7 @@ def test_a_store_that_is_down_is_no_fault_of_the_tiles(ready: SmallLake, s3_serv
     """Not "missing": who compares later must not take the outage for a change."""
     s3_server.faults.append(("HEAD", "cache/s2", 503, 10_000))
     with pytest.raises(OSError, match=r".") as caught:
-        stamp_of(ready.lake.tile(scene(FIRST, "T34TFL"), "B04"))
+        fingerprint_of(ready.lake.tile(scene(FIRST, "T34TFL"), "B04"))
     assert not isinstance(caught.value, FileNotFoundError)
 
 
@@ -167,7 +171,7 @@ def test_a_tile_that_was_replaced_is_read_anew(ready: SmallLake) -> None:
     pixels = noise(123, (120, 120))
     ready.add_tile(scene(FIRST, "T35TKF"), "B04", east=True, pixels=pixels)
     ready.aggregate(FIRST, bands=["B04"])
-    with rasterio.open(gdal_name(ready.lake.tile(scene(FIRST, "T35TKF"), "B04"))) as tile:
+    with store_env(), rasterio.open(gdal_name(ready.lake.tile(scene(FIRST, "T35TKF"), "B04"))) as tile:
         bounds = tile.bounds
     with MemoryFile(ready.lake.mosaic(FIRST, "B04").read_bytes()) as memory, memory.open() as mosaic:
         found = mosaic.read(1, window=mosaic.window(*bounds))
@@ -228,3 +232,10 @@ def test_without_the_library_of_a_store_it_is_named(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "gcsfs" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_opening_a_tile_changes_neither_environment_nor_warnings(ready: SmallLake) -> None:
+    """Both belong to the process; GDAL is told of the endpoint by settings of its own."""
+    before, filters = dict(os.environ), list(warnings.filters)
+    ready.aggregate(FIRST, bands=["B04"])
+    assert (dict(os.environ), list(warnings.filters)) == (before, filters)

@@ -1,0 +1,49 @@
+"""Faults of the system, told from those of a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+_TRANSIENT = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+class SystemFaultError(Exception):
+    """A tile could not be read just now, through no fault of the file; trying again may help."""
+
+    def __init__(self, path: Path, cause: BaseException) -> None:
+        super().__init__(
+            f"{path}: cannot be read at the moment ({first_line(cause)}); the system is at fault, not the file: run it again"
+        )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help: the system, not the file, is at fault (too many open files, a stale mount, ...).
+
+    GDAL keeps only the text of what the system said, so that is looked for as well.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, SystemFaultError) or (isinstance(chain, OSError) and chain.errno in _TRANSIENT):
+            return True
+        if any(os.strerror(code) in str(chain) for code in _TRANSIENT):
+            return True
+        chain = chain.__cause__
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

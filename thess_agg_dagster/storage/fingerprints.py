@@ -1,0 +1,57 @@
+"""Fingerprints: short texts that tell whether a file is still the one it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from thess_agg_dagster.storage.paths import NOT_THERE, REQUESTS, as_os_errors, is_remote
+
+# What identifies a version of an object, by what the stores' libraries call it.
+_VERSIONS = ("ETag", "etag", "md5Hash", "generation", "last_modified", "LastModified")
+
+
+def fingerprint_of(path: Path) -> str | None:
+    """A short text that changes when a file is replaced; ``None`` where there is none.
+
+    Size and modification time; in a bucket size and ETag. Raises ``OSError`` where a store does not answer.
+    """
+    with suppress(*NOT_THERE), as_os_errors(path):
+        found = path.stat()
+        return _fingerprint(cast(Any, found).as_info()) if is_remote(path) else f"{found.st_size} {found.st_mtime_ns}"
+    return None
+
+
+def etag_of(path: Path) -> str:
+    """What an object store says identifies the bytes of an object. Raises ``OSError``."""
+    with as_os_errors(path):
+        return _version(cast(Any, path.stat()).as_info())
+
+
+def fingerprints_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
+    """:func:`fingerprint_of` for the files in some folders: in a bucket from one listing of each, made now."""
+    if not any(map(is_remote, folders)):
+        return fingerprint_of
+
+    def listing(folder: Path) -> dict[str, str]:
+        remote = cast(Any, folder)
+        with suppress(FileNotFoundError), as_os_errors(folder):
+            return {name: _fingerprint(info) for name, info in remote.fs.find(remote.path, detail=True).items()}
+        return {}
+
+    found: dict[str, str] = {}
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for each in pool.map(listing, folders):
+            found |= each
+    return lambda path: found.get(cast(Any, path).path)
+
+
+def _fingerprint(info: dict[str, Any]) -> str:
+    return f"{info.get('size')} {_version(info)}"
+
+
+def _version(info: dict[str, Any]) -> str:
+    return next((str(info[name]).strip('"') for name in _VERSIONS if info.get(name)), "")

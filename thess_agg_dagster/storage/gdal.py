@@ -1,0 +1,82 @@
+"""What GDAL calls a file that lies in a folder or a bucket, and the settings it works with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import rasterio
+
+# What GDAL calls an object store.
+_STORES = {
+    "s3": "/vsis3/",
+    "s3a": "/vsis3/",
+    "gs": "/vsigs/",
+    "gcs": "/vsigs/",
+    "az": "/vsiaz/",
+    "abfs": "/vsiaz/",
+    "abfss": "/vsiaz/",
+}
+
+# What GDAL may look at and keep while we read and write.
+GDAL_OPTIONS = {
+    # A tile is one file: no .aux.xml, .ovr, .msk or world file beside it changes what it says.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    # In bytes: no cache. Blocks are decoded once and kept by our own; what is written goes to the file at once.
+    "GDAL_CACHEMAX": 1,
+    # Threads are ours to spend: one block is decoded by one thread.
+    "GDAL_NUM_THREADS": "1",
+    # An object in a bucket may be another one the next time it is opened.
+    "CPL_VSIL_CURL_NON_CACHED": ":".join(sorted(set(_STORES.values()))),
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+}
+
+
+@contextmanager
+def gdal_env() -> Iterator[None]:
+    """GDAL settings of this thread for everything this package opens."""
+    with rasterio.Env(**GDAL_OPTIONS, **_endpoint()):
+        yield
+
+
+@contextmanager
+def store_env() -> Iterator[None]:
+    """What GDAL needs to find an object store, and its own settings else: for files that users go on to read."""
+    with rasterio.Env(**_endpoint()):
+        yield
+
+
+def gdal_name(path: Path) -> str:
+    """What GDAL calls a file: its path, or ``/vsis3/bucket/key`` for one in an object store (a ``upath.UPath``).
+
+    Buckets are read by ranges. Credentials are looked for by GDAL, where they usually are; of the endpoint
+    :func:`gdal_env` and :func:`store_env` tell it.
+    """
+    store = _STORES.get(getattr(path, "protocol", ""))
+    return str(path) if store is None else store + str(path.path)  # type: ignore[attr-defined]
+
+
+def tell_all_of_the_endpoint() -> None:
+    """Tell GDAL of the endpoint outside of :func:`store_env`, too, and for good: for who opens files later, on threads that
+    are not ours (dask)."""
+    for name, value in _endpoint().items():
+        os.environ.setdefault(name, value)
+
+
+def _endpoint() -> dict[str, str]:
+    """The endpoint that other libraries know as ``AWS_ENDPOINT_URL``, in GDAL's words; what is said in those counts."""
+    url = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    if not url.netloc:
+        return {}
+    found = {
+        "AWS_S3_ENDPOINT": url.netloc + url.path.rstrip("/"),
+        "AWS_HTTPS": "NO" if url.scheme == "http" else "YES",
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+    }
+    return {name: os.environ.get(name, value) for name, value in found.items()}
