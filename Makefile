@@ -42,10 +42,16 @@ debian:  ## what these need of Debian, as root: chromium, postgresql with PostGI
 screenshots: .venv/ready debian  ## the same, keeping the README's pictures
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
 
+# Dagster warns of another dagster.yaml where it is started, and that `dg dev` is to come: it starts in the lake's own folder
+# (paths that were given relative to this one are made absolute before), and is not asked to tell.
 dev: .venv/run  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
-	@lake=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \
-	DATA_LAKE=$$lake DAGSTER_HOME=$$($(BIN)/python -m thess_agg_dagster.runs.instance $$lake) \
-	env -u DAGSTER_MODULE_NAME $(BIN)/dagster dev
+	@export DATA_LAKE=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \
+	export DAGSTER_HOME=$$($(BIN)/python -m thess_agg_dagster.runs.instance "$$DATA_LAKE"); \
+	for name in DATA_LAKE THESS_TABLES THESS_AOI; do \
+	    path=$$(printenv $$name) && test -e "$$path" && export $$name="$$(realpath "$$path")"; \
+	done; \
+	cd "$$DAGSTER_HOME" && env -u DAGSTER_MODULE_NAME PYTHONWARNINGS='ignore:Function' \
+	    $(CURDIR)/$(BIN)/dagster dev -w $(CURDIR)/workspace.yaml
 
 timestamps-aggregation: timestamp-aggregation
 

@@ -165,6 +165,7 @@ def test_groups_owners_and_freshness_from_the_environment() -> None:
         "published_mosaics": ("audit", [], ["geotiff"], "None"),
     }
     given = {"THESS_OWNERS": "me@example.org, team:eo", "THESS_LIST_MAX_AGE_HOURS": "24", "THESS_LAKE": "crete"}
+    given["THESS_TIMESTAMPS_PER_RUN"] = "2"
     found = seen(**given)
     assert found["crete/time_serie"] == ("crete_inputs", ["me@example.org", "team:eo"], ["csv"], "Time")
     assert found["crete/data_raw/aggregated"][:2] == ("crete_mosaics", ["me@example.org", "team:eo"])

@@ -157,6 +157,8 @@ with warnings.catch_warnings():
 def _backfill_policy() -> dg.BackfillPolicy | None:
     """One run per timestamp, unless ``THESS_TIMESTAMPS_PER_RUN`` is a number, or ``all``."""
     given = os.environ.get("THESS_TIMESTAMPS_PER_RUN", "").strip() or "1"
+    # Backfill policies are a beta feature of Dagster 1.13, too.
+    warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
     if given == "all":
         return dg.BackfillPolicy.single_run()
     if not given.isdigit() or int(given) < 1:

@@ -59,6 +59,7 @@ def page(ui: Ui) -> Iterator[Page]:
 def keep(page: Page, name: str) -> None:
     """Keep what is seen, once nothing is loading any more."""
     page.wait_for_timeout(1500)
+    expect(page.get_by_text(re.compile("^Loading"))).to_have_count(0)
     if folder := os.environ.get("SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(folder) / f"{name}.png")
@@ -110,15 +111,17 @@ def test_a_series_from_its_list_to_its_repair(lake: DataLake, ui: Ui, page: Page
     for text in ("cloud_share", "valid_share", "megabytes_per_second", "EPSG:32635"):
         expect(page.get_by_text(text).first).to_be_visible()
 
-    # The red one says why, on the asset's page and on the run's.
+    # The red one says why, on the asset's page and on the run's: two clicks from its partition.
     reason = f"{MISSING_SCENE}: no such file; download the tile again"
+    (failed,) = ui.backfill_runs(dg.DagsterRunStatus.FAILURE)
+    partitions(page)
+    page.get_by_title(broken).click()
+    page.get_by_role("link", name=failed.run_id[:8]).first.click()
+    expect(page.get_by_text(reason).first).to_be_visible()
     page.goto(f"{AGGREGATED}?view=events&partition={quote(broken)}")
     page.get_by_text(re.compile(broken[:10])).first.click()
     expect(page.get_by_text(reason).first).to_be_visible()
     keep(page, "failure")
-    (failed,) = ui.backfill_runs(dg.DagsterRunStatus.FAILURE)
-    page.goto(f"/runs/{failed.run_id}")
-    expect(page.get_by_text(reason).first).to_be_visible()
     page.goto(f"{AGGREGATED}?view=checks&checkDetail=inputs_complete")
     page.get_by_text("Execution history").click()
     expect(page.get_by_text("no such file; download the tile again").first).to_be_visible()
@@ -153,6 +156,12 @@ def test_a_series_from_its_list_to_its_repair(lake: DataLake, ui: Ui, page: Page
     partitions(page)
     expect(page.get_by_text("Materialized (7)")).to_be_visible()
     keep(page, "partitions")
+
+    # The launchpad says at once what a parameter may not be, and launches nothing.
+    config = "resources:\n  params:\n    config:\n      merge_method: maxi\n"
+    page.goto(f"/locations/thess_agg_dagster/jobs/report_only/playground/setup?config={quote(config)}")
+    expect(page.get_by_text(re.compile("config:merge_method not in enum type .*'max'.* got maxi"))).to_be_visible()
+    expect(page.get_by_role("button", name="Launch Run")).to_be_disabled()
 
     # The automation, the graph.
     page.goto("/automation")
