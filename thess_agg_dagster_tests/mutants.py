@@ -48,12 +48,12 @@ class _WithoutAnnotations(ast.NodeTransformer):
     def visit_arg(self, node: ast.arg) -> ast.arg:
         return ast.arg(node.arg)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:  # noqa: N802
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         self.generic_visit(node)
         node.annotation = ast.Constant(None)
         return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.generic_visit(node)
         node.returns = None
         return node
@@ -164,7 +164,10 @@ def main() -> None:
             tried, survived = _survivors(module, Path(folder))
         print(*survived, sep="\n")
         noticed = tried - len(survived)
-        print(f"{module}: {noticed} of {tried} noticed, {noticed / tried:.0%}, {time.monotonic() - begun:.0f} s", flush=True)
+        print(
+            f"{module}: {noticed} of {tried} noticed, {noticed / tried:.0%}, {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

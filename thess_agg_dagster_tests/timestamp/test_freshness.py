@@ -50,7 +50,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def made_now(given: TimestampsAggregationParams, stamps: Mapping[Path, str], status: Any = "success") -> RecordedAttempt:
+def made_now(
+    given: TimestampsAggregationParams, stamps: Mapping[Path, str], status: Any = "success"
+) -> RecordedAttempt:
     identities = identify_bands(ROW, LAKE, given, given.bands, stamps.get)
     records = [BandRecord(band, "success", inputs=identities[band]) for band in given.bands]
     return RecordedAttempt(Attempt(KEY, status, "", records, inputs=together(identities)), "run", 1.0, 1)
@@ -60,7 +62,12 @@ def test_a_band_is_identified_by_version_parameters_and_files() -> None:
     stamps = all_there()
     lines = "".join(
         f"{path.parent.name}/{path.name} {stamps[path]}\n"
-        for path in [LAKE.tile("S2_A", "B04"), LAKE.tile("S2_B", "B04"), LAKE.scene_item("S2_A"), LAKE.scene_item("S2_B")]
+        for path in [
+            LAKE.tile("S2_A", "B04"),
+            LAKE.tile("S2_B", "B04"),
+            LAKE.scene_item("S2_A"),
+            LAKE.scene_item("S2_B"),
+        ]
     )
     assert identify_bands(ROW, LAKE, params(), ["B04"], stamps.get) == {"B04": digest("1\n{}\n" + lines)}
     del stamps[LAKE.tile("S2_B", "B04")]
@@ -90,7 +97,9 @@ def test_all_bands_together_are_identified_by_each() -> None:
 def test_a_file_changes_the_bands_that_read_it(changed: str, given: dict[str, Any], others: set[str]) -> None:
     stamps = all_there()
     before = identify_bands(ROW, LAKE, params(**given), ["B04", "B08"], stamps.get)
-    after = identify_bands(ROW, LAKE, params(**given), ["B04", "B08"], (stamps | {LAKE.root / "cache/s2" / changed: "x"}).get)
+    after = identify_bands(
+        ROW, LAKE, params(**given), ["B04", "B08"], (stamps | {LAKE.root / "cache/s2" / changed: "x"}).get
+    )
     assert {band for band in before if before[band] != after[band]} == others
 
 
@@ -191,7 +200,9 @@ def identity_of_0_1_0(stamps: Mapping[Path, str], bands: list[str], **given: Any
     }  # fmt: skip
     names = [*bands, "SCL"] if given.get("mask_scl_classes") and "SCL" not in bands else bands
     paths = [LAKE.tile(scene, band) for scene in ROW.scene_ids for band in names]
-    lines = [f"{path.parent.name}/{path.name} {stamps[path]}\n" for path in [*paths, *map(LAKE.scene_item, ROW.scene_ids)]]
+    lines = [
+        f"{path.parent.name}/{path.name} {stamps[path]}\n" for path in [*paths, *map(LAKE.scene_item, ROW.scene_ids)]
+    ]
     return digest(f"0.1.0\n{json.dumps(values | given, sort_keys=True)}\n" + "".join(lines))
 
 
