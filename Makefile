@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
-.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak clean
+.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
 
 demo: .venv/run  ## aggregate a small sample lake and show what came of it
 	@echo "Making a sample lake (real pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -81,6 +81,10 @@ bench-fleet: .venv/ready debian  ## timestamps a second with one and two workers
 soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[soak]"
 	$(BIN)/python -m pytest -m soak -s -n 0
+
+mutants: .venv/ready  ## faults put into the modules that decide, one at a time: how many their tests notice (MODULES="mosaic/rules ...")
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mutants]"
+	nice -n 19 $(BIN)/python -m thess_agg_dagster_tests.mutants $(MODULES)
 
 clean:  ## remove the virtual environment and the sample lake
 	rm -rf .venv sample-lake

@@ -1,0 +1,268 @@
+"""The audit tables from attempts in an event log (Dagster's, in memory; no run), against rows written by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from thess_agg_dagster.audit import tables
+from thess_agg_dagster.audit.event_log import attempt_metadata, latest_attempts
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord
+from thess_agg_dagster.audit.tables import COLUMNS, audit_tables, newest_event, table_schema, tables_digest
+from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
+from thess_agg_dagster.lake.layout import DataLake
+
+GOOD, BAD, NEW = "2023-02-02 09:21:09+00:00", "2023-04-13 09:20:29+00:00", "2023-06-22 09:15:59+00:00"
+BANDS = ("B04", "SCL")
+OLD_PLACE = "/old/lake/cache/s2"
+
+B04 = BandRecord(
+    band="B04",
+    status="success",
+    message="dtype promoted",
+    input_files=(f"{OLD_PLACE}/S2_A/B04.tif", f"{OLD_PLACE}/S2_B/B04.tif"),
+    output_path=f"/old/lake/data_raw/aggregated/{GOOD}/B04.tif",
+    crs="EPSG:32634",
+    dtype="uint16",
+    nodata=0,
+    width=30,
+    height=20,
+    tiles=2,
+    reprojected_tiles=("S2_B",),
+    valid_share=0.75,
+    seconds=1.2345,
+    bytes=1000,
+    grid="fixed",
+    resolution=10.0,
+    bounds=(600000.0, 4499800.0, 600300.125, 4500000.0),
+    masked_share=0.25,
+    baselines=("05.10", "02.14"),
+    harmonized=True,
+    input_checksums=("sha256:1", "sha256:1"),
+    output_checksum="sha256:2",
+    refetched=("S2_B/B04 cut off",),
+    inputs="of B04",
+    tile_shares=("S2_A=0.5", "S2_B=0.5"),
+)
+SCL = replace(
+    B04, band="SCL", message="", output_path="", tiles=1, crs="EPSG:32635", reprojected_tiles=("S2_B", "S2_C"),
+    valid_share=0.5, cloud_share=0.1, seconds=1.0, bytes=24, masked_share=None, bounds=(), input_checksums=(),
+)  # fmt: skip
+SUCCESS = Attempt(GOOD, "success", "B04: dtype promoted", (SCL, B04), f"/old/lake/data_raw/aggregated/{GOOD}", "all")
+FAILURE = Attempt(
+    BAD,
+    "failed_missing_inputs",
+    "B08 of S2_A: is not there",
+    (
+        BandRecord("B04", "skipped", "not merged, because of B08"),
+        BandRecord("B08", "missing_input", "is not there", missing_files=(f"{OLD_PLACE}/S2_A/B08.tif",)),
+        BandRecord("B11", "missing_input", "is not there", missing_files=(f"{OLD_PLACE}/S2_A/B08.tif", "/x/B11.tif")),
+    ),
+)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        made.add_dynamic_partitions(str(timestamps.name), [NEW, BAD, GOOD])
+        yield made
+
+
+def record(instance: dg.DagsterInstance, attempt: Attempt) -> str:
+    """Leave an attempt in the event log, as a run does; when it ended, to the second."""
+    kind: Any = dg.AssetMaterialization if attempt.status == "success" else dg.AssetObservation
+    event = kind(AGGREGATED, partition=attempt.timestamp, metadata=attempt_metadata(attempt))
+    instance.report_runless_asset_event(event)
+    ended = latest_attempts(instance)[attempt.timestamp].finished_at
+    return datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S+00:00")
+
+
+def rows(instance: dg.DagsterInstance, name: str, listed: Any = (GOOD, BAD, NEW), **given: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = audit_tables(instance, BANDS, listed, **given)[name].to_dict("records")
+    return found
+
+
+def test_the_columns_of_every_table(instance: dg.DagsterInstance) -> None:
+    for name, table in audit_tables(instance, BANDS, ()).items():
+        assert tuple(table.columns) == COLUMNS[name]
+        assert set(map(str, table.dtypes)) == {"object"}
+
+
+def test_nothing_is_known_yet(instance: dg.DagsterInstance) -> None:
+    row = {"status": "not_run", "message": "not aggregated yet", "listed": True, "seconds": None}
+    nowhere = {"run_id": "", "finished_at": ""}
+    assert rows(instance, "status") == [{"timestamp": key} | row | nowhere for key in (GOOD, BAD, NEW)]
+    report = rows(instance, "band_report")
+    assert [(each["timestamp"], each["band"]) for each in report] == [(k, b) for k in (GOOD, BAD, NEW) for b in BANDS]
+    assert {(each["status"], each["message"], each["run_id"]) for each in report} == {
+        ("skipped", "not aggregated yet", "")
+    }
+    summary = rows(instance, "summary")[0]
+    assert (summary["success"], summary["bands"], summary["failed_bands"]) == (False, "B04|SCL", "")
+    assert (summary["error_message"], summary["tiles"], summary["bytes"]) == ("not aggregated yet", None, None)
+
+
+def test_a_success(instance: dg.DagsterInstance) -> None:
+    ended = record(instance, SUCCESS)
+    status, summary, report = (rows(instance, name) for name in COLUMNS)
+    assert status[0] == {
+        "timestamp": GOOD, "status": "success", "message": "B04: dtype promoted", "listed": True, "seconds": 2.234,
+        "run_id": "", "finished_at": ended,
+    }  # fmt: skip
+    assert summary[0] == {
+        "timestamp": GOOD, "success": True, "failed_bands": "", "missing_files": "", "error_message": "",
+        "output_folder": f"/old/lake/data_raw/aggregated/{GOOD}", "bands": "B04|SCL", "crs": "EPSG:32634|EPSG:32635",
+        "tiles": 2, "reprojected_tiles": "S2_B|S2_C", "valid_share": 0.5, "cloud_share": 0.1, "seconds": 2.234,
+        "bytes": 1024, "run_id": "", "finished_at": ended, "masked_share": 0.25,
+    }  # fmt: skip
+    assert [each["band"] for each in report[:3]] == ["B04", "SCL", "B04"]
+    assert report[0] == {
+        "timestamp": GOOD, "band": "B04", "status": "success",
+        "input_files": f"{OLD_PLACE}/S2_A/B04.tif|{OLD_PLACE}/S2_B/B04.tif",
+        "output_path": f"/old/lake/data_raw/aggregated/{GOOD}/B04.tif", "message": "dtype promoted", "crs": "EPSG:32634",
+        "dtype": "uint16", "nodata": 0, "width": 30, "height": 20, "tiles": 2, "reprojected_tiles": "S2_B",
+        "valid_share": 0.75, "cloud_share": None, "seconds": 1.2345, "bytes": 1000, "run_id": "", "finished_at": ended,
+        "grid": "fixed", "resolution": 10.0, "bounds": "600000|4499800|600300.125|4500000", "masked_share": 0.25,
+        "baselines": "05.10|02.14", "harmonized": True, "input_checksums": "sha256:1|sha256:1",
+        "output_checksum": "sha256:2", "refetched": "S2_B/B04 cut off", "tile_shares": "S2_A=0.5|S2_B=0.5",
+    }  # fmt: skip
+
+
+def test_a_failure(instance: dg.DagsterInstance) -> None:
+    record(instance, FAILURE)
+    status, summary, report = (rows(instance, name) for name in COLUMNS)
+    assert (status[1]["status"], status[1]["message"]) == ("failed_missing_inputs", "B08 of S2_A: is not there")
+    assert status[1]["seconds"] is None
+    told = summary[1]
+    assert (told["success"], told["failed_bands"], told["bands"]) == (False, "B08|B11", "B04|B08|B11")
+    assert told["missing_files"] == f"{OLD_PLACE}/S2_A/B08.tif|/x/B11.tif"
+    assert told["error_message"] == "B08 of S2_A: is not there"
+    assert [(each["band"], each["status"]) for each in report if each["timestamp"] == BAD] == [
+        ("B04", "skipped"), ("B08", "missing_input"), ("B11", "missing_input"),
+    ]  # fmt: skip
+
+
+def test_the_latest_attempt_counts(instance: dg.DagsterInstance) -> None:
+    record(instance, SUCCESS)
+    failed = replace(FAILURE, timestamp=GOOD)
+    record(instance, failed)
+    assert rows(instance, "status")[0]["status"] == "failed_missing_inputs"
+    record(instance, SUCCESS)
+    assert rows(instance, "status")[0]["status"] == "success"
+
+
+def test_what_is_not_listed_any_more(instance: dg.DagsterInstance) -> None:
+    record(instance, SUCCESS)
+    found = rows(instance, "status", listed={BAD})
+    gone = "not in time_serie.csv any more (what is on disk stays)"
+    assert [(each["listed"], each["message"]) for each in found] == [
+        (False, f"{gone}; B04: dtype promoted"),
+        (True, "not aggregated yet"),
+        (False, f"{gone}; not aggregated yet"),
+    ]
+
+
+def test_paths_are_those_of_the_lake_at_hand(instance: dg.DagsterInstance) -> None:
+    record(instance, SUCCESS)
+    record(instance, FAILURE)
+    lake = DataLake(Path("/new"))
+    report = rows(instance, "band_report", lake=lake)
+    assert report[0]["input_files"] == "/new/cache/s2/S2_A/B04.tif|/new/cache/s2/S2_B/B04.tif"
+    assert report[0]["output_path"] == f"/new/data_raw/aggregated/{GOOD}/B04.tif"
+    summary = rows(instance, "summary", lake=lake)
+    assert summary[0]["output_folder"] == f"/new/data_raw/aggregated/{GOOD}"
+    assert summary[1]["missing_files"] == "/new/cache/s2/S2_A/B08.tif|/x/B11.tif"
+
+
+SILENT = "the run ended before it could report (killed, stopped, or failed before this step)"
+AGAIN = "see it in the UI, then run it again"
+
+
+@pytest.mark.parametrize(
+    ("before", "reason", "message"),
+    [
+        (None, "", f"{SILENT}; {AGAIN}"),
+        (None, "out of memory", f"{SILENT}: out of memory; {AGAIN}"),
+        (SUCCESS, "", f"{SILENT}; {AGAIN}; what was published before stays"),
+        (
+            replace(FAILURE, timestamp=GOOD),
+            "",
+            f"{SILENT}; {AGAIN}; the attempt before: failed_missing_inputs: B08 of S2_A: is not there",
+        ),
+    ],
+)
+def test_a_run_that_ended_without_a_word(
+    before: Attempt | None, reason: str, message: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(Which runs did is found by ``unreported``, which test_reliability.py kills runs for.)"""
+    if before:
+        record(instance, before)
+    monkeypatch.setattr(tables, "unreported", lambda *_: {GOOD: "run-1"})
+    monkeypatch.setattr(tables, "reason_of_end", lambda _, run: reason if run == "run-1" else "another's")
+    status, *others = rows(instance, "status")
+    assert (status["status"], status["message"]) == ("exception", message)
+    assert (status["run_id"], status["finished_at"]) == ("run-1", "")
+    assert {each["status"] for each in others} == {"not_run"}
+    told = [each for each in rows(instance, "band_report") if each["timestamp"] == GOOD]
+    assert [(each["band"], each["status"], each["message"]) for each in told] == [
+        (b, "skipped", message) for b in BANDS
+    ]
+
+
+def test_of_many_silent_runs_the_latest_are_looked_up(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"2024-01-{day:02}" for day in range(1, 31)] + [
+        f"2024-{month:02}-{day:02}" for month in (2, 3, 4) for day in range(1, 26)
+    ]
+    asked: list[str] = []
+    monkeypatch.setattr(tables, "unreported", lambda *_: {key: key for key in keys})
+    monkeypatch.setattr(tables, "reason_of_end", lambda _, run: asked.append(run) or "")
+    audit_tables(instance, BANDS, ())
+    assert asked == sorted(keys)[-100:]
+
+
+def test_every_column_has_a_type_and_a_meaning() -> None:
+    for name, columns in COLUMNS.items():
+        schema = table_schema(name)
+        assert [each.name for each in schema.columns] == list(columns)
+        assert all(each.description for each in schema.columns)
+    types = {each.name: each.type for name in COLUMNS for each in table_schema(name).columns}
+    assert {name for name, kind in types.items() if kind == "bool"} == {"success", "listed", "harmonized"}
+    assert {name for name, kind in types.items() if kind == "int"} == {"width", "height", "tiles", "bytes"}
+    shares = {"valid_share", "cloud_share", "masked_share"}
+    assert {name for name, kind in types.items() if kind == "float"} == shares | {"resolution", "seconds"}
+    assert set(types.values()) == {"bool", "int", "float", "string"}
+
+
+def test_the_newest_event_that_tables_tell_of(instance: dg.DagsterInstance) -> None:
+    assert newest_event(instance) == 0
+    record(instance, SUCCESS)
+    first = newest_event(instance)
+    assert first == latest_attempts(instance)[GOOD].storage_id
+    record(instance, FAILURE)
+    second = newest_event(instance)
+    assert second == latest_attempts(instance)[BAD].storage_id > first
+    instance.report_runless_asset_event(dg.AssetMaterialization(TIME_SERIE))
+    assert newest_event(instance) > second
+    newest = newest_event(instance)
+    instance.report_runless_asset_event(dg.AssetMaterialization("somebody else's"))
+    assert newest_event(instance) == newest
+
+
+def test_tables_are_identified_by_what_they_hold_and_where(tmp_path: Path) -> None:
+    lake = DataLake(tmp_path)
+    lake.tables_folder.mkdir()
+    nothing = tables_digest(lake)
+    assert nothing == hashlib.sha256(str(tmp_path).encode() + b"no such table" * 3).hexdigest()[:32]
+    for name in COLUMNS:
+        lake.audit_table(name).write_text(name)
+    held = str(tmp_path).encode() + b"statussummaryband_report"
+    assert tables_digest(lake) == hashlib.sha256(held).hexdigest()[:32]

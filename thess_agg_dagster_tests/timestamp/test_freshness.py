@@ -1,0 +1,249 @@
+"""What identifies a mosaic, and what is due: a lake is a table of stamps here, and identities are spelled out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.timestamp import freshness
+from thess_agg_dagster.timestamp.freshness import (
+    changed_inputs,
+    code_version,
+    current_bands,
+    identify_bands,
+    identify_inputs,
+    is_due,
+    is_identified,
+    tile_names,
+    together,
+)
+
+KEY = "2023-02-02 09:21:09+00:00"
+ROW = Acquisition(KEY, ("S2_A", "S2_B"))
+LAKE = DataLake(Path("/nowhere/lake"))
+PUBLISHED = ("manifest.json", "quicklook.jpg", "item.json", "B04.tif", "B08.tif", "SCL.tif")
+
+
+def params(**given: Any) -> TimestampsAggregationParams:
+    return TimestampsAggregationParams(**{"bands": ["B04", "B08"]} | given)
+
+
+def all_there(lake: DataLake = LAKE) -> dict[Path, str]:
+    """Every file of the two scenes and of the published timestamp, with a stamp of its own."""
+    tiles = [lake.tile(scene, band) for scene in ROW.scene_ids for band in ("B04", "B08", "SCL")]
+    items = [lake.scene_item(scene) for scene in ROW.scene_ids]
+    made = [lake.timestamp_folder(KEY) / name for name in PUBLISHED]
+    return {path: str(number) for number, path in enumerate([*tiles, *items, *made])}
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def made_now(
+    given: TimestampsAggregationParams, stamps: Mapping[Path, str], status: Any = "success"
+) -> RecordedAttempt:
+    identities = identify_bands(ROW, LAKE, given, given.bands, stamps.get)
+    records = [BandRecord(band, "success", inputs=identities[band]) for band in given.bands]
+    return RecordedAttempt(Attempt(KEY, status, "", records, inputs=together(identities)), "run", 1.0, 1)
+
+
+def test_a_band_is_identified_by_version_parameters_and_files() -> None:
+    stamps = all_there()
+    lines = "".join(
+        f"{path.parent.name}/{path.name} {stamps[path]}\n"
+        for path in [
+            LAKE.tile("S2_A", "B04"),
+            LAKE.tile("S2_B", "B04"),
+            LAKE.scene_item("S2_A"),
+            LAKE.scene_item("S2_B"),
+        ]
+    )
+    assert identify_bands(ROW, LAKE, params(), ["B04"], stamps.get) == {"B04": digest("1\n{}\n" + lines)}
+    del stamps[LAKE.tile("S2_B", "B04")]
+    missing = lines.replace("S2_B/B04.tif 3", "S2_B/B04.tif missing")
+    assert identify_bands(ROW, LAKE, params(), ["B04"], stamps.get) == {"B04": digest("1\n{}\n" + missing)}
+
+
+def test_all_bands_together_are_identified_by_each() -> None:
+    assert together({"B08": "b", "B04": "a"}) == digest('{"B04": "a", "B08": "b"}')
+    stamps = all_there().get
+    bands = identify_bands(ROW, LAKE, params(), ["B04", "B08"], stamps)
+    assert identify_inputs(ROW, LAKE, params(), stamps) == digest(json.dumps(bands))
+
+
+@pytest.mark.parametrize(
+    ("changed", "given", "others"),
+    [
+        ("S2_A/B04.tif", {}, {"B04"}),
+        ("S2_B/B08.tif", {}, {"B08"}),
+        ("S2_A/SCL.tif", {}, set()),
+        ("S2_A/SCL.tif", {"mask_scl_classes": [9]}, {"B04", "B08"}),
+        ("S2_A/B08.tif", {"match_band": "B08"}, {"B04", "B08"}),
+        ("stac_items/S2_A.json", {}, {"B04", "B08"}),
+        ("S2_A/B04.tif.sha256", {}, {"B04"}),
+    ],
+)
+def test_a_file_changes_the_bands_that_read_it(changed: str, given: dict[str, Any], others: set[str]) -> None:
+    stamps = all_there()
+    before = identify_bands(ROW, LAKE, params(**given), ["B04", "B08"], stamps.get)
+    after = identify_bands(
+        ROW, LAKE, params(**given), ["B04", "B08"], (stamps | {LAKE.root / "cache/s2" / changed: "x"}).get
+    )
+    assert {band for band in before if before[band] != after[band]} == others
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"resampling": "cubic"}, False),
+        ({"merge_method": "max"}, False),
+        ({"mask_scl_classes": [9]}, False),
+        ({"stac": True}, True),
+        ({"threads": 1}, True),
+    ],
+)
+def test_parameters_that_decide_pixels_change_it(given: dict[str, Any], same: bool) -> None:
+    stamps = all_there().get
+    assert (identify_inputs(ROW, LAKE, params(), stamps) == identify_inputs(ROW, LAKE, params(**given), stamps)) is same
+
+
+def test_a_checksum_that_is_published_later_changes_its_band(tmp_path: Path) -> None:
+    lake = DataLake(tmp_path)
+    before = identify_bands(ROW, lake, params(), ["B04", "B08"])
+    lake.assets_manifest.parent.mkdir()
+    lake.assets_manifest.write_text(f"scene_id,checksum_b04\nS2_A,{'0' * 64}\n")
+    after = identify_bands(ROW, lake, params(), ["B04", "B08"])
+    assert after["B04"] != before["B04"]
+    assert after["B08"] == before["B08"]
+
+
+def test_tiles_that_a_timestamp_reads() -> None:
+    def bands(required: bool = False, **given: Any) -> list[str]:
+        names = tile_names(ROW, params(**given), required)
+        assert [scene for scene, _ in names] == sorted(["S2_A", "S2_B"] * (len(names) // 2))
+        return [band for scene, band in names if scene == "S2_B"]
+
+    assert bands() == ["B04", "B08"]
+    assert bands(mask_scl_classes=[9]) == ["B04", "B08", "SCL"]
+    assert bands(mask_scl_classes=[9], bands=["scl", "B04"]) == ["scl", "B04"]
+    assert bands(mask_scl_classes=[9], missing_scl="unmasked") == ["B04", "B08", "SCL"]
+    assert bands(required=True, mask_scl_classes=[9], missing_scl="unmasked") == ["B04", "B08"]
+    assert bands(required=True, mask_scl_classes=[9]) == ["B04", "B08", "SCL"]
+
+
+def test_due_without_a_success() -> None:
+    stamps = all_there()
+    assert is_due(ROW, None, LAKE, params(), stamps.get)
+    for status in ("failed_no_tiles", "failed_missing_inputs", "failed_invalid_inputs", "failed_merge", "exception"):
+        assert is_due(ROW, made_now(params(), stamps, status), LAKE, params(), stamps.get)
+    assert not is_due(ROW, made_now(params(), stamps), LAKE, params(), stamps.get)
+
+
+@pytest.mark.parametrize(
+    ("given", "due"),
+    [
+        ({}, False),
+        ({"bands": ["B08"]}, False),
+        ({"bands": ["B04", "B08", "SCL"]}, True),
+        ({"stac": True}, False),
+        ({"resampling": "cubic"}, True),
+    ],
+)
+def test_due_with_other_parameters(given: dict[str, Any], due: bool) -> None:
+    stamps = all_there()
+    assert is_due(ROW, made_now(params(), stamps), LAKE, params(**given), stamps.get) is due
+
+
+@pytest.mark.parametrize("gone", PUBLISHED)
+@pytest.mark.parametrize("stac", [False, True])
+def test_due_where_something_is_gone(gone: str, stac: bool) -> None:
+    stamps = all_there()
+    last = made_now(params(stac=stac), stamps)
+    del stamps[LAKE.timestamp_folder(KEY) / gone]
+    expected = gone in ("manifest.json", "quicklook.jpg", "B04.tif", "B08.tif") or (stac and gone == "item.json")
+    assert is_due(ROW, last, LAKE, params(stac=stac), stamps.get) is expected
+
+
+def test_due_with_other_tiles() -> None:
+    stamps = all_there()
+    last = made_now(params(), stamps)
+    assert is_due(Acquisition(KEY, ("S2_A",)), last, LAKE, params(), stamps.get)
+    assert is_due(Acquisition(KEY, ("S2_B", "S2_A")), last, LAKE, params(), stamps.get)
+    assert is_due(ROW, last, LAKE, params(), (stamps | {LAKE.tile("S2_B", "B08"): "new"}).get)
+
+
+def test_current_bands_are_those_made_of_what_is_there() -> None:
+    stamps = all_there()
+    made = made_now(params(bands=["B04", "B08", "SCL"]), stamps).attempt
+    stamps[LAKE.tile("S2_A", "B08")] = "new"
+    assert current_bands(made, ROW, LAKE, params(), stamps.get) == {"B04", "SCL"}
+
+
+def identity_of_0_1_0(stamps: Mapping[Path, str], bands: list[str], **given: Any) -> str:
+    """As that release made it: its number, all parameters, tiles, items."""
+    values: dict[str, Any] = {
+        "aoi": None, "aoi_mask": False, "bands": bands, "bounds": None, "compress": "zstd", "dtype": None,
+        "format": "geotiff", "grid": "tiles", "harmonize": False, "mask_scl_classes": [], "match_band": None,
+        "merge_method": "first", "missing_scl": "fail", "nodata": float("nan"), "overviews": False,
+        "reduction": "average", "resampling": "nearest", "resolution": None, "stac": False, "target_crs": "first",
+    }  # fmt: skip
+    names = [*bands, "SCL"] if given.get("mask_scl_classes") and "SCL" not in bands else bands
+    paths = [LAKE.tile(scene, band) for scene in ROW.scene_ids for band in names]
+    lines = [
+        f"{path.parent.name}/{path.name} {stamps[path]}\n" for path in [*paths, *map(LAKE.scene_item, ROW.scene_ids)]
+    ]
+    return digest(f"0.1.0\n{json.dumps(values | given, sort_keys=True)}\n" + "".join(lines))
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"stac": True}, {"merge_method": "max", "dtype": "float32"}, {"mask_scl_classes": [9]}]
+)
+def test_what_0_1_0_made_is_current(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = all_there()
+    bands = ["B04", "B08"]
+    records = [BandRecord(band, "success") for band in bands]
+    made = Attempt(KEY, "success", "", records, inputs=identity_of_0_1_0(stamps, bands, **given), schema=0)
+    assert current_bands(made, ROW, LAKE, params(**given), stamps.get) == set(bands)
+    assert not is_due(ROW, RecordedAttempt(made, "run", 1.0, 1), LAKE, params(**given), stamps.get)
+    assert current_bands(made, ROW, LAKE, params(**given, resampling="cubic"), stamps.get) == set()
+    assert current_bands(replace(made, schema=1), ROW, LAKE, params(**given), stamps.get) == set()
+    # Other pixels than that release's: then it is not.
+    monkeypatch.setattr(freshness, "PIXELS_VERSION", 2)
+    assert current_bands(made, ROW, LAKE, params(**given), stamps.get) == set()
+
+
+def test_the_first_version_of_the_pixels_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert code_version() is None
+    monkeypatch.setattr(freshness, "PIXELS_VERSION", 2)
+    assert code_version() == "2"
+
+
+def test_changes_are_told_of_listed_timestamps_that_were_made_of_something_else(tmp_path: Path) -> None:
+    lake = DataLake(tmp_path)
+    for path in all_there(lake):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1")
+    lake.tables_folder.mkdir()
+    lake.time_serie.write_text(f"acq_datetime,tile_ids\n{KEY},S2_A|S2_B\n")
+    identities = identify_bands(ROW, lake, params(), ["B04", "B08"])
+    assert identities == identify_bands(ROW, lake, params(), ["B04", "B08"], lake.stamps())
+    records = [BandRecord(band, "success", inputs=text) for band, text in identities.items()]
+    made = RecordedAttempt(Attempt(KEY, "success", "", records), "run", 1.0, 1)
+    published = {KEY: made, "2020-01-01": made}
+    assert changed_inputs(published, lake, params()) == {}
+    assert is_identified(together(identities), ROW, lake, params())
+    lake.tile("S2_B", "B08").write_bytes(b"12")
+    assert changed_inputs(published, lake, params()) == {KEY: identify_inputs(ROW, lake, params())}
+    assert changed_inputs(published, lake, params(bands=["B04"])) == {}
+    assert not is_identified(together(identities), ROW, lake, params())
