@@ -81,7 +81,7 @@ def mutants(source: str) -> Iterator[str]:
 
 
 @dataclass
-class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
     """Imports one module as ``text`` has it."""
 
     name: str

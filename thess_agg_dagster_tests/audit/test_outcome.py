@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, get_args
 
@@ -47,11 +48,12 @@ def test_the_first_fault_on_the_way_decides(count: int) -> None:
 def test_shares_of_an_attempt(name: str, expected: float) -> None:
     """The least valid, the most masked, the clouds of the one band that tells."""
     values: list[Any] = [None, 0.7, 0.2, None]
+    zero: Any = 0.0
     bands = [BandRecord(str(number), "success", **{name: value}) for number, value in enumerate(values)]
     attempt = Attempt("2023", "success", "", bands)
     assert getattr(attempt, name) == expected
     assert getattr(Attempt("2023", "success", "", bands[:1]), name) is None
-    assert getattr(Attempt("2023", "success", "", [BandRecord("B04", "success", **{name: 0.0})]), name) == 0
+    assert getattr(Attempt("2023", "success", "", [replace(BandRecord("B04", "success"), **{name: zero})]), name) == 0
 
 
 def test_an_attempt_carries_the_version_of_its_record() -> None:

@@ -85,8 +85,8 @@ def record(instance: dg.DagsterInstance, attempt: Attempt) -> str:
 
 
 def rows(instance: dg.DagsterInstance, name: str, listed: Any = (GOOD, BAD, NEW), **given: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = audit_tables(instance, BANDS, listed, **given)[name].to_dict("records")
-    return found
+    table = audit_tables(instance, BANDS, listed, **given)[name]
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
 def test_the_columns_of_every_table(instance: dg.DagsterInstance) -> None:
@@ -224,7 +224,12 @@ def test_of_many_silent_runs_the_latest_are_looked_up(
     ]
     asked: list[str] = []
     monkeypatch.setattr(tables, "unreported", lambda *_: {key: key for key in keys})
-    monkeypatch.setattr(tables, "reason_of_end", lambda _, run: asked.append(run) or "")
+
+    def note(_: object, run: str) -> str:
+        asked.append(run)
+        return ""
+
+    monkeypatch.setattr(tables, "reason_of_end", note)
     audit_tables(instance, BANDS, ())
     assert asked == sorted(keys)[-100:]
 
