@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -18,7 +19,7 @@ from pyproj.exceptions import CRSError
 from thess_agg_dagster.lake.layout import is_beside, is_plain_name
 from thess_agg_dagster.mosaic.area import is_wkt, read_area
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
-from thess_agg_dagster.mosaic.plan import MosaicOptions
+from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.scl import CLASSES
 from thess_agg_dagster.mosaic.target import FIRST, MAJORITY, Target
@@ -363,30 +364,15 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
 
     def mosaic_options(self) -> MosaicOptions:
         """What the engine needs to know. Reads the aoi; raises ``AreaError`` where it cannot be used."""
-        target = Target(
-            crs=self.target_crs,
-            fixed=self.grid == "fixed",
-            bounds=None if self.bounds is None else (self.bounds[0], self.bounds[1], self.bounds[2], self.bounds[3]),
-            resolution=self.resolution,
-            area=None if self.aoi is None else read_area(self.aoi),
-            match_band=self.match_band,
-        )
-        return MosaicOptions(
-            merge_method=self.merge_method,
-            resampling=self.resampling,
-            nodata=self.nodata,
-            dtype=self.dtype,
-            compress=self.compress,
-            threads=self.threads,
-            target=target,
-            reduction=self.reduction,
-            overviews=self.overviews,
-            empty_outside=self.aoi_mask,
-            mask=tuple(self.mask_scl_classes),
-            unmasked=self.missing_scl == "unmasked",
-            harmonize=self.harmonize,
-            cog=self.format == "cog",
-        )
+        # A parameter goes to the engine under its own name.
+        given = self._values() | {
+            "aoi": None if self.aoi is None else read_area(self.aoi),
+            "bounds": None if self.bounds is None else tuple(self.bounds),
+            "mask_scl_classes": tuple(self.mask_scl_classes),
+        }
+        target = Target(**{field.name: given[field.name] for field in fields(Target)})
+        given["target"] = target
+        return MosaicOptions(**{field.name: given[field.name] for field in fields(MosaicOptions)})
 
     def run_config(self) -> dict[str, Any]:
         """These parameters as run config; unset ones are left out, as is NaN, which is no JSON."""
