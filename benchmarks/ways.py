@@ -27,9 +27,9 @@ from benchmarks.tiles import scl_beside
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.geotiff import creation_options
 from thess_agg_dagster.mosaic.grid import crop, footprint_on
-from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.inspection import Source
 from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import MosaicPlan, plan_mosaic, plan_mosaics
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.storage.gdal import gdal_env

@@ -96,7 +96,7 @@ def test_against_brute_force(tmp_path: Path, three: list[tuple[int, int, Array]]
     np.testing.assert_array_equal(again["B04"], found["B04"])
 
 
-@pytest.mark.parametrize("options", [{}, {"merge_method": "last"}, {"cog": True}, {"nodata": -1.0}])
+@pytest.mark.parametrize("options", [{}, {"merge_method": "last"}, {"format": "cog"}, {"nodata": -1.0}])
 def test_tiles_of_two_zones_that_carry_their_number(tmp_path: Path, options: dict[str, Any]) -> None:
     tiles = []
     for number, (crs, corner) in enumerate(
