@@ -139,7 +139,8 @@ def compare(ours: Path, theirs: Path) -> str:
 def deflate_megabytes(folder: Path, pixel: int) -> float:
     """Size of the two-zone mosaic as deflate-6 with predictor, to compare ours with."""
     from thess_agg_dagster.mosaic.engine import write_mosaic
-    from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
+    from thess_agg_dagster.mosaic.options import MosaicOptions
+    from thess_agg_dagster.mosaic.plan import plan_mosaic
 
     tiles = [make_tile(folder, name, pixel, False) for name in CASES["two zones"]]
     out = folder / "deflate.tif"

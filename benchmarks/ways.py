@@ -27,8 +27,10 @@ from benchmarks.tiles import scl_beside
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.geotiff import creation_options
 from thess_agg_dagster.mosaic.grid import crop, footprint_on
+from thess_agg_dagster.mosaic.inspection import Source
+from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.origins import OriginFiles
-from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan, Source, plan_mosaic, plan_mosaics
+from thess_agg_dagster.mosaic.plan import MosaicPlan, plan_mosaic, plan_mosaics
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.storage.gdal import gdal_env
 
@@ -51,11 +53,11 @@ def ours_third(tiles: list[Path], out: Path) -> float:
     left, right = box.left + box.span_x / 3, box.right - box.span_x / 3
     corners = [(left, box.bottom), (right, box.bottom), (right, box.top), (left, box.top), (left, box.bottom)]
     area = Geometry({"type": "Polygon", "coordinates": [corners]}, box.crs)
-    return _ours(tiles, out, MosaicOptions(target=Target(area=area)))
+    return _ours(tiles, out, MosaicOptions(target=Target(aoi=area)))
 
 
 def ours_masked(tiles: list[Path], out: Path) -> float:
-    return _ours(tiles, out, MosaicOptions(mask=(3, 8, 9, 10)))
+    return _ours(tiles, out, MosaicOptions(mask_scl_classes=(3, 8, 9, 10)))
 
 
 def ours_harmonized(tiles: list[Path], out: Path) -> float:
@@ -71,7 +73,7 @@ def ours_levels(tiles: list[Path], out: Path) -> float:
 
 
 def ours_cog(tiles: list[Path], out: Path) -> float:
-    return _ours(tiles, out, MosaicOptions(cog=True))
+    return _ours(tiles, out, MosaicOptions(format="cog"))
 
 
 def ours_source(tiles: list[Path], out: Path) -> float:

@@ -15,7 +15,7 @@ from thess_agg_dagster.catalogue.choose import Thresholds
 from thess_agg_dagster.catalogue.outcome import Request
 from thess_agg_dagster.catalogue.profiles import DEFAULT, PROFILES
 from thess_agg_dagster.mosaic.area import is_wkt, read_area
-from thess_agg_dagster.params import environment_field
+from thess_agg_dagster.parameter import environment_field
 
 
 class CatalogueParams(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -1,48 +1,31 @@
-"""Parameters of an aggregation: one set of names for command line, run config and environment."""
+"""Parameters of an aggregation: one set of names for command line, run config, environment and engine.
+
+``python -m thess_agg_dagster.params > docs/PARAMETERS.md`` writes the page of the docs.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import dagster as dg
 from odc.geo.crs import CRS
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from pyproj.exceptions import CRSError
 
 from thess_agg_dagster.lake.layout import is_beside, is_plain_name
 from thess_agg_dagster.mosaic.area import is_wkt, read_area
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
-from thess_agg_dagster.mosaic.plan import MosaicOptions
+from thess_agg_dagster.mosaic.options import Format, MissingScl, MosaicOptions
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.scl import CLASSES
-from thess_agg_dagster.mosaic.target import FIRST, MAJORITY, Target
+from thess_agg_dagster.mosaic.target import FIRST, MAJORITY, Grid, Target
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
-
-#: A parameter ``x`` is read from the environment variable ``THESS_X``.
-ENVIRONMENT_PREFIX = "THESS_"
-
-GRIDS = ("tiles", "fixed")
-FORMATS = ("geotiff", "cog")
-MISSING_SCL = ("fail", "unmasked")
-
-
-# What parameters of few values may be.
-_ALLOWED: Mapping[str, Sequence[str]] = {
-    "merge_method": METHODS,
-    "resampling": RESAMPLINGS,
-    "reduction": RESAMPLINGS,
-    "dtype": SUPPORTED_DTYPES,
-    "compress": tuple(COMPRESSIONS),
-    "grid": GRIDS,
-    "missing_scl": MISSING_SCL,
-    "format": FORMATS,
-}
+from thess_agg_dagster.parameter import Parameters, parameter
 
 # The launchpad knows values of these types: it offers them, and says at once where another stands. (A type checker would
 # have to read the lists.)
@@ -50,39 +33,13 @@ if TYPE_CHECKING:
     Merging: TypeAlias = str
     Resampling: TypeAlias = str
     Compression: TypeAlias = str
-    Grid: TypeAlias = str
-    MissingScl: TypeAlias = str
-    Format: TypeAlias = str
     Dtype: TypeAlias = str
 else:
-    Merging, Resampling = Literal[METHODS], Literal[RESAMPLINGS]
-    Compression, Grid = Literal[tuple(COMPRESSIONS)], Literal[GRIDS]
-    MissingScl, Format = Literal[MISSING_SCL], Literal[FORMATS]
+    Merging, Resampling, Compression = Literal[METHODS], Literal[RESAMPLINGS], Literal[tuple(COMPRESSIONS)]
     Dtype = StrEnum("Dtype", {name: name for name in SUPPORTED_DTYPES})  # Dagster takes no Literal that may be unset
 
 
-# What decides the pixels of a mosaic (or the bytes they are kept in), and the default of each.
-_PIXELS: dict[str, Any] = {}
-
-
-def _parameter(name: str, default: Any, description: str, *, pixels: bool = True) -> Any:
-    """A parameter. ``pixels``: whether it decides what a mosaic holds, so that a timestamp is made again where it
-    changes."""
-    if pixels:
-        _PIXELS[name] = default
-    return environment_field(name, default, description)
-
-
-def environment_field(name: str, default: Any, description: str) -> Any:
-    """A field whose default the environment may set, read anew in every process that makes the parameters."""
-    return Field(
-        default_factory=lambda: os.environ.get(ENVIRONMENT_PREFIX + name.upper(), "").strip() or default,
-        validate_default=True,
-        description=description,
-    )
-
-
-class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type-arg]
+class TimestampsAggregationParams(Parameters):
     """How timestamps are aggregated.
 
     Each parameter comes from the run config (``resources: params: config:`` in the launchpad) or the command line of
@@ -90,166 +47,105 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
     else it has its default. Raises ``pydantic.ValidationError`` that lists what is allowed.
     """
 
-    bands: list[str] = _parameter("bands", ["B04", "B08", "SCL"], "Bands to mosaic, one file each.", pixels=False)
-    drop_bands: bool = _parameter(
-        "drop_bands",
-        False,
-        "Published bands that are not asked for stay while they are up to date; whether those that are not may be removed.",
-        pixels=False,
-    )
-    merge_method: Merging = _parameter(
-        "merge_method", "first", f"Which pixel wins where tiles overlap: {', '.join(METHODS)}. Default: first."
-    )
-    resampling: Resampling = _parameter(
-        "resampling",
-        "nearest",
-        f"For tiles in another CRS or pixel size; SCL is never interpolated: {', '.join(RESAMPLINGS)}. Default: nearest.",
-    )
-    nodata: float = _parameter(
-        "nodata",
-        math.nan,
-        "Value of empty pixels in the mosaics. Default: NaN, no override: integer mosaics keep the tiles' value "
-        "(0 where untagged), float mosaics get NaN.",
-    )
-    dtype: Dtype | None = _parameter(
-        "dtype", None, f"Dtype of the mosaics: {', '.join(SUPPORTED_DTYPES)}. Default: the tiles'."
-    )
-    compress: Compression = _parameter(
-        "compress", "zstd", f"Compression of the mosaics: {', '.join(COMPRESSIONS)}. Default: zstd."
-    )
-    target_crs: str = _parameter(
-        "target_crs",
-        FIRST,
-        "CRS of the mosaics: first (the first tile's), majority (that of most tiles), or any CRS, e.g. EPSG:32634. "
-        "Default: first; for grid=fixed around an aoi, the UTM zone of its centre.",
-    )
-    grid: Grid = _parameter(
-        "grid",
-        "tiles",
-        "Which pixels the mosaics have: tiles (what the tiles of a timestamp cover) or fixed (bounds, or those of the aoi: "
-        "the same CRS, transform and shape for all timestamps). Default: tiles.",
-    )
-    bounds: list[float] | None = _parameter(
-        "bounds",
-        None,
-        "With grid=fixed: left, bottom, right, top in units of target_crs, whole pixels of all bands. Default: around the aoi.",
-    )
-    aoi: str | None = _parameter(
-        "aoi",
-        None,
-        "Area of interest: a GeoJSON or GeoPackage file, or a polygon as WKT (in EPSG:4326, or SRID=32634;POLYGON(...)). "
-        "The mosaics are clipped to its bounds. Default: none.",
-    )
-    aoi_mask: bool = _parameter("aoi_mask", False, "Empty what lies in the bounds of the aoi, but outside of it.")
-    resolution: float | None = _parameter(
-        "resolution", None, "Pixel size of the mosaics, in units of the CRS. Default: the tiles', band by band."
-    )
-    reduction: Resampling = _parameter(
-        "reduction",
-        "average",
-        "How tiles are brought to the coarser pixels of resolution or match_band; SCL gets the most frequent class, with "
-        f"nearest the nearest: {', '.join(RESAMPLINGS)}. Default: average.",
-    )
-    overviews: bool = _parameter(
-        "overviews",
-        False,
-        "Start a reduction from a tile's overviews or JPEG 2000 resolution levels: much faster, not exact, and empty pixels "
-        "mix into the edge of the swath. Never for SCL, nor for what is masked.",
-    )
-    match_band: str | None = _parameter(
-        "match_band", None, "Write all bands on the grid of this one, e.g. B04. Default: each on its own."
-    )
-    mask_scl_classes: list[int] = _parameter(
-        "mask_scl_classes",
-        [],
-        "SCL classes that empty a pixel of the other bands before merging, e.g. 3,8,9,10 (shadows and clouds). "
-        "Default: none.",
-    )
-    missing_scl: MissingScl = _parameter(
-        "missing_scl",
-        "fail",
-        "What happens with a scene that has no SCL to mask with: fail or unmasked (where SCL is one of the bands, its own "
-        "mosaic fails all the same). Default: fail.",
-    )
-    harmonize: bool = _parameter(
-        "harmonize", False, "Remove the offset of 1000 that reflectances of processing baseline 04.00 and later carry."
-    )
-    format: Format = _parameter(
-        "format",
-        "geotiff",
-        "Format of the mosaics: geotiff or cog (cloud-optimized, with overviews). Default: geotiff.",
-    )
-    stac: bool = _parameter(
-        "stac",
-        False,
-        "Write a STAC item beside each timestamp's mosaics, and the report a collection of all of them.",
-        pixels=False,
-    )
-    provenance: bool = _parameter(
-        "provenance",
-        False,
-        "Write which scene each pixel came from (source.tif) and how many had a valid one (observations.tif).",
-        pixels=False,
-    )
-    seams: bool = _parameter("seams", False, "With provenance: draw on the quicklook where one scene ends.")
-    download_from: list[str] = _parameter(
-        "download_from",
-        [],
-        "Where tiles that are missing, unreadable or not what was published may be fetched from, by the addresses in "
-        "tables/assets_manifest_selected.csv or the scenes' STAC items: host names (https), s3://bucket, file:///folder. "
-        "Default: nowhere.",
-        pixels=False,
-    )
-    download_token_url: str | None = _parameter(
-        "download_token_url",
-        None,
-        "OAuth2 token endpoint of these hosts; THESS_DOWNLOAD_USER and THESS_DOWNLOAD_PASSWORD stand in the environment.",
-        pixels=False,
-    )
-    download_client_id: str = _parameter(
-        "download_client_id",
-        "cdse-public",
-        "OAuth2 client id. Default: cdse-public, the Copernicus Data Space's.",
-        pixels=False,
-    )
-    download_connections: int = _parameter(
-        "download_connections", 4, "Downloads at a time in a process. Default: 4.", pixels=False
-    )
-    max_workers: int | None = _parameter(
-        "max_workers",
-        None,
-        "Timestamps at a time in `python -m thess_agg_dagster`. Default: one per core, at most 4.",
-        pixels=False,
-    )
-    threads: int | None = _parameter(
-        "threads",
-        None,
-        "Threads within a mosaic. Default: the cores that max_workers leaves to each worker.",
-        pixels=False,
-    )
-    debug: bool = _parameter(
-        "debug",
-        False,
-        "`python -m thess_agg_dagster` only: one timestamp after the other, stop at the first error.",
-        pixels=False,
-    )
+    bands: list[str] = parameter(["B04", "B08", "SCL"], "Mosaic", metavar="B04,B08,SCL")
+    """Bands to mosaic, one file each: any names; a tile is `<scene_id>/<band>.tif`."""
 
-    @field_validator("bands", "download_from", mode="before")
-    @classmethod
-    def _split(cls, names: Any) -> Any:
-        return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+    drop_bands: bool = parameter(False, "Mosaic")
+    """Let published bands go that are out of date and not among the bands asked for; up-to-date ones always stay."""
 
-    @field_validator("bounds", "mask_scl_classes", mode="before")
-    @classmethod
-    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Numbers between commas, as a command line and the environment give them."""
-        if not isinstance(value, str):
-            return value
-        kind = float if info.field_name == "bounds" else int
-        try:
-            return [kind(part) for part in value.split(",") if part.strip()]
-        except ValueError as error:
-            raise ValueError(f"{info.field_name}={value!r} are not numbers between commas") from error
+    merge_method: Merging = parameter("first", "Mosaic", pixels=True)
+    """Which pixel wins where tiles overlap, as in rasterio.merge."""
+
+    resampling: Resampling = parameter("nearest", "Mosaic", pixels=True)
+    """For tiles in another CRS or off the grid; SCL is never interpolated."""
+
+    harmonize: bool = parameter(False, "Mosaic", pixels=True)
+    """Remove the offset of 1000 that reflectances of processing baseline 04.00 and later carry."""
+
+    target_crs: str = parameter(FIRST, "Grid", pixels=True, metavar="first|majority|CRS")
+    """CRS of the mosaics: the first tile's, that of most tiles, or any, e.g. EPSG:32634. For a fixed grid around an aoi the
+    first two stand for the UTM zone of its centre."""
+
+    grid: Grid = parameter("tiles", "Grid", pixels=True)
+    """Which pixels the mosaics have: those that the tiles of a timestamp cover, or fixed ones (bounds, or those of the aoi:
+    the same CRS, transform and shape for all timestamps)."""
+
+    bounds: list[float] | None = parameter(
+        None, "Grid", pixels=True, metavar="LEFT,BOTTOM,RIGHT,TOP", unset="around the aoi"
+    )
+    """For a fixed grid, in units of target_crs: whole pixels of all bands."""
+
+    resolution: float | None = parameter(None, "Grid", pixels=True, unset="the tiles', band by band")
+    """Pixel size of all bands, in units of the CRS."""
+
+    match_band: str | None = parameter(None, "Grid", pixels=True, metavar="BAND", unset="each on its own")
+    """Write all bands on the grid of this one, e.g. B04."""
+
+    reduction: Resampling = parameter("average", "Grid", pixels=True)
+    """How tiles are brought to the coarser pixels of resolution or match_band; SCL gets the most frequent class, with
+    nearest the nearest."""
+
+    overviews: bool = parameter(False, "Grid", pixels=True)
+    """Start a reduction from a tile's overviews or JPEG 2000 resolution levels: much faster, not exact, and empty pixels mix
+    into the edge of the swath. Never for SCL, nor for what is masked."""
+
+    aoi: str | None = parameter(None, "Area", pixels=True, metavar="FILE|WKT", unset="none")
+    """Clip to the bounds of an area of interest: a GeoJSON or GeoPackage file, or a polygon as WKT (in EPSG:4326, or
+    SRID=32634;POLYGON(...))."""
+
+    aoi_mask: bool = parameter(False, "Area", pixels=True)
+    """Empty what lies in the bounds of the aoi, but outside of the polygon itself."""
+
+    mask_scl_classes: list[int] = parameter([], "Masking", pixels=True, metavar="3,8,9,10")
+    """SCL classes that empty a pixel of the other bands before merging, e.g. shadows (3) and clouds (8, 9, 10)."""
+
+    missing_scl: MissingScl = parameter("fail", "Masking", pixels=True)
+    """What happens with a scene that has no SCL to mask with. (Where SCL is one of the bands, its own mosaic fails all the
+    same.)"""
+
+    nodata: float = parameter(math.nan, "Output", pixels=True)
+    """Value of empty pixels in the mosaics; nan is no override: integer mosaics keep the tiles' value (0 where untagged),
+    float mosaics get NaN."""
+
+    dtype: Dtype | None = parameter(None, "Output", pixels=True, unset="the tiles'")
+    """Dtype of the mosaics; float32 has NaN for empty."""
+
+    compress: Compression = parameter("zstd", "Output", pixels=True)
+    """Compression of the mosaics."""
+
+    format: Format = parameter("geotiff", "Output", pixels=True)
+    """Format of the mosaics; cog is cloud-optimized, with overviews."""
+
+    stac: bool = parameter(False, "Output")
+    """Write a STAC item beside each timestamp's mosaics, and a collection of all of them with the report."""
+
+    provenance: bool = parameter(False, "Output")
+    """Write which scene each pixel came from (source.tif) and how many had a valid one (observations.tif)."""
+
+    seams: bool = parameter(False, "Output", pixels=True)
+    """With provenance: draw on the quicklook where one scene ends and another begins."""
+
+    download_from: list[str] = parameter([], "Download", metavar="HOST|s3://BUCKET|file:///FOLDER,...")
+    """Where tiles that are missing, unreadable or not what was published may be fetched from, by the addresses in
+    tables/assets_manifest_selected.csv or the scenes' STAC items; hosts are asked by https."""
+
+    download_token_url: str | None = parameter(None, "Download", metavar="URL", unset="none")
+    """OAuth2 token endpoint of these hosts; THESS_DOWNLOAD_USER and THESS_DOWNLOAD_PASSWORD stand in the environment."""
+
+    download_client_id: str = parameter("cdse-public", "Download", metavar="ID")
+    """OAuth2 client id; the default is the Copernicus Data Space's."""
+
+    download_connections: int = parameter(4, "Download")
+    """Downloads at a time in a process."""
+
+    max_workers: int | None = parameter(None, "Running", unset="one per core, at most 4")
+    """Timestamps at a time in `python -m thess_agg_dagster`; each is a process."""
+
+    threads: int | None = parameter(None, "Running", unset="cores / max_workers")
+    """Threads within a mosaic."""
+
+    debug: bool = parameter(False, "Running")
+    """`python -m thess_agg_dagster` only: one timestamp after the other, stop at the first error with its full traceback."""
 
     @field_validator("bands")
     @classmethod
@@ -267,14 +163,6 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
                     f"band {band!r} has the name of a file that stands beside the bands; call it otherwise"
                 )
         return unique
-
-    @field_validator(*_ALLOWED, mode="before")
-    @classmethod
-    def _one_of(cls, value: Any, info: ValidationInfo) -> Any:
-        allowed = _ALLOWED[str(info.field_name)]
-        if value is not None and value not in allowed:
-            raise ValueError(f"{info.field_name}={value!r} is not one of {', '.join(allowed)}")
-        return value
 
     @field_validator("nodata")
     @classmethod
@@ -363,38 +251,18 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
 
     def mosaic_options(self) -> MosaicOptions:
         """What the engine needs to know. Reads the aoi; raises ``AreaError`` where it cannot be used."""
-        target = Target(
-            crs=self.target_crs,
-            fixed=self.grid == "fixed",
-            bounds=None if self.bounds is None else (self.bounds[0], self.bounds[1], self.bounds[2], self.bounds[3]),
-            resolution=self.resolution,
-            area=None if self.aoi is None else read_area(self.aoi),
-            match_band=self.match_band,
-        )
-        return MosaicOptions(
-            merge_method=self.merge_method,
-            resampling=self.resampling,
-            nodata=self.nodata,
-            dtype=self.dtype,
-            compress=self.compress,
-            threads=self.threads,
-            target=target,
-            reduction=self.reduction,
-            overviews=self.overviews,
-            empty_outside=self.aoi_mask,
-            mask=tuple(self.mask_scl_classes),
-            unmasked=self.missing_scl == "unmasked",
-            harmonize=self.harmonize,
-            cog=self.format == "cog",
-        )
-
-    def run_config(self) -> dict[str, Any]:
-        """These parameters as run config; unset ones are left out, as is NaN, which is no JSON."""
-        return {name: value for name, value in self._values().items() if value is not None and value == value}
+        # A parameter goes to the engine under its own name.
+        given = self.values() | {
+            "aoi": None if self.aoi is None else read_area(self.aoi),
+            "bounds": None if self.bounds is None else tuple(self.bounds),
+            "mask_scl_classes": tuple(self.mask_scl_classes),
+        }
+        given["target"] = Target(**{field.name: given[field.name] for field in fields(Target)})
+        return MosaicOptions(**{field.name: given[field.name] for field in fields(MosaicOptions)})
 
     def with_bands(self, bands: Sequence[str]) -> TimestampsAggregationParams:
         """These parameters for other bands."""
-        return type(self)(**self._values() | {"bands": list(bands)})
+        return type(self)(**self.values() | {"bands": list(bands)})
 
     def pixel_identity(self) -> str:
         """The parameters that decide what a mosaic holds, as text: the same text, the same pixels.
@@ -403,8 +271,8 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
         are made changes none of them. The aoi counts by its shape, not by its name. Raises ``AreaError`` where it cannot
         be used.
         """
-        values = self._recorded(_PIXELS)
-        defaults = {name: _spelled(value) for name, value in _PIXELS.items()}
+        defaults = {name: _spelled(each.default) for name, each in self.declared().items() if each.pixels}
+        values = self._recorded(defaults)
         return json.dumps({name: value for name, value in values.items() if value != defaults[name]}, sort_keys=True)
 
     def as_json(self) -> str:
@@ -412,7 +280,8 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
 
         Raises ``AreaError``.
         """
-        return json.dumps(self._recorded([*_PIXELS, "bands", "stac", "provenance"]), sort_keys=True, allow_nan=False)
+        made = [name for name, each in self.declared().items() if each.pixels]
+        return json.dumps(self._recorded([*made, "bands", "stac", "provenance"]), sort_keys=True, allow_nan=False)
 
     def _recorded(self, names: Iterable[str]) -> dict[str, Any]:
         values = {name: _spelled(getattr(self, name)) for name in names}
@@ -421,11 +290,23 @@ class TimestampsAggregationParams(dg.ConfigurableResource):  # type: ignore[type
             values["aoi"] = f"{area.crs} {area.wkt}"
         return values
 
-    def _values(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
-
 
 def _spelled(value: Any) -> Any:
     """A value as JSON can say it."""
     return "nan" if isinstance(value, float) and math.isnan(value) else value
+
+
+def page() -> str:
+    """The page of the docs."""
+    return f"""# Parameters
+
+On the command line (`--merge-method max`), in run config or the launchpad (`resources: params: config: {{merge_method:
+max}}`), or in the environment (`THESS_MERGE_METHOD=max`: for backfills and sensors), in that order.
+
+More on `provenance` and `seams`: [LAKE.md](LAKE.md#which-pixel-from-where); on downloads: [DOWNLOADS.md](DOWNLOADS.md).
+{TimestampsAggregationParams.markdown()}
+"""
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -13,7 +13,8 @@ from thess_agg_dagster.lake.layout import is_plain_name
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.area import AreaError, project_area, read_area
 from thess_agg_dagster.mosaic.engine import write_mosaic
-from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster.mosaic.tiles import PlanError, TileError
 from thess_agg_dagster_tests.rasters import DATA, read
 

@@ -30,7 +30,8 @@ from dagster_k8s.models import k8s_model_from_dict, k8s_snake_case_dict
 from kubernetes.utils.quantity import parse_quantity
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.params import ENVIRONMENT_PREFIX, TimestampsAggregationParams
+from thess_agg_dagster.parameter import ENVIRONMENT_PREFIX
+from thess_agg_dagster.params import TimestampsAggregationParams
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.mosaic.area import AreaError
-from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.params import TimestampsAggregationParams, page
 
 
 def test_names_and_defaults() -> None:
@@ -31,6 +32,37 @@ def test_names_and_defaults() -> None:
     assert math.isnan(params.nodata)
     assert (params.dtype, params.max_workers, params.threads, params.debug) == (None, None, None, False)
     assert "nodata" not in params.run_config()
+
+
+def test_the_page_of_the_docs_is_what_is_declared() -> None:
+    written = (Path(__file__).parents[1] / "docs" / "PARAMETERS.md").read_text()
+    assert written == page(), "python -m thess_agg_dagster.params > docs/PARAMETERS.md"
+    for name, each in TimestampsAggregationParams.declared().items():
+        assert each.help, name
+        assert written.count(f"| `{name}` |") == 1
+
+
+def test_the_engine_has_the_parameters_defaults() -> None:
+    options = TimestampsAggregationParams().mosaic_options()
+    assert str(options) == str(MosaicOptions())  # as text: a NaN equals no other
+
+
+def test_a_parameter_goes_to_the_engine_under_its_own_name() -> None:
+    given: dict[str, Any] = {
+        "target_crs": "EPSG:32634", "grid": "fixed", "bounds": [0, 0, 60, 60], "resolution": 20, "match_band": "B04",
+        "aoi": "POLYGON ((23 40, 24 40, 23 41, 23 40))", "aoi_mask": True, "mask_scl_classes": [8, 3], "dtype": "float32",
+        "missing_scl": "unmasked", "harmonize": True, "format": "cog", "merge_method": "max", "resampling": "cubic",
+        "nodata": -1, "compress": "lzw", "threads": 3, "reduction": "med", "overviews": True,
+    }  # fmt: skip
+    options = TimestampsAggregationParams(**given).mosaic_options()
+    engine = {**vars(options), **vars(options.target)}
+    assert set(engine) == {*given, "target"}
+    aoi = engine.pop("aoi")
+    assert (str(aoi.crs), aoi.geom.bounds) == ("EPSG:4326", (23, 40, 24, 41))
+    expected = given | {"bounds": (0, 0, 60, 60), "mask_scl_classes": (3, 8)}
+    assert {name: engine[name] for name in given if name != "aoi"} == {
+        name: value for name, value in expected.items() if name != "aoi"
+    }
 
 
 @pytest.mark.parametrize(

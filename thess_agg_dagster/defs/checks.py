@@ -23,7 +23,8 @@ from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
-from thess_agg_dagster.mosaic.plan import MosaicPlan, NoteKind
+from thess_agg_dagster.mosaic.inspection import NoteKind
+from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import crs_name
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
 from thess_agg_dagster.storage.paths import as_os_errors, read_bytes
@@ -147,7 +148,7 @@ def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
             with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as published:
                 faults += [f"{path}: {fault}" for fault in _mosaic_faults(published, mosaic)]
                 if _is_empty(published):
-                    hidden = mosaic.options.mask or mosaic.options.target.area is not None
+                    hidden = mosaic.options.mask_scl_classes or mosaic.options.target.aoi is not None
                     why = "all is masked, or lies outside the aoi" if hidden else "are all tiles empty here?"
                     (doubts if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
         except rasterio.RasterioIOError as error:

@@ -27,8 +27,9 @@ from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.engine import WriteError, write_problem
 from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff, threads_of
 from thess_agg_dagster.mosaic.grid import Box
+from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.placement import Mask
-from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan
+from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.preview import Preview
 from thess_agg_dagster.mosaic.tiles import Tile, inspect_tile
 from thess_agg_dagster.storage.gdal import gdal_env

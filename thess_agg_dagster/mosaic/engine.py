@@ -142,7 +142,7 @@ def write_problem(path: Path, plan: MosaicPlan, error: RasterioError | OSError) 
     """Why a raster cannot be written, and what to look at."""
     rows, cols = plan.grid.shape
     # A cloud-optimized one is made from a draft, by way of overviews.
-    needed = rows * cols * np.dtype(plan.dtype).itemsize / 1e6 * (3 if plan.options.cog else 1)
+    needed = rows * cols * np.dtype(plan.dtype).itemsize / 1e6 * (3 if plan.options.format == "cog" else 1)
     try:
         room = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
     except OSError:
@@ -171,15 +171,15 @@ class _Merger:
             LayerReader(
                 layer,
                 plan.grid,
-                plan.options.mask,
+                plan.options.mask_scl_classes,
                 self._add(layer.tile),
                 None if layer.scl is None else self._add(layer.scl),
             )
             for layer in layers
         ]
-        area = plan.options.target.area
+        aoi = plan.options.target.aoi
         # What lies outside the area is neither read nor written, where it is to be empty.
-        self._area = AreaOnGrid.of(area, plan.grid) if area is not None and plan.options.empty_outside else None
+        self._area = AreaOnGrid.of(aoi, plan.grid) if aoi is not None and plan.options.aoi_mask else None
         self._threads = threads_of(plan)
         # As many threads compute as there are cores to use; one more exists, to go on while
         # another waits for a block.

@@ -70,7 +70,7 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
         "bigtiff": "IF_SAFER",
         "sparse_ok": True,
     }
-    compression = {} if plan.options.cog else COMPRESSIONS[plan.options.compress]
+    compression = {} if plan.options.format == "cog" else COMPRESSIONS[plan.options.compress]
     if compression:
         options |= compression
         options["num_threads"] = threads_of(plan)
@@ -117,7 +117,7 @@ def new_geotiff(path: Path, plan: MosaicPlan) -> Iterator[Target]:
 
     Call inside ``gdal_env``. Half a file may stay after an error. Raises ``OSError`` or ``RasterioError``.
     """
-    cog = plan.options.cog
+    cog = plan.options.format == "cog"
     draft = path.with_name(f".{path.name}.draft") if cog else path
     draft.unlink(missing_ok=True)  # rasterio would look into a file that is already there
     try:

@@ -110,6 +110,41 @@ def settled(tile: GeoBox, grid: GeoBox) -> GeoBox:
     return GeoBox(tile.shape, grid.affine * Affine.translation(*corner) * Affine.scale(*size), grid.crs)
 
 
+def is_aligned(tile: GeoBox, grid: GeoBox) -> bool:
+    """Whether a tile has the grid's CRS, pixel size and pixel edges."""
+    if tile.crs != grid.crs:
+        return False
+    rows, cols = tile.shape
+    corners = [grid.wld2pix(*tile.pix2wld(*corner)) for corner in ((0, 0), (cols, rows))]
+    spans = (corners[1][0] - corners[0][0] - cols, corners[1][1] - corners[0][1] - rows)
+    offsets = [value - round(value) for corner in corners for value in corner]
+    return all(abs(v) < ALIGNED for v in (*spans, *offsets))
+
+
+def whole_factor(fine: GeoBox, coarse: GeoBox) -> int | None:
+    """How many pixels of ``fine`` fill one of ``coarse``, a side, where they do so exactly; else ``None``."""
+    if fine.crs != coarse.crs:
+        return None
+    factor = round(abs(coarse.resolution.x / fine.resolution.x))
+    return factor if factor and is_aligned(split(coarse, factor), fine) else None
+
+
+def near_factor(fine: GeoBox, coarse: GeoBox) -> int | None:
+    """The same by size alone, in one CRS or two of the same unit, two or more; else ``None``."""
+    assert fine.crs is not None
+    assert coarse.crs is not None
+    ratios = [abs(coarse.resolution.x / fine.resolution.x), abs(coarse.resolution.y / fine.resolution.y)]
+    factor = round(ratios[0])
+    near = factor > 1 and all(abs(ratio / factor - 1) < ALIGNED for ratio in ratios)
+    return factor if near and fine.crs.units == coarse.crs.units else None
+
+
+def split(grid: GeoBox, factor: int) -> GeoBox:
+    """The grid whose pixels are a ``factor``-th of ``grid``'s, a side."""
+    rows, cols = grid.shape
+    return GeoBox((rows * factor, cols * factor), grid.affine * Affine.scale(1 / factor), grid.crs)
+
+
 def union(boxes: Sequence[Box]) -> Box:
     """The smallest rectangle that holds all of them."""
     tops, bottoms, lefts, rights = zip(*boxes, strict=True)

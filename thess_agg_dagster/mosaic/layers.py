@@ -12,7 +12,8 @@ from rasterio.enums import Resampling
 
 from thess_agg_dagster.mosaic.blocks import BlockCache, Pixels
 from thess_agg_dagster.mosaic.grid import Box
-from thess_agg_dagster.mosaic.placement import Mask, place
+from thess_agg_dagster.mosaic.place import place
+from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import Layer
 from thess_agg_dagster.mosaic.radiometry import remove_offset
 

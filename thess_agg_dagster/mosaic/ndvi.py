@@ -17,7 +17,8 @@ from thess_agg_dagster.mosaic.composite import CompositeError, Series
 from thess_agg_dagster.mosaic.engine import WriteError, write_problem
 from thess_agg_dagster.mosaic.geotiff import new_geotiff, threads_of
 from thess_agg_dagster.mosaic.grid import Box
-from thess_agg_dagster.mosaic.plan import MosaicOptions, MosaicPlan
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.storage.gdal import gdal_env
 
 #: NDVI as int16 is that many times the index, and this where it is empty.

@@ -4,65 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
 from thess_agg_dagster.mosaic.bands import role_of
-from thess_agg_dagster.mosaic.grid import footprint_on, project_pixels, whole
-from thess_agg_dagster.mosaic.placement import is_aligned
+from thess_agg_dagster.mosaic.grid import footprint_on, is_aligned, project_pixels, whole
+from thess_agg_dagster.mosaic.inspection import Inspected, Note, Source, inspect
+from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.rules import (
-    fits,
     resolve_dtype,
-    resolve_empty_value,
     resolve_nodata,
     resolve_resampling,
 )
 from thess_agg_dagster.mosaic.target import Target, fixed_step, resolve_crs, resolve_pixel, target_grid
-from thess_agg_dagster.mosaic.tiles import PlanError, Problem, ProblemKind, Tile, TileError, inspect_tile, overview_of
+from thess_agg_dagster.mosaic.tiles import PlanError, Problem, ProblemKind, Tile, overview_of
 
 # A mosaic's pixels are larger than a tile's from this ratio on. (The same size in another zone differs by a thousandth.)
 _REDUCED = 1.01
-
-
-@dataclass(frozen=True)
-class MosaicOptions:
-    """How mosaics are made; the defaults are the product's.
-
-    ``nodata=NaN`` means no override, ``dtype=None`` the tiles' own, ``threads=None`` one per core. ``reduction`` is the
-    resampling of continuous bands to coarser pixels that ``target`` asks for, ``overviews`` whether it may start from a
-    tile's overviews. ``empty_outside`` empties what is not in the target's area. ``mask`` are the SCL classes that empty a
-    pixel of a continuous band before merging; ``unmasked`` lets tiles without SCL go unmasked. ``harmonize`` removes
-    the radiometric offset.
-    """
-
-    merge_method: str = "first"
-    resampling: str = "nearest"
-    nodata: float = math.nan
-    dtype: str | None = None
-    compress: str = "zstd"
-    threads: int | None = None
-    target: Target = field(default_factory=Target)
-    reduction: str = "average"
-    overviews: bool = False
-    empty_outside: bool = False
-    mask: tuple[int, ...] = ()
-    unmasked: bool = False
-    harmonize: bool = False
-    cog: bool = False
-
-
-@dataclass(frozen=True)
-class Source:
-    """What goes into a mosaic: a tile, the SCL tile of its scene, and the offset its reflectance bands carry."""
-
-    path: Path
-    scl: Path | None = None
-    offset: int | None = 0
 
 
 @dataclass(frozen=True)
@@ -78,32 +40,6 @@ class Layer:
     scl: Tile | None
     resampling: Resampling
     number: int
-
-
-#: What a note tells of.
-NoteKind = Literal[
-    "unmasked",
-    "mixed_baselines",
-    "dtype",
-    "empty_values",
-    "pixel_sizes",
-    "off_grid",
-    "unknown_band",
-    "outside_grid",
-    "overviews",
-    "offset_removed",
-]
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something that was reconciled on the way to a mosaic: its kind for programs, words for people."""
-
-    kind: NoteKind
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass(frozen=True)
@@ -135,21 +71,6 @@ class MosaicPlan:
         return tuple(tile for tile in self.tiles if not is_aligned(tile.geobox, self.grid))
 
 
-@dataclass(frozen=True)
-class _Inspected:
-    """One band's tiles, as their headers describe them."""
-
-    tiles: tuple[Tile, ...]
-    empty_values: tuple[float, ...]
-    scl: tuple[Tile | None, ...]
-    offsets: tuple[int, ...]
-    notes: tuple[Note, ...]
-
-    @property
-    def geoboxes(self) -> list[GeoBox]:
-        return [tile.geobox for tile in self.tiles]
-
-
 def plan_mosaic(paths: Sequence[Path], band: str, options: MosaicOptions) -> MosaicPlan:
     """Decide one band's mosaic from its tiles' headers, in the order they are to be merged.
 
@@ -168,11 +89,11 @@ def plan_mosaics(
 
     Every band stands in one of the two results: its plan, or all problems found.
     """
-    inspected: dict[str, _Inspected] = {}
+    inspected: dict[str, Inspected] = {}
     problems: dict[str, Sequence[Problem]] = {}
     for band, found in sources.items():
         try:
-            inspected[band] = _inspect(found, band, options)
+            inspected[band] = inspect(found, band, options)
         except PlanError as error:
             problems[band] = error.problems
     target = options.target
@@ -181,7 +102,7 @@ def plan_mosaics(
     # The band whose grid the others get comes first.
     for band in sorted(inspected, key=lambda band: band != target.match_band):
         try:
-            step = _step(inspected, target) if target.fixed else None
+            step = _step(inspected, target) if target.grid == "fixed" else None
             grid = shared or target_grid(inspected[band].tiles, target, step)
             plans[band] = _plan(band, inspected[band], grid, options)
             if band == target.match_band:
@@ -191,73 +112,7 @@ def plan_mosaics(
     return {band: plans[band] for band in sources if band in plans}, problems
 
 
-def _inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> _Inspected:
-    tiles: list[Tile] = []
-    empty_values: list[float] = []
-    scl: list[Tile | None] = []
-    problems: list[Problem] = []
-    notes: list[Note] = []
-    masked = bool(options.mask) and role_of(band) != "classes"
-    harmonized = options.harmonize and role_of(band) == "reflectance"
-    for source in sources:
-        try:
-            tile = inspect_tile(source.path)
-        except TileError as error:
-            problems.append(error.problem)
-            continue
-        tiles.append(tile)
-        try:
-            empty_values.append(resolve_empty_value(tile.dtype, tile.nodata_tag))
-        except ValueError as error:
-            problems.append(Problem("dtype_conflict", str(error), source.path))
-        if harmonized and source.offset is None:
-            why = (
-                "nothing tells its processing baseline (the scene id has no Nxxxx), so its offset cannot be removed; "
-                "name the scene in full, or turn harmonize off"
-            )
-            problems.append(Problem("unknown_baseline", why, source.path))
-        if harmonized and source.offset and (tile.dtype.startswith("float") or not fits(source.offset, tile.dtype)):
-            why = (
-                f"has dtype {tile.dtype}; the offset of {source.offset} is one of Sentinel-2's digital numbers, which are "
-                "uint16; turn harmonize off"
-            )
-            problems.append(Problem("dtype_conflict", why, source.path))
-        scl.append(None)
-        if masked and source.scl is not None:
-            try:
-                scl[-1] = _inspect_scl(source.scl, tile)
-            except TileError as error:
-                if not options.unmasked:
-                    problems.append(error.problem)
-                notes.append(Note("unmasked", f"{source.path.parent.name} is not masked: {error.problem.reason}"))
-    if problems or not tiles:
-        raise PlanError(problems or [Problem("missing_input", "no tiles are listed")])
-    offsets = [source.offset or 0 if harmonized else 0 for source in sources]
-    carried = sorted({source.offset for source in sources if source.offset is not None})
-    if role_of(band) == "reflectance" and not options.harmonize and len(carried) > 1:
-        mixed = f"tiles with and without the offset of {carried[-1]} (processing baseline 04.00) are mixed"
-        notes.append(Note("mixed_baselines", f"{mixed}; harmonize removes it"))
-    return _Inspected(tuple(tiles), tuple(empty_values), tuple(scl), tuple(offsets), tuple(notes))
-
-
-def _inspect_scl(path: Path, tile: Tile) -> Tile:
-    """The SCL that masks a tile. Raises :class:`TileError` where it does not hold classes for all of it."""
-    scl = inspect_tile(path)
-    if scl.dtype not in ("uint8", "int8", "uint16", "int16"):
-        raise TileError(
-            Problem("dtype_conflict", f"has dtype {scl.dtype}; the classes of SCL are small integers", path)
-        )
-    why = f"does not cover {tile.path}, so it cannot mask it; download both again"
-    try:
-        needed = footprint_on(scl.geobox, tile.geobox)
-    except ValueError as error:
-        raise TileError(Problem("unreadable_input", why, path)) from error
-    if needed.overlap(whole(scl.geobox)) != needed:
-        raise TileError(Problem("unreadable_input", why, path))
-    return scl
-
-
-def _step(inspected: Mapping[str, _Inspected], target: Target) -> float:
+def _step(inspected: Mapping[str, Inspected], target: Target) -> float:
     """What the sides of a fixed grid are multiples of, so that all bands share pixel edges."""
     # Bands of one pixel size need no other edges than their own.
     bands = [band for band in inspected if target.match_band in (None, band)] or list(inspected)
@@ -272,7 +127,7 @@ def _step(inspected: Mapping[str, _Inspected], target: Target) -> float:
         raise PlanError([Problem("unknown_crs", str(error))]) from error
 
 
-def _plan(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions) -> MosaicPlan:
+def _plan(band: str, inspected: Inspected, grid: GeoBox, options: MosaicOptions) -> MosaicPlan:
     tiles = inspected.tiles
 
     def conflict(kind: ProblemKind, error: ValueError) -> PlanError:
@@ -287,7 +142,7 @@ def _plan(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions
         raise conflict("dtype_conflict", error) from error
     layers = list(_layers(band, inspected, grid, options))
     if not layers:
-        what = "aoi" if options.target.area is not None and options.target.bounds is None else "grid"
+        what = "aoi" if options.target.aoi is not None and options.target.bounds is None else "grid"
         reason = f"no tile lies in the {what}; check the {what}, or take the row off the list"
         raise PlanError([Problem("outside_grid", reason)])
     return MosaicPlan(
@@ -295,7 +150,7 @@ def _plan(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions
     )
 
 
-def _layers(band: str, inspected: _Inspected, grid: GeoBox, options: MosaicOptions) -> Iterator[Layer]:
+def _layers(band: str, inspected: Inspected, grid: GeoBox, options: MosaicOptions) -> Iterator[Layer]:
     """The tiles that touch the grid, each with all that is done to it."""
     for number, (tile, empty, scl, offset) in enumerate(
         zip(inspected.tiles, inspected.empty_values, inspected.scl, inspected.offsets, strict=True), 1
@@ -334,7 +189,7 @@ def _interpolates(layer: Layer, grid: GeoBox) -> bool:
 
 
 def _notes(
-    band: str, inspected: _Inspected, layers: Sequence[Layer], grid: GeoBox, dtype: str, options: MosaicOptions
+    band: str, inspected: Inspected, layers: Sequence[Layer], grid: GeoBox, dtype: str, options: MosaicOptions
 ) -> Iterator[Note]:
     """What was reconciled, for checks and the audit."""
     tiles = inspected.tiles

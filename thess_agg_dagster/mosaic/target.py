@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from affine import Affine
 from odc.geo.crs import CRS
@@ -16,6 +17,8 @@ from odc.geo.geom import Geometry
 from thess_agg_dagster.mosaic.area import AreaError, project_area, utm_zone
 from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, enclosing, footprint_on, union
 from thess_agg_dagster.mosaic.tiles import MAX_PIXELS, PlanError, Problem, Tile
+
+Grid = Literal["tiles", "fixed"]
 
 #: Values of ``target_crs`` that ask the tiles.
 FIRST, MAJORITY = "first", "majority"
@@ -34,26 +37,26 @@ class Target:
 
     Parameters
     ----------
-    crs
+    target_crs
         ``first`` (the first tile's), ``majority`` (that of most tiles, the first among equals), or any CRS.
         For a fixed grid around an area, the first two stand for the UTM zone of the area's centre.
-    fixed
-        One grid whatever the tiles are: ``bounds``, or those of ``area``.
+    grid
+        ``fixed``: one grid whatever the tiles are, of ``bounds`` or those of ``aoi``.
     bounds
-        Left, bottom, right, top in units of ``crs``: whole pixels of every band.
+        Left, bottom, right, top in units of ``target_crs``: whole pixels of every band.
     resolution
         Pixel size in units of the CRS; ``None``: the tiles'.
-    area
+    aoi
         What the mosaics are clipped to: its bounds in the CRS of the grid.
     match_band
         The band whose grid all bands get; ``None``: each its own, on the same ground.
     """
 
-    crs: str = FIRST
-    fixed: bool = False
+    target_crs: str = FIRST
+    grid: Grid = "tiles"
     bounds: tuple[float, float, float, float] | None = None
     resolution: float | None = None
-    area: Geometry | None = None
+    aoi: Geometry | None = None
     match_band: str | None = None
 
     @property
@@ -65,14 +68,14 @@ class Target:
 def resolve_crs(tiles: Sequence[GeoBox], target: Target) -> CRS:
     """The CRS of a mosaic."""
     # 1. The one asked for.
-    if target.crs not in (FIRST, MAJORITY):
-        return CRS(target.crs)
+    if target.target_crs not in (FIRST, MAJORITY):
+        return CRS(target.target_crs)
     # 2. One grid for all timestamps cannot ask the tiles of one: the UTM zone of the area's centre.
-    if target.fixed:
-        assert target.area is not None
-        return utm_zone(target.area)
+    if target.grid == "fixed":
+        assert target.aoi is not None
+        return utm_zone(target.aoi)
     # 3. The one of most tiles; among equals the first.
-    if target.crs == MAJORITY:
+    if target.target_crs == MAJORITY:
         return Counter(_crs(tile) for tile in tiles).most_common(1)[0][0]
     # 4. The first tile's.
     return _crs(tiles[0])
@@ -124,12 +127,12 @@ def target_grid(tiles: Sequence[Tile], target: Target, step: float | None = None
     try:
         crs = resolve_crs(geoboxes, target)
         size = resolve_pixel(geoboxes, crs, target.resolution)
-        if target.fixed:
+        if target.grid == "fixed":
             anchor, box = _fixed(target, crs, size, step or max(size))
         else:
             anchor, box = _around(tiles, crs, size)
-        if target.area is not None and not target.fixed:
-            there = project_area(target.area, crs, crop(anchor, box).extent)
+        if target.aoi is not None and target.grid != "fixed":
+            there = project_area(target.aoi, crs, crop(anchor, box).extent)
             box = box.overlap(enclosing(anchor, there.boundingbox.bbox)) if there else Box(0, 0, 0, 0)
     except AreaError as error:
         raise PlanError([Problem("outside_grid", str(error))]) from error
@@ -140,9 +143,9 @@ def target_grid(tiles: Sequence[Tile], target: Target, step: float | None = None
             [Problem("outside_grid", "no tile lies in the aoi; check the aoi, or take the row off the list")]
         )
     if (
-        target.area is not None
+        target.aoi is not None
         and target.bounds is not None
-        and not project_area(target.area, crs, crop(anchor, box).extent)
+        and not project_area(target.aoi, crs, crop(anchor, box).extent)
     ):
         raise PlanError([Problem("outside_grid", "the aoi lies outside the bounds; correct one of them")])
     rows, cols = box.shape
@@ -163,8 +166,8 @@ def _fixed(target: Target, crs: CRS, size: tuple[float, float], step: float) -> 
         bounds = target.bounds
         origin = bounds[0], bounds[3]
     else:
-        assert target.area is not None
-        bounds = project_area(target.area, crs).boundingbox.bbox
+        assert target.aoi is not None
+        bounds = project_area(target.aoi, crs).boundingbox.bbox
         origin = (0.0, 0.0)
     steps = enclosing(_grid_at(origin, (step, step), crs), bounds)
     if target.bounds is not None:

@@ -142,7 +142,7 @@ def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
             {"value": value, "name": name.replace(",", "").replace(" ", "_"), "color_hint": colour[1:].upper()}
             for value, (name, colour) in CLASSES.items()
         ]
-    cog = "; profile=cloud-optimized" if mosaic.options.cog else ""
+    cog = "; profile=cloud-optimized" if mosaic.options.format == "cog" else ""
     return pystac.Asset(
         f"./{path.name}",
         mosaic.band,
@@ -170,7 +170,7 @@ def _origins(
             "source": f"Scene that each pixel of {mosaic.band} came from",
             "observations": f"Number of scenes with a valid pixel of {mosaic.band}",
         }[what]
-        cog = "; profile=cloud-optimized" if mosaic.options.cog else ""
+        cog = "; profile=cloud-optimized" if mosaic.options.format == "cog" else ""
         yield (
             path.stem,
             pystac.Asset(
@@ -228,8 +228,8 @@ def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
 def _lineage(plan: TimestampPlan) -> str:
     options = next(iter(plan.mosaics.values())).options
     done = [f"merged ({options.merge_method}) in this order: {', '.join(plan.scene_ids)}"]
-    if options.mask:
-        done.append(f"SCL classes {', '.join(map(str, options.mask))} emptied before")
+    if options.mask_scl_classes:
+        done.append(f"SCL classes {', '.join(map(str, options.mask_scl_classes))} emptied before")
     if options.harmonize:
         done.append("radiometric offset of processing baseline 04.00 removed")
     return "; ".join(done)

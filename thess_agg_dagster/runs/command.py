@@ -31,14 +31,12 @@ from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.area import AreaError
-from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
-from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
-from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
-from thess_agg_dagster.params import ENVIRONMENT_PREFIX, FORMATS, GRIDS, MISSING_SCL, TimestampsAggregationParams
+from thess_agg_dagster.parameter import ENVIRONMENT_PREFIX
+from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up, workers_for
 from thess_agg_dagster.runs.dry_run import forecast
 from thess_agg_dagster.runs.instance import open_instance
-from thess_agg_dagster.runs.options import data_lake_option
+from thess_agg_dagster.runs.options import Sections, data_lake_option, parameter_options
 from thess_agg_dagster.runs.rebuild import rebuild
 from thess_agg_dagster.storage.paths import read_bytes
 from thess_agg_dagster.timestamp.freshness import is_due, tile_names
@@ -51,6 +49,7 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 # `@data_lake_option`, added to `main` below.
 @click.group(
     name="python -m thess_agg_dagster",
+    cls=Sections,
     context_settings={"show_default": True},
     invoke_without_command=True,
     subcommand_metavar="[COMMAND]",
@@ -60,44 +59,7 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 @click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
 @click.option("--verify", is_flag=True, help="Aggregate nothing: compare what is published with what was recorded.")
 @click.option("--dry-run", is_flag=True, help="Tell what is due, missing, to fetch and to write; do nothing.")
-@click.option("--bands", metavar="B04,B08,SCL", help="Bands to mosaic.")
-@click.option("--drop-bands/--no-drop-bands", default=None, help="Let out-of-date bands go that are not in --bands.")
-@click.option("--merge-method", type=click.Choice(METHODS), help="Which pixel wins where tiles overlap.")
-@click.option("--resampling", type=click.Choice(RESAMPLINGS), help="For tiles in another CRS or pixel size.")
-@click.option("--nodata", type=float, help="Value of empty pixels; nan: no override.")
-@click.option("--dtype", type=click.Choice(SUPPORTED_DTYPES), help="Dtype of the mosaics; default: the tiles'.")
-@click.option("--compress", type=click.Choice(list(COMPRESSIONS)), help="Compression of the mosaics.")
-@click.option("--target-crs", metavar="first|majority|CRS", help="CRS of the mosaics.  [default: first]")
-@click.option("--grid", type=click.Choice(GRIDS), help="The tiles' own, or one for all timestamps.  [default: tiles]")
-@click.option("--bounds", metavar="LEFT,BOTTOM,RIGHT,TOP", help="With --grid fixed: in units of --target-crs.")
-@click.option("--aoi", metavar="FILE|WKT", help="Clip to the bounds of a polygon: GeoJSON, GeoPackage or WKT.")
-@click.option("--aoi-mask/--no-aoi-mask", default=None, help="Empty what lies outside the polygon itself.")
-@click.option("--resolution", type=float, help="Pixel size of all bands, in units of the CRS; default: the tiles'.")
-@click.option("--reduction", type=click.Choice(RESAMPLINGS), help="To coarser pixels.  [default: average; SCL: mode]")
-@click.option(
-    "--overviews/--no-overviews", default=None, help="Reduce from overviews or JPEG 2000 levels: faster, not exact."
-)
-@click.option("--match-band", metavar="BAND", help="Write all bands on the grid of this one.")
-@click.option("--mask-scl-classes", metavar="3,8,9,10", help="SCL classes that empty a pixel before merging.")
-@click.option(
-    "--missing-scl", type=click.Choice(MISSING_SCL), help="A scene without SCL to mask with.  [default: fail]"
-)
-@click.option(
-    "--harmonize/--no-harmonize", default=None, help="Remove the offset of processing baseline 04.00 and later."
-)
-@click.option("--format", type=click.Choice(FORMATS), help="Format of the mosaics.  [default: geotiff]")
-@click.option("--stac/--no-stac", default=None, help="Write a STAC item per timestamp and a collection.")
-@click.option("--provenance/--no-provenance", default=None, help="Write which scene each pixel came from.")
-@click.option("--seams/--no-seams", default=None, help="With --provenance: draw the seams on the quicklook.")
-@click.option("--download-from", metavar="HOST|s3://BUCKET|file:///FOLDER,...", help="Fetch broken tiles from there.")
-@click.option("--download-token-url", metavar="URL", help="OAuth2 token endpoint of these hosts.")
-@click.option("--download-client-id", metavar="ID", help="OAuth2 client id.  [default: cdse-public]")
-@click.option("--download-connections", type=int, help="Downloads at a time.  [default: 4]")
-@click.option("--max-workers", type=int, help="Timestamps at a time (processes).  [default: one per core, at most 4]")
-@click.option("--threads", type=int, help="Threads in each worker.  [default: cores / workers]")
-@click.option(
-    "--debug/--no-debug", default=None, help="One after the other; stop at the first error with its full traceback."
-)
+@parameter_options(TimestampsAggregationParams)
 @click.pass_context
 def main(
     context: click.Context, /, timestamps: Sequence[str], force: bool, verify: bool, dry_run: bool, **given: Any

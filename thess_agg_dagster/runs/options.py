@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
+from thess_agg_dagster.parameter import Parameter, Parameters
 from thess_agg_dagster.storage.paths import lake_path
 
 
@@ -22,3 +25,54 @@ data_lake_option = click.option(
     callback=_into_environment,
     help="Root of the lake.  [default: $DATA_LAKE or ./DATA_LAKE]",
 )
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def parameter_options(model: type[Parameters]) -> Callable[[_Command], _Command]:
+    """An option for every parameter, under the heading of its group; ``None`` where it is not given."""
+
+    def decorate(command: _Command) -> _Command:
+        for each in reversed(model.declared().values()):  # the topmost decorator is the first option
+            command = _option(each)(command)
+        return command
+
+    return decorate
+
+
+def _option(declared: Parameter) -> Callable[[_Command], _Command]:
+    name = declared.name.replace("_", "-")
+    default = f"  [default: {declared.shown_default}]" if declared.shown_default else ""
+    kind = click.Choice(declared.allowed) if declared.allowed else str if declared.many else declared.kind
+    return click.option(
+        f"--{name}/--no-{name}" if declared.kind is bool else f"--{name}",
+        cls=_GroupedOption,
+        group=declared.group,
+        type=kind,
+        default=None,
+        metavar=declared.metavar,
+        help=declared.help + default,
+    )
+
+
+class _GroupedOption(click.Option):
+    """An option that knows its heading."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class Sections(click.Group):
+    """A command whose help has the options of a group under its heading."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            if record := option.get_help_record(ctx):
+                heading = option.group if isinstance(option, _GroupedOption) else "Options"
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+        self.format_commands(ctx, formatter)

@@ -15,8 +15,9 @@ from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expecte
 from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.bands import mask_band
+from thess_agg_dagster.mosaic.inspection import Source
 from thess_agg_dagster.mosaic.origins import OriginFiles
-from thess_agg_dagster.mosaic.plan import MosaicPlan, Source, plan_mosaics
+from thess_agg_dagster.mosaic.plan import MosaicPlan, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams

@@ -27,7 +27,7 @@ def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, mes
         height=int(rows),
         tiles=len(mosaic.tiles),
         reprojected_tiles=[tile.path.parent.name for tile in mosaic.reprojected],
-        grid="fixed" if mosaic.options.target.fixed else "tiles",
+        grid=mosaic.options.target.grid,
         resolution=mosaic.grid.resolution.x,
         bounds=list(mosaic.grid.boundingbox.bbox),
         baselines=list(dict.fromkeys(scene.baseline for scene in plan.scenes if scene.baseline)),

@@ -9,7 +9,9 @@ import pytest
 
 from thess_agg_dagster.mosaic.bands import is_scl, mask_band, role_of
 from thess_agg_dagster.mosaic.engine import write_mosaic
-from thess_agg_dagster.mosaic.plan import MosaicOptions, Source, plan_mosaics
+from thess_agg_dagster.mosaic.inspection import Source
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
 
@@ -39,8 +41,8 @@ def test_classes_stay_classes_by_any_spelling(tmp_path: Path, band: str) -> None
     classes = np.random.default_rng(1).choice([4, 8], (60, 60)).astype("uint8")
     path = write_tile(tmp_path / "a.tif", classes, corner=(600004, 4500003))
     bounds = (600000.0, 4499400.0, 600600.0, 4500000.0)
-    for target in (Target("EPSG:32634", True, bounds), Target(resolution=30)):
-        options = MosaicOptions(resampling="bilinear", target=target, mask=(8,))
+    for target in (Target("EPSG:32634", "fixed", bounds), Target(resolution=30)):
+        options = MosaicOptions(resampling="bilinear", target=target, mask_scl_classes=(8,))
         plans, _ = plan_mosaics({band: [Source(path, path)]}, options)
         write_mosaic(plans[band], tmp_path / "out.tif")
         assert set(np.unique(read(tmp_path / "out.tif"))) <= {0, 4, 8}

@@ -13,7 +13,8 @@ import pytest
 from thess_agg_dagster.mosaic import blocks, engine, geotiff
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.engine import WriteError, _Merger, write_mosaic
-from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, read, write_tile
 
 Decoded = Counter[tuple[str, tuple[int, int]]]

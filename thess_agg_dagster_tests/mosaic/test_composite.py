@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from thess_agg_dagster.mosaic import composite, reducers
 from thess_agg_dagster.mosaic.blocks import TileReader
 from thess_agg_dagster.mosaic.composite import CompositeError, CompositeOptions, open_mosaics, write_composites
-from thess_agg_dagster.mosaic.plan import MosaicOptions
+from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster_tests.rasters import DATA, Array, read, write_tile
 
 TIMES, SHAPE = 5, (70, 90)

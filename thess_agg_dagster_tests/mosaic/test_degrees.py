@@ -56,7 +56,7 @@ def test_an_area_is_where_it_is_however_it_is_written(tile: Tile, name: str, fix
     """Oracle: each pixel centre's longitude and latitude."""
     wkt, west, east = AREAS[name]
     area = read_area(wkt)
-    grid = target_grid([tile], Target(area=area, fixed=fixed), 60 if fixed else None)
+    grid = target_grid([tile], Target(aoi=area, grid="fixed" if fixed else "tiles"), 60 if fixed else None)
     lon, lat = longitudes_and_latitudes(grid)
     expected = (west < lon) & (lon < east) & (lat > SOUTH) & (lat < NORTH)
     inside = AreaOnGrid.of(area, grid).inside(whole(grid))
@@ -127,8 +127,8 @@ def test_beyond_utm_a_fixed_grid_needs_a_crs(tile: Tile, latitudes: tuple[int, i
     low, high = latitudes
     area = read_area(f"POLYGON((20 {low}, 25 {low}, 25 {high}, 20 {high}, 20 {low}))")
     with pytest.raises(PlanError, match="there is no UTM zone; give target_crs, e.g. EPSG:3413"):
-        target_grid([tile], Target(area=area, fixed=True), 60)
+        target_grid([tile], Target(aoi=area, grid="fixed"), 60)
     grid = target_grid(
-        [tile], Target("EPSG:3413" if low > 0 else "EPSG:3031", area=area, fixed=True, resolution=1000), 1000
+        [tile], Target("EPSG:3413" if low > 0 else "EPSG:3031", aoi=area, grid="fixed", resolution=1000), 1000
     )
     assert min(grid.shape) > 100

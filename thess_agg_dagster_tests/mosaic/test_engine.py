@@ -24,7 +24,8 @@ from rasterio.warp import reproject, transform
 from thess_agg_dagster.mosaic import engine, geotiff
 from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
-from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import PlanError, TileError
 from thess_agg_dagster.sample import TILE_SIZE, TILES
@@ -418,7 +419,8 @@ def test_a_file_that_could_not_be_written_whole_is_an_error(tmp_path: Path, comp
     script = (
         "import sys, resource, signal; from pathlib import Path\n"
         "from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic\n"
-        "from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic\n"
+        "from thess_agg_dagster.mosaic.options import MosaicOptions\n"
+        "from thess_agg_dagster.mosaic.plan import plan_mosaic\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "plan = plan_mosaic([Path(sys.argv[1])], 'B04', MosaicOptions(compress=sys.argv[3], threads=1))\n"
         "for limit in sys.argv[4:]:\n"

@@ -16,7 +16,8 @@ from rio_cogeo.cogeo import cog_validate
 
 from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS, verify
-from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
 
 
@@ -28,7 +29,7 @@ def write_cog(tmp_path: Path, band: str = "B04", dtype: str = "uint16", size: in
     tile = write_tile(tmp_path / "tile.tif", pixels, block=512)
     out = tmp_path / "cog.tif"
     write_mosaic(
-        plan_mosaic([tile], band, MosaicOptions(cog=True, threads=2, **options)), out, lambda: {"scenes": "a|b"}
+        plan_mosaic([tile], band, MosaicOptions(format="cog", threads=2, **options)), out, lambda: {"scenes": "a|b"}
     )
     return out
 
@@ -72,7 +73,7 @@ def test_a_cog_that_cannot_be_made_leaves_no_draft(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "cog.tif").mkdir()  # a folder where the file should go
     with pytest.raises(WriteError, match=r"cog\.tif: cannot be written"):
-        write_mosaic(plan_mosaic([tile], "B04", MosaicOptions(cog=True)), tmp_path / "out" / "cog.tif")
+        write_mosaic(plan_mosaic([tile], "B04", MosaicOptions(format="cog")), tmp_path / "out" / "cog.tif")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cog.tif"]
 
 

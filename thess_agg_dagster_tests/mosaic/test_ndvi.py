@@ -10,7 +10,7 @@ import rasterio
 
 from thess_agg_dagster.mosaic.composite import CompositeError, open_mosaics
 from thess_agg_dagster.mosaic.ndvi import NdviOptions, write_ndvi
-from thess_agg_dagster.mosaic.plan import MosaicOptions
+from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster_tests.rasters import noise, write_tile
 
 
@@ -22,7 +22,7 @@ def test_against_numpy(tmp_path: Path, scaled: bool, cog: bool, offset: int) -> 
         open_mosaics(band, [write_tile(tmp_path / f"{band}.tif", pixels, nodata=0, block=512)])
         for band, pixels in (("B04", red), ("B08", nir))
     ]
-    options = NdviOptions(scaled, offset, MosaicOptions(cog=cog, threads=2))
+    options = NdviOptions(scaled, offset, MosaicOptions(format="cog" if cog else "geotiff", threads=2))
     write_ndvi(bands[0], bands[1], tmp_path / "NDVI.tif", options)
     low, high = red.astype(float) - offset, nir.astype(float) - offset
     with rasterio.open(tmp_path / "NDVI.tif") as file:

@@ -20,7 +20,9 @@ from rasterio.warp import reproject, transform
 from thess_agg_dagster.mosaic import engine, geotiff, layers
 from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
-from thess_agg_dagster.mosaic.plan import MosaicOptions, Note, Source, plan_mosaic, plan_mosaics
+from thess_agg_dagster.mosaic.inspection import Note, Source
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import plan_mosaic, plan_mosaics
 from thess_agg_dagster.mosaic.rules import METHODS
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import PlanError
@@ -71,7 +73,7 @@ def test_a_clear_pixel_of_another_tile_wins(tmp_path: Path, method: str, jpeg200
         clear = masked_by_hand(pixels, scl, (3, 8, 9, 10))
         by_hand.append(write_tile(tmp_path / f"{number}-clear.tif", clear, corner=corner, nodata=0))
         before.append(write_tile(tmp_path / f"{number}-before.tif", pixels, corner=corner, nodata=0))
-    stats = mosaic(sources, tmp_path / "out.tif", merge_method=method, mask=(3, 8, 9, 10))
+    stats = mosaic(sources, tmp_path / "out.tif", merge_method=method, mask_scl_classes=(3, 8, 9, 10))
     (expected,), transform = merge(by_hand, method=method, nodata=0)
     (whole,), _ = merge(before, method="first", nodata=0)
     with rasterio.open(tmp_path / "out.tif") as out:
@@ -93,7 +95,7 @@ def test_tiles_of_two_zones_are_masked_where_they_lie(tmp_path: Path) -> None:
             sources.append(Source(path, scl_path))
             clear = masked_by_hand(pixels, scl, (8, 9))
             by_hand.append(Source(write_tile(tmp_path / f"{number}-clear.tif", clear, crs=crs, corner=corner)))
-        mosaic(sources, tmp_path / "out.tif", resampling=resampling, mask=(8, 9))
+        mosaic(sources, tmp_path / "out.tif", resampling=resampling, mask_scl_classes=(8, 9))
         mosaic(by_hand, tmp_path / "expected.tif", resampling=resampling)
         np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(tmp_path / "expected.tif"))
 
@@ -111,8 +113,8 @@ def test_an_scl_tile_that_does_not_cover_its_tile_is_as_good_as_none(tmp_path: P
     path = write_tile(tmp_path / "a.tif", noise(1, (200, 200)))
     scl = write_tile(tmp_path / "scl.tif", np.full((40, 30), 9, "uint8"), pixel=20, **options)
     with pytest.raises(PlanError, match=r"scl\.tif: does not cover .*a\.tif, so it cannot mask it"):
-        mosaic([Source(path, scl)], tmp_path / "out.tif", mask=(9,))
-    stats = mosaic([Source(path, scl)], tmp_path / "out.tif", mask=(9,), unmasked=True)
+        mosaic([Source(path, scl)], tmp_path / "out.tif", mask_scl_classes=(9,))
+    stats = mosaic([Source(path, scl)], tmp_path / "out.tif", mask_scl_classes=(9,), missing_scl="unmasked")
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(path))
     assert stats.masked_share == 0
 
@@ -121,8 +123,8 @@ def test_without_scl_it_fails_or_goes_unmasked_as_asked(tmp_path: Path) -> None:
     path = write_tile(tmp_path / "scene" / "B04.tif", noise(1, (100, 100)))
     source = Source(path, tmp_path / "scene" / "SCL.tif")
     with pytest.raises(PlanError, match=r"SCL\.tif: no such file"):
-        mosaic([source], tmp_path / "out.tif", mask=(9,))
-    plans, _ = plan_mosaics({"B04": [source]}, MosaicOptions(mask=(9,), unmasked=True))
+        mosaic([source], tmp_path / "out.tif", mask_scl_classes=(9,))
+    plans, _ = plan_mosaics({"B04": [source]}, MosaicOptions(mask_scl_classes=(9,), missing_scl="unmasked"))
     assert plans["B04"].notes[0].text.startswith("scene is not masked: no such file")
     write_mosaic(plans["B04"], tmp_path / "out.tif")
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(path))
@@ -130,7 +132,7 @@ def test_without_scl_it_fails_or_goes_unmasked_as_asked(tmp_path: Path) -> None:
 
 def test_classes_are_never_masked(tmp_path: Path) -> None:
     scl = write_tile(tmp_path / "scl.tif", classes(1, (100, 100)), pixel=20)
-    mosaic([Source(scl, scl)], tmp_path / "out.tif", "SCL", mask=(8, 9))
+    mosaic([Source(scl, scl)], tmp_path / "out.tif", "SCL", mask_scl_classes=(8, 9))
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(scl))
 
 
@@ -197,8 +199,8 @@ POLYGON = "SRID=32634;POLYGON((600400 4499900, 602700 4499500, 602100 4497300, 6
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("empty_outside", [False, True])
-def test_an_area_against_a_cut_of_the_whole(tmp_path: Path, method: str, empty_outside: bool) -> None:
+@pytest.mark.parametrize("aoi_mask", [False, True])
+def test_an_area_against_a_cut_of_the_whole(tmp_path: Path, method: str, aoi_mask: bool) -> None:
     """Oracle: rasterio.merge of everything, cut to the polygon's bounds; outside of it emptied with GDAL's rasterizer."""
     paths = []
     for number, corner in enumerate([(600000, 4500000), (601500, 4500700), (600800, 4499000)]):
@@ -208,41 +210,41 @@ def test_an_area_against_a_cut_of_the_whole(tmp_path: Path, method: str, empty_o
     area = read_area(POLYGON)
     stats = mosaic(
         [Source(path) for path in paths], tmp_path / "out.tif",
-        merge_method=method, target=Target(area=area), empty_outside=empty_outside,
+        merge_method=method, target=Target(aoi=area), aoi_mask=aoi_mask,
     )  # fmt: skip
     (expected,), transform = merge(paths, bounds=(600400, 4497300, 602700, 4499900), method=method, nodata=0)
     inside = rasterize([area.geom], expected.shape, transform=transform).astype(bool)
-    if empty_outside:
+    if aoi_mask:
         expected = np.where(inside, expected, 0)
     with rasterio.open(tmp_path / "out.tif") as out:
         assert out.transform == transform
         np.testing.assert_array_equal(out.read(1), expected)
-    assert stats.valid_share == ((expected > 0)[inside].mean() if empty_outside else (expected > 0).mean())
+    assert stats.valid_share == ((expected > 0)[inside].mean() if aoi_mask else (expected > 0).mean())
 
 
 @pytest.mark.parametrize("jpeg2000", [False, True])
-@pytest.mark.parametrize("empty_outside", [False, True])
+@pytest.mark.parametrize("aoi_mask", [False, True])
 def test_only_blocks_that_the_area_touches_are_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg2000: bool, empty_outside: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg2000: bool, aoi_mask: bool
 ) -> None:
     monkeypatch.setattr("thess_agg_dagster.mosaic.blocks.CHUNK", 64)
     path = write_tile(tmp_path / "a.tif", noise(1, (640, 640)), jpeg2000=jpeg2000)
     # A thin strip from corner to corner; its bounds are the whole tile.
     strip = "SRID=32634;POLYGON((600000 4500000, 606400 4493700, 606400 4493600, 600000 4499900, 600000 4500000))"
     area = read_area(strip)
-    stats = mosaic([Source(path)], tmp_path / "out.tif", target=Target(area=area), empty_outside=empty_outside)
+    stats = mosaic([Source(path)], tmp_path / "out.tif", target=Target(aoi=area), aoi_mask=aoi_mask)
     touched = rasterize(
         [area.geom], (10, 10), transform=rasterio.Affine(640, 0, 600000, 0, -640, 4500000), all_touched=True
     )
     assert 10 <= touched.sum() < 30
-    if empty_outside:
+    if aoi_mask:
         assert stats.blocks_decoded <= touched.sum()
     out, pixels = read(tmp_path / "out.tif"), read(path)
     inside = rasterize([area.geom], pixels.shape, transform=rasterio.Affine(10, 0, 600000, 0, -10, 4500000)).astype(
         bool
     )
     np.testing.assert_array_equal(out[inside], pixels[inside])
-    if not empty_outside:
+    if not aoi_mask:
         np.testing.assert_array_equal(out, pixels)
 
 
@@ -250,7 +252,7 @@ def test_a_fixed_grid_wider_than_the_tiles_is_empty_there(tmp_path: Path) -> Non
     pixels = noise(1, (100, 100))
     path = write_tile(tmp_path / "a.tif", pixels)
     far = write_tile(tmp_path / "b.tif", pixels, corner=(700000, 4400000))
-    target = Target(ZONE_34, fixed=True, bounds=(599500, 4498500, 601500, 4500500))
+    target = Target(ZONE_34, grid="fixed", bounds=(599500, 4498500, 601500, 4500500))
     plans, _ = plan_mosaics({"B04": [Source(path), Source(far)]}, MosaicOptions(target=target))
     assert plans["B04"].notes == (Note("outside_grid", "1 of 2 tiles lie outside the grid"),)
     write_mosaic(plans["B04"], tmp_path / "out.tif")
@@ -306,7 +308,7 @@ def test_a_mean_is_never_taken_for_empty(tmp_path: Path) -> None:
 def test_pixels_at_the_edge_of_a_tile_are_averaged_of_what_is_there(tmp_path: Path) -> None:
     pixels = noise(1, (101, 101))
     path = write_tile(tmp_path / "a.tif", pixels, corner=(600010, 4500010))
-    target = Target(ZONE_34, fixed=True, bounds=(600000, 4499000, 601060, 4500020), resolution=20)
+    target = Target(ZONE_34, grid="fixed", bounds=(600000, 4499000, 601060, 4500020), resolution=20)
     mosaic([Source(path)], tmp_path / "out.tif", target=target)
     canvas = np.zeros((102, 106), "uint16")
     canvas[1:, 1:102] = pixels
@@ -419,7 +421,7 @@ def test_classes_and_what_is_masked_never_start_from_overviews(tmp_path: Path) -
     for reduction in ("average", "nearest"):
         mosaic([Source(path)], tmp_path / "out.tif", "SCL", target=target, overviews=True, reduction=reduction)
         assert set(np.unique(read(tmp_path / "out.tif"))) <= {4, 9}
-    mosaic([Source(band, path)], tmp_path / "out.tif", target=target, overviews=True, mask=(9,))
+    mosaic([Source(band, path)], tmp_path / "out.tif", target=target, overviews=True, mask_scl_classes=(9,))
     assert np.unique(read(tmp_path / "out.tif")).tolist() == [100]
 
 

@@ -12,8 +12,10 @@ from odc.geo.geom import polygon
 
 from thess_agg_dagster.mosaic import engine, geotiff
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
+from thess_agg_dagster.mosaic.inspection import Source
+from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.origins import OriginFiles
-from thess_agg_dagster.mosaic.plan import MosaicOptions, Source, plan_mosaics
+from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.mosaic.rules import METHODS
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, Array, noise, read, write_tile
@@ -94,7 +96,7 @@ def test_against_brute_force(tmp_path: Path, three: list[tuple[int, int, Array]]
     np.testing.assert_array_equal(again["B04"], found["B04"])
 
 
-@pytest.mark.parametrize("options", [{}, {"merge_method": "last"}, {"cog": True}, {"nodata": -1.0}])
+@pytest.mark.parametrize("options", [{}, {"merge_method": "last"}, {"format": "cog"}, {"nodata": -1.0}])
 def test_tiles_of_two_zones_that_carry_their_number(tmp_path: Path, options: dict[str, Any]) -> None:
     tiles = []
     for number, (crs, corner) in enumerate(
@@ -134,7 +136,7 @@ def test_masked_pixels_and_an_area(tmp_path: Path) -> None:
         (600200, 4499100),
     ]
     area = polygon(corners, ZONE_34)
-    found, stats = mosaic(tmp_path, tiles, mask=(9,), target=Target(area=area), empty_outside=True)
+    found, stats = mosaic(tmp_path, tiles, mask_scl_classes=(9,), target=Target(aoi=area), aoi_mask=True)
     np.testing.assert_array_equal(found["source"], found["B04"])
     clear = {number: np.kron(read(tmp_path / f"SCL-{number}.tif") != 9, np.ones((2, 2), int)) for number in (1, 2)}
     np.testing.assert_array_equal(found["observations"], (clear[1] + clear[2])[10:90, 20:80])
@@ -145,7 +147,7 @@ def test_masked_pixels_and_an_area(tmp_path: Path) -> None:
 def test_a_tile_off_the_grid_keeps_its_number_from_the_others(tmp_path: Path) -> None:
     corners = [(700000, 4500000), (600000, 4500000)]
     tiles = [Source(write_tile(tmp_path / f"{n}.tif", noise(n, (60, 60)), corner=at)) for n, at in enumerate(corners)]
-    target = Target(crs=ZONE_34, fixed=True, bounds=(600000, 4499400, 600600, 4500000))
+    target = Target(target_crs=ZONE_34, grid="fixed", bounds=(600000, 4499400, 600600, 4500000))
     found, _ = mosaic(tmp_path, tiles, target=target)
     assert set(np.unique(found["source"])) == {2}
 

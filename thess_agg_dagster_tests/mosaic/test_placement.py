@@ -10,9 +10,12 @@ from rasterio.enums import Resampling
 from rasterio.warp import transform
 
 from thess_agg_dagster.mosaic.grid import Box, crop, footprint_on, union
-from thess_agg_dagster.mosaic.placement import LOOKUP_ERROR, Copy, Lookup, Mean, Repeat, Warp, place
+from thess_agg_dagster.mosaic.lookup import LOOKUP_ERROR, Lookup
+from thess_agg_dagster.mosaic.place import place
+from thess_agg_dagster.mosaic.placement import Copy, Mean, Repeat
 from thess_agg_dagster.mosaic.target import Target, target_grid
 from thess_agg_dagster.mosaic.tiles import Tile, inspect_tile
+from thess_agg_dagster.mosaic.warp import Warp
 from thess_agg_dagster.sample import TILE_SIZE, TILES
 from thess_agg_dagster_tests.rasters import Array, noise, write_tile
 

@@ -14,8 +14,9 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform
 
 from thess_agg_dagster.mosaic.engine import write_mosaic
-from thess_agg_dagster.mosaic.placement import place
-from thess_agg_dagster.mosaic.plan import MosaicOptions, plan_mosaic
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.place import place
+from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import Tile

@@ -115,8 +115,8 @@ def test_one_grid_around_an_area_for_all_real_rows(aoi_crs: str) -> None:
     for names in ROWS:
         for pixel in (10, 20, 60):
             tiles = [tile(name, pixel) for name in names]
-            step = fixed_step([10, 20, 60], odc.geo.CRS("EPSG:32634"), Target(fixed=True, area=area))
-            grid = target_grid(tiles, Target(fixed=True, area=area), step)
+            step = fixed_step([10, 20, 60], odc.geo.CRS("EPSG:32634"), Target(grid="fixed", aoi=area))
+            grid = target_grid(tiles, Target(grid="fixed", aoi=area), step)
             assert grid.affine.a == -grid.affine.e == pixel
             seen.add((str(grid.crs), edges(grid)))
     assert seen == {("EPSG:32634", expected)}
@@ -124,7 +124,7 @@ def test_one_grid_around_an_area_for_all_real_rows(aoi_crs: str) -> None:
 
 def test_explicit_bounds_are_kept_or_refused() -> None:
     def grids(bounds: tuple[float, float, float, float]) -> list[GeoBox]:
-        target = Target("EPSG:32634", fixed=True, bounds=bounds)
+        target = Target("EPSG:32634", grid="fixed", bounds=bounds)
         step = fixed_step([10, 20], odc.geo.CRS("EPSG:32634"), target)
         return [target_grid([tile("T35TKF", pixel)], target, step) for pixel in (10, 20)]
 
@@ -140,7 +140,7 @@ def test_a_resolution_of_its_own_makes_the_grid_no_larger() -> None:
         "SRID=32634;POLYGON((650000 4510000, 650600 4510000, 650600 4510600, 650000 4510600, 650000 4510000))"
     )
     for resolution in (13.7, 61, 9.9997, 1 / 3):
-        target = Target("EPSG:32634", fixed=True, area=area, resolution=resolution)
+        target = Target("EPSG:32634", grid="fixed", aoi=area, resolution=resolution)
         step = fixed_step([resolution] * 2, odc.geo.CRS("EPSG:32634"), target)
         grid = target_grid([tile("T34TFL")], target, step)
         assert max(grid.boundingbox.span_x, grid.boundingbox.span_y) <= 600 + 2 * resolution
@@ -156,12 +156,12 @@ def test_an_area_clips_the_tiles_grid_to_its_bounds() -> None:
     whole_grid = target_grid(tiles, Target())
     grid = target_grid(
         tiles,
-        Target(area=read_area("SRID=32634;POLYGON((650003 4500001, 651007 4500001, 650500 4502999, 650003 4500001))")),
+        Target(aoi=read_area("SRID=32634;POLYGON((650003 4500001, 651007 4500001, 650500 4502999, 650003 4500001))")),
     )
     assert edges(grid) == (650000, 4500000, 651010, 4503000)
     assert whole_grid.affine.a == grid.affine.a
     with pytest.raises(PlanError, match="no tile lies in the aoi"):
-        target_grid(tiles, Target(area=read_area("POLYGON((2 40, 3 40, 3 41, 2 40))")))
+        target_grid(tiles, Target(aoi=read_area("POLYGON((2 40, 3 40, 3 41, 2 40))")))
 
 
 def test_pixel_sizes_without_common_edges_are_refused() -> None:
@@ -174,7 +174,7 @@ def test_pixel_sizes_without_common_edges_are_refused() -> None:
 
 def test_a_grid_too_large_to_be_meant_is_refused() -> None:
     with pytest.raises(PlanError, match="pixels; give a coarser resolution, or less ground"):
-        target_grid([tile("T34TFL")], Target("EPSG:32634", fixed=True, bounds=(0, 0, 3e6, 9e6)), 20)
+        target_grid([tile("T34TFL")], Target("EPSG:32634", grid="fixed", bounds=(0, 0, 3e6, 9e6)), 20)
     with pytest.raises(PlanError, match="give a coarser resolution, or less ground"):
         target_grid([tile("T34TFL")], Target(resolution=0.001))
 
@@ -183,16 +183,16 @@ def test_an_area_as_large_as_a_continent_clips_like_its_part_that_is_near() -> N
     near = "POLYGON((22.6 40.6, 23.2 40.6, 23.2 41.2, 22.6 41.2, 22.6 40.6))"
     world = "POLYGON((-180 -90, 180 -90, 180 90, -180 90, -180 -90))"
     tiles = [tile("T34TFL"), tile("T35TKF")]
-    assert target_grid(tiles, Target(area=read_area(world))) == target_grid(tiles, Target())
-    assert target_grid(tiles, Target(area=read_area(near))).shape[0] < 9000
+    assert target_grid(tiles, Target(aoi=read_area(world))) == target_grid(tiles, Target())
+    assert target_grid(tiles, Target(aoi=read_area(near))).shape[0] < 9000
 
 
 def test_an_area_beside_the_bounds_is_refused() -> None:
     target = Target(
         "EPSG:32634",
-        fixed=True,
+        grid="fixed",
         bounds=(650000, 4510000, 660000, 4520000),
-        area=read_area("POLYGON((2 40, 3 40, 3 41, 2 40))"),
+        aoi=read_area("POLYGON((2 40, 3 40, 3 41, 2 40))"),
     )
     with pytest.raises(PlanError, match="the aoi lies outside the bounds"):
         target_grid([tile("T34TFL")], target, 20)

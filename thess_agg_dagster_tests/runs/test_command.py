@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import dagster as dg
 import pandas as pd
@@ -14,6 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.parameter import Group
+from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.command import main
 from thess_agg_dagster.runs.options import data_lake_option
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
@@ -129,6 +133,30 @@ def test_bad_usage_is_exit_2(small_lake: SmallLake, arguments: list[str], messag
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+#: The options of the first release: scripts know them.
+FIRST_RELEASE = """
+--data-lake --timestamps --force --verify --bands --merge-method --resampling --nodata --dtype --compress --target-crs --grid
+--bounds --aoi --aoi-mask --no-aoi-mask --resolution --reduction --overviews --no-overviews --match-band --mask-scl-classes
+--missing-scl --harmonize --no-harmonize --format --stac --no-stac --download-from --download-token-url --download-client-id
+--download-connections --max-workers --threads --debug --no-debug
+"""
+
+
+def test_options_stay_and_each_parameter_is_one_under_its_heading() -> None:
+    options = {option for each in main.params for option in (*each.opts, *each.secondary_opts)}
+    assert set(FIRST_RELEASE.split()) <= options
+    given = {each.name: each for each in main.params}
+    for name, declared in TimestampsAggregationParams.declared().items():
+        assert f"--{name.replace('_', '-')}" in given[name].opts
+        assert given[name].default is None  # so that the environment has its say
+        assert bool(given[name].secondary_opts) == (declared.kind is bool)
+    shown = invoke("--help").stdout
+    sections = dict(part.split(":\n", 1) for part in re.split(r"\n\n(?=\w+:\n)", shown)[1:])
+    assert list(sections) == ["Options", *get_args(Group), "Commands"]
+    assert "--aoi-mask / --no-aoi-mask" in sections["Area"]
+    assert "[default: zstd]" in sections["Output"]
 
 
 def test_an_option_before_a_subcommand_is_refused_and_not_lost() -> None:
