@@ -303,6 +303,9 @@ def page() -> str:
 On the command line (`--merge-method max`), in run config or the launchpad (`resources: params: config: {{merge_method:
 max}}`), or in the environment (`THESS_MERGE_METHOD=max`: for backfills and sensors), in that order.
 
+Where things lie is not among them: `--data-lake` (`DATA_LAKE`), `--tiles` (`THESS_TILES`) and `THESS_TABLES`, in run config
+`resources: io_manager: config:`, are in [LAKE.md](LAKE.md#what-goes-in).
+
 More on `provenance` and `seams`: [LAKE.md](LAKE.md#which-pixel-from-where); on downloads: [DOWNLOADS.md](DOWNLOADS.md).
 {TimestampsAggregationParams.markdown()}
 """

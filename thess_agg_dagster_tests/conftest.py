@@ -24,7 +24,7 @@ import sqlalchemy
 from thess_agg_dagster.audit.event_log import latest_attempts
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import TILES, DataLake
 from thess_agg_dagster.lake.publish import local_folder
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.storage.paths import lake_path
@@ -76,10 +76,11 @@ class SmallLake:
 
     root: Path
     instance: dg.DagsterInstance
+    tiles: str = TILES
 
     @property
     def lake(self) -> DataLake:
-        return DataLake(self.root)
+        return DataLake(self.root, tiles=self.tiles)
 
     def add_tile(self, scene_id: str, band: str, *, east: bool = False, **options: Any) -> Path:
         crs, corner = EAST if east else WEST
@@ -114,7 +115,10 @@ class SmallLake:
         self.lake.time_serie.write_text("\n".join(lines) + "\n")
 
     def resources(self, **params: Any) -> dict[str, Any]:
-        return {"io_manager": {"config": {"data_lake": str(self.root)}}, "params": {"config": params}}
+        return {
+            "io_manager": {"config": {"data_lake": str(self.root), "tiles": self.tiles}},
+            "params": {"config": params},
+        }
 
     def read_list(self) -> None:
         run_asset(self.instance, self.resources(), TIME_SERIE)

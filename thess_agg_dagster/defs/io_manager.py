@@ -24,7 +24,7 @@ from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, table_sc
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.checksums import ChangedError
-from thess_agg_dagster.lake.layout import MANIFEST, DataLake, is_beside
+from thess_agg_dagster.lake.layout import MANIFEST, TILES, DataLake, is_beside
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.products.pictures import first_look, series_at_a_glance, thumbnail
@@ -80,18 +80,20 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     data_lake: str = Field(default="DATA_LAKE", description="Root of the lake: a folder, or s3://bucket/prefix.")
     tables: str | None = Field(default=None, description="Folder of the tables; unset: `tables` in the lake.")
+    tiles: str | None = Field(default=None, description=f"Where tiles lie, a template; unset: `{TILES}`.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DataLakeIOManager:
-        """``DATA_LAKE`` and ``THESS_TABLES``; ``./DATA_LAKE`` when unset."""
+        """``DATA_LAKE``, ``THESS_TABLES`` and ``THESS_TILES``; ``./DATA_LAKE`` when unset."""
         return cls(
             data_lake=str(lake_path(environment.get("DATA_LAKE") or "DATA_LAKE")),
             tables=environment.get("THESS_TABLES") or None,
+            tiles=environment.get("THESS_TILES") or None,
         )
 
     @property
     def lake(self) -> DataLake:
-        return DataLake.at(self.data_lake, self.tables)
+        return DataLake.at(self.data_lake, self.tables, self.tiles)
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
         with stopping_is_final():

@@ -25,6 +25,12 @@ QUICKLOOK, MANIFEST, ITEM, COLLECTION = "quicklook.jpg", "manifest.json", "item.
 #: Beside the bands: which scene each pixel came from, and how many scenes had one. No band may be called so.
 SOURCE, OBSERVATIONS = "source", "observations"
 
+#: Where tiles lie, below the root of the lake or anywhere: a template.
+TILES = "cache/s2/{scene_id}/{band}.tif"
+
+# A template: any folder, a folder for each scene, a file for each band.
+_TEMPLATE = re.compile(r"(?:([^{}]*)/)?\{scene_id\}/\{band\}(\.[A-Za-z0-9]{1,8})", re.ASCII)
+
 # A scene or band is one name in a path: no separators, no leading dot, ASCII only (no look-alikes), no surprises.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 
@@ -34,6 +40,33 @@ def is_plain_name(text: str) -> bool:
     return _PLAIN_NAME.fullmatch(text) is not None
 
 
+class TemplateError(ValueError):
+    """What is given as a template of tiles' paths is none."""
+
+
+def _tile_template(text: str) -> tuple[str, str]:
+    """The folder and the suffix of a template. Raises :class:`TemplateError`."""
+    found = _TEMPLATE.fullmatch(text.strip())
+    if found is None or ".." in (found[1] or "").split("/"):
+        raise TemplateError(
+            f"tiles={text!r} is no template of tiles' paths; it is a folder, then {{scene_id}}/{{band}} and a suffix, as "
+            f"{TILES} (in the lake), /data/{{scene_id}}/{{band}}.jp2 or s3://bucket/{{scene_id}}/{{band}}.tif"
+        )
+    return found[1] or ("/" if text.startswith("/") else ""), found[2]
+
+
+def name_in(root: Path, path: Path) -> str:
+    """What a record beside the mosaics calls a file: its path below the root of the lake, or the whole where it lies elsewhere."""
+    return str(path).removeprefix(f"{root}/")
+
+
+def path_in(root: Path, name: str) -> Path:
+    """The file that :func:`name_in` named."""
+    if "://" in name or name.startswith(("/", "~")):
+        return lake_path(name)
+    return root / name if name else root
+
+
 def is_beside(name: str) -> bool:
     """Whether a GeoTIFF of that name (without ``.tif``) tells of the bands, and is none itself."""
     return name in (SOURCE, OBSERVATIONS) or name.startswith(f"{SOURCE}_")
@@ -41,15 +74,25 @@ def is_beside(name: str) -> bool:
 
 @dataclass(frozen=True)
 class DataLake:
-    """The layout of one lake, in a folder or a bucket. ``tables`` overrides the tables folder (default ``<root>/tables``)."""
+    """The layout of one lake, in a folder or a bucket. ``tables`` overrides the tables folder (default ``<root>/tables``),
+    ``tiles`` is the template of the tiles' paths: each of them may lie in another place than the mosaics."""
 
     root: Path
     tables: Path | None = None
+    tiles: str = TILES
 
     @classmethod
-    def at(cls, root: str, tables: str | None = None) -> DataLake:
-        """The lake at a folder, or at an address as ``s3://bucket/prefix``."""
-        return cls(lake_path(root), lake_path(tables) if tables else None)
+    def at(cls, root: str, tables: str | None = None, tiles: str | None = None) -> DataLake:
+        """The lake at a folder, or at an address as ``s3://bucket/prefix``. Raises :class:`TemplateError`."""
+        lake = cls(lake_path(root), lake_path(tables) if tables else None, tiles or TILES)
+        _ = lake.tiles_folder
+        return lake
+
+    @property
+    def tiles_folder(self) -> Path:
+        """The folder of the scenes' folders."""
+        folder, _ = _tile_template(self.tiles)
+        return path_in(self.root, folder)
 
     @property
     def tables_folder(self) -> Path:
@@ -91,12 +134,12 @@ class DataLake:
         for name in (scene_id, band):
             if not is_plain_name(name):
                 raise ValueError(f"{name[:80]!r} is not a plain name")
-        return self.root / "cache" / "s2" / scene_id / f"{band}.tif"
+        return self.tiles_folder / scene_id / f"{band}{_tile_template(self.tiles)[1]}"
 
     def stamps(self, scene_ids: Iterable[str] | None = None) -> Callable[[Path], str | None]:
         """How the tiles and items of some scenes (or of all, and the mosaics) stand now: see ``storage.fingerprint_of``."""
         if scene_ids is None:
-            return fingerprints_below([self.root / "cache" / "s2", self.aggregated])
+            return fingerprints_below([self.tiles_folder, self._items, self.aggregated])
         return fingerprints_below([folder for each in scene_ids for folder in self._of_scene(each)])
 
     def _of_scene(self, scene_id: str) -> tuple[Path, Path]:
@@ -104,19 +147,26 @@ class DataLake:
 
     def scene_item(self, scene_id: str) -> Path:
         """The STAC item of a scene, where a download step left one. Raises ``ValueError`` unless it is a plain name."""
-        return self.tile(scene_id, "item").parents[1] / "stac_items" / f"{scene_id}.json"
+        if not is_plain_name(scene_id):
+            raise ValueError(f"{scene_id[:80]!r} is not a plain name")
+        return self._items / f"{scene_id}.json"
+
+    @property
+    def _items(self) -> Path:
+        return self.root / "cache" / "s2" / "stac_items"
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where a lake's files lie, links followed. (``cache`` as a whole may live elsewhere.)"""
-        return self.root, self.root / "cache"
+        """Where a lake's files lie, links followed. (``cache`` as a whole may live elsewhere, and where a template says so,
+        the tiles.)"""
+        return self.root, self.root / "cache", *([self.tiles_folder] if self.tiles != TILES else [])
 
     def leads_outside(self, path: Path) -> bool:
         """Whether a tile's path is a symbolic link out of the lake."""
         if is_remote(path):
             return False
         real = path.resolve()
-        return not any(real.is_relative_to(folder.resolve()) for folder in self.folders)
+        return not any(real.is_relative_to(folder.resolve()) for folder in self.folders if not is_remote(folder))
 
     def timestamp_folder(self, timestamp: str) -> Path:
         """The folder of a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""
@@ -143,9 +193,10 @@ class DataLake:
 
     def here(self, recorded: str) -> str:
         """The path in this lake that a record means, which may have been made where the lake stood earlier."""
-        for folder in (self.root / "cache" / "s2", self.aggregated):
-            _, found, rest = recorded.rpartition(f"/{folder.parent.name}/{folder.name}/")
-            if found:
+        for folder in (self.tiles_folder, self.aggregated):
+            below = name_in(self.root, folder)
+            _, found, rest = recorded.rpartition(f"/{below}/")
+            if found and below != str(folder):
                 return f"{folder}/{rest}"
         return recorded
 

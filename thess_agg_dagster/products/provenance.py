@@ -12,7 +12,7 @@ from rasterio import __gdal_version__
 from thess_agg_dagster import __version__
 from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
-from thess_agg_dagster.lake.layout import is_beside
+from thess_agg_dagster.lake.layout import is_beside, name_in
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.storage.paths import lake_path
@@ -83,7 +83,7 @@ def timestamp_manifest(
     """
 
     def read(path: Path) -> dict[str, object]:
-        return {"file": str(path.relative_to(lake)), "bytes": path.stat().st_size, "checksum": str(checksums.of(path))}
+        return {"file": name_in(lake, path), "bytes": path.stat().st_size, "checksum": str(checksums.of(path))}
 
     manifest: dict[str, object] = {
         "timestamp": plan.timestamp,
@@ -100,7 +100,7 @@ def timestamp_manifest(
             for path in sorted(folder.glob("*.tif"))
             if is_beside(path.stem)
         ],
-        "attempt": asdict(with_paths(attempt, lambda path: str(lake_path(path).relative_to(lake)))),
+        "attempt": asdict(with_paths(attempt, lambda path: name_in(lake, lake_path(path)))),
     }
     if plan.provenance:
         manifest["legend"] = {band: legend(mosaic, plan, checksums) for band, mosaic in plan.mosaics.items()}

@@ -14,7 +14,7 @@ import rasterio
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import DataLake, path_in
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.scl import cloud_share
@@ -35,7 +35,7 @@ def read_back(manifest: Mapping[str, Any], lake: DataLake, params: TimestampsAgg
     if isinstance(recorded, dict):
         bands = [_known(BandRecord, band) for band in recorded["bands"]]
         attempt = _known(Attempt, recorded | {"bands": bands})
-        return with_paths(attempt, lambda path: str(lake.root / path))
+        return with_paths(attempt, lambda path: str(path_in(lake.root, path)))
     timestamp, scene_ids = str(manifest["timestamp"]), [str(scene) for scene in manifest["scenes"]]
     outputs = {Path(entry["file"]).stem: entry for entry in manifest["outputs"]}
     inputs: dict[str, str] = {}
@@ -67,7 +67,7 @@ def _is_as_it_was(manifest: Mapping[str, Any], lake: DataLake, params: Timestamp
 
 def _is_as_read(entry: Mapping[str, Any], root: Path, manifest: Path) -> bool:
     """Whether a tile is still what a mosaic was made of. One that is older than the mosaics is not read again."""
-    tile = root / entry["file"]
+    tile = path_in(root, entry["file"])
     try:
         now = tile.stat()
         if now.st_size != entry["bytes"]:
@@ -87,7 +87,7 @@ def _band(band: str, entry: Mapping[str, Any], manifest: Mapping[str, Any], lake
         return BandRecord(
             band,
             "success",
-            input_files=[str(lake.root / tile["file"]) for tile in tiles],
+            input_files=[str(path_in(lake.root, tile["file"])) for tile in tiles],
             output_path=str(path),
             crs=crs_name(mosaic.crs) if mosaic.crs else "",
             dtype=mosaic.dtypes[0],

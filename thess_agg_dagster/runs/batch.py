@@ -46,6 +46,8 @@ def resources_config(io_manager: DataLakeIOManager, params: TimestampsAggregatio
     io_config = {"data_lake": str(io_manager.lake.root)}
     if io_manager.lake.tables:
         io_config["tables"] = str(io_manager.lake.tables)
+    if io_manager.tiles:
+        io_config["tiles"] = io_manager.tiles
     return {"params": {"config": params.run_config()}, "io_manager": {"config": io_config}}
 
 

@@ -33,20 +33,22 @@ def etag_of(path: Path) -> str:
 
 def fingerprints_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
     """:func:`fingerprint_of` for the files in some folders: in a bucket from one listing of each, made now."""
-    if not any(map(is_remote, folders)):
+    folders = list(filter(is_remote, folders))
+    if not folders:
         return fingerprint_of
 
     def listing(folder: Path) -> dict[str, str]:
         remote = cast(Any, folder)
         with suppress(FileNotFoundError), as_os_errors(folder):
-            return {name: _fingerprint(info) for name, info in remote.fs.find(remote.path, detail=True).items()}
+            objects = remote.fs.find(remote.path, detail=True)
+            return {f"{remote.protocol}://{name}": _fingerprint(info) for name, info in objects.items()}
         return {}
 
     found: dict[str, str] = {}
     with ThreadPoolExecutor(REQUESTS) as pool:
         for each in pool.map(listing, folders):
             found |= each
-    return lambda path: found.get(cast(Any, path).path)
+    return lambda path: found.get(str(path)) if is_remote(path) else fingerprint_of(path)
 
 
 def _fingerprint(info: dict[str, Any]) -> str:

@@ -170,7 +170,7 @@ def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int |
         reason = f"has {found}, published is {expected[0]} (in {expected[1]}); download the tile again"
         return Problem("checksum_mismatch", reason, path)
 
-    with ThreadPoolExecutor(REQUESTS if is_remote(lake.root) else threads) as pool:
+    with ThreadPoolExecutor(REQUESTS if is_remote(lake.tiles_folder) else threads) as pool:
         return {problem.path: problem for problem in pool.map(look, tiles) if problem and problem.path}
 
 

@@ -218,8 +218,8 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
 
 def _others(lake: DataLake, scene_id: str, band: str) -> Iterable[Tile]:
     """The other tiles of a scene that can be read."""
-    for path in sorted(lake.tile(scene_id, band).parent.glob("*.tif")):
-        if path.name != f"{band}.tif":
+    for path in sorted(lake.tile(scene_id, band).parent.glob(f"*{lake.tile(scene_id, band).suffix}")):
+        if path.stem != band:
             try:
                 yield inspect_tile(path)
             except (TileError, SystemFaultError):

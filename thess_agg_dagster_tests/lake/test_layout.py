@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from thess_agg_dagster.lake.layout import DataLake, is_plain_name
+from thess_agg_dagster.lake.layout import DataLake, TemplateError, is_plain_name, name_in, path_in
 
 SCENE = "S2B_MSIL2A_20230202T092109_N0510_R093_T35TKF_20240815T155145"
+FIRST = "2023-02-02 09:21:09.024000+00:00"
 HOSTILE = [
     "..",
     ".",
@@ -60,3 +61,40 @@ def test_a_recorded_path_is_found_in_the_lake_at_hand(root: str) -> None:
         assert lake.here(f"{recorded}/cache/s2/A/B04.tif") == f"{root}/cache/s2/A/B04.tif"
         assert lake.here(f"{recorded}/data_raw/aggregated/2023-01-01") == f"{root}/data_raw/aggregated/2023-01-01"
     assert (lake.here(""), lake.here("/somewhere/else.tif")) == ("", "/somewhere/else.tif")
+
+
+@pytest.mark.parametrize(
+    ("template", "tile"),
+    [
+        ("raw/s2/{scene_id}/{band}.tif", "/lake/raw/s2/A/B04.tif"),
+        ("{scene_id}/{band}.jp2", "/lake/A/B04.jp2"),
+        ("/archive/{scene_id}/{band}.jp2", "/archive/A/B04.jp2"),
+        ("s3://bucket/{scene_id}/{band}.tif", "s3://bucket/A/B04.tif"),
+        ("s3://bucket/s2/l2a/{scene_id}/{band}.tif", "s3://bucket/s2/l2a/A/B04.tif"),
+    ],
+)
+def test_tiles_may_live_elsewhere(template: str, tile: str) -> None:
+    lake = DataLake.at("/lake", tiles=template)
+    assert str(lake.tile("A", "B04")) == tile
+    assert str(lake.scene_item("A")) == "/lake/cache/s2/stac_items/A.json"
+    assert str(lake.mosaic(FIRST, "B04")).startswith("/lake/data_raw/aggregated/")
+    name = name_in(lake.root, lake.tile("A", "B04"))
+    assert name == tile.removeprefix("/lake/")
+    assert str(path_in(lake.root, name)) == tile
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["raw/s2", "{band}/{scene_id}.tif", "../{scene_id}/{band}.tif", "a/{scene_id}/{band}", "{scene_id}/{band}.tif/x",
+     "{scene_id.__class__}/{band}.tif", "{0}/{scene_id}/{band}.tif", "{scene_id}/{band}_10m.tif"],
+)  # fmt: skip
+def test_a_template_of_tiles_that_is_none_is_refused(template: str) -> None:
+    with pytest.raises(TemplateError, match="it is a folder, then {scene_id}/{band} and a suffix"):
+        DataLake.at("/lake", tiles=template)
+
+
+def test_a_recorded_tile_is_found_where_the_template_says() -> None:
+    lake = DataLake.at("/new/lake", tiles="raw/s2/{scene_id}/{band}.tif")
+    assert lake.here("/old/lake/raw/s2/A/B04.tif") == "/new/lake/raw/s2/A/B04.tif"
+    lake = DataLake.at("/new/lake", tiles="s3://bucket/raw/{scene_id}/{band}.tif")
+    assert lake.here("s3://bucket/raw/A/B04.tif") == "s3://bucket/raw/A/B04.tif"

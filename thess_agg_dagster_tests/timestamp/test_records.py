@@ -14,7 +14,8 @@ from rasterio.crs import CRS
 from rasterio.enums import Resampling
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.mosaic.plan import Layer, MosaicOptions, MosaicPlan
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import Layer, MosaicPlan
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import Problem, Tile
 from thess_agg_dagster.timestamp.plan import Scene, TimestampPlan
@@ -37,7 +38,7 @@ def mosaic(band: str, offset: int = 0, nodata: float = 0, fixed: bool = False, s
         Layer(tile(scene, band, geobox), 0, offset, scl, Resampling.nearest, number)
         for number, (scene, geobox) in enumerate([("S2_A", GRID), ("S2_B", ELSEWHERE)], 1)
     )
-    options = MosaicOptions(target=Target("EPSG:32634", fixed=fixed))
+    options = MosaicOptions(target=Target("EPSG:32634", grid="fixed" if fixed else "tiles"))
     return MosaicPlan(band, layers, GRID, "uint16", nodata, options)
 
 
