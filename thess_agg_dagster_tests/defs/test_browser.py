@@ -58,6 +58,7 @@ def page(ui: Ui) -> Iterator[Page]:
 
 def keep(page: Page, name: str) -> None:
     """Keep what is seen, once nothing is loading any more."""
+    page.wait_for_load_state("networkidle")
     page.wait_for_timeout(1500)
     expect(page.get_by_text(re.compile("^Loading"))).to_have_count(0)
     if folder := os.environ.get("SCREENSHOTS"):
@@ -169,6 +170,12 @@ def test_a_series_from_its_list_to_its_repair(lake: DataLake, ui: Ui, page: Page
         expect(page.get_by_text(name).first).to_be_visible()
     keep(page, "automation")
     page.goto("/asset-groups")
+    for name in ("inputs", "mosaics", "audit"):  # closed at first
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+    expect(page.get_by_label("unfold_more")).to_have_count(3)
+    for left in (2, 1, 0):
+        page.get_by_label("unfold_more").first.click()
+        expect(page.get_by_label("unfold_more")).to_have_count(left)
     expect(page.get_by_text("timestamps_aggregation").first).to_be_visible()
     keep(page, "lineage")
     ui.wait_until(lambda: not ui.runs(*UNFINISHED))
