@@ -11,8 +11,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
-import dagster as dg
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 #: A parameter ``x`` is read from the environment variable ``THESS_X``.
@@ -103,10 +102,10 @@ def _type_of(annotation: Any) -> tuple[type, bool, tuple[str, ...]]:
     return annotation, many, ()
 
 
-class Parameters(dg.ConfigurableResource):  # type: ignore[type-arg]
+class Parameters(BaseModel):
     """Fields that are each a :func:`parameter`: from the run config, else from the environment, else the default."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

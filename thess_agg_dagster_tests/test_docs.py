@@ -15,8 +15,9 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pytest
+import rasterio
 
-from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, scene
 from thess_agg_dagster_tests.rasters import read
 from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, statuses
 from thess_agg_dagster_tests.services import Client
@@ -124,3 +125,18 @@ def test_the_assets_of_docs_dagster_in_a_code_location_of_their_own(
         run("ndvi", SECOND)
     scl = {key: np.ma.masked_equal(read(small_lake.lake.mosaic(key, "SCL")), 0) for key in (FIRST, THIRD)}
     assert run("clear_days") == [key for key in (FIRST, THIRD) if (scl[key] == 4).mean() > 0.5]
+
+
+def test_the_script_of_docs_lake(small_lake: SmallLake, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = small_lake.add_timestamp(FIRST)
+    first = small_lake.lake.tile(scenes[0], "B04")
+    small_lake.list_rows((FIRST, scenes), (SECOND, [scene(SECOND, "T35TKF")]))
+    (code,) = blocks("docs/LAKE.md", "python")
+    exec(code.replace("/data/lake", str(small_lake.root)), {})
+    out = capsys.readouterr().out
+    assert f"{FIRST} {small_lake.lake.mosaic(FIRST, 'B04')}" in out
+    assert f"{SECOND}\n  {small_lake.lake.tile(scene(SECOND, 'T35TKF'), 'B04')}: no such file" in out
+    with rasterio.open(small_lake.lake.mosaic(FIRST, "B04")) as mosaic, rasterio.open(first) as tile:
+        pixels = tile.read(1)
+        found = mosaic.read(1, window=mosaic.window(*tile.bounds).round_offsets().round_lengths())
+    np.testing.assert_array_equal(found[pixels > 0], pixels[pixels > 0])  # the first tile arrives bit for bit

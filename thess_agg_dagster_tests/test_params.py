@@ -20,6 +20,7 @@ from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 from pydantic import ValidationError
 
 from thess_agg_dagster.definitions import defs
+from thess_agg_dagster.defs.resources import ParamsResource
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.params import TimestampsAggregationParams, page
@@ -145,12 +146,12 @@ def test_run_config_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -
     seen = []
 
     @dg.asset
-    def probe(params: TimestampsAggregationParams) -> None:
+    def probe(params: ParamsResource) -> None:
         seen.append((params.bands, params.merge_method))
 
     dg.materialize(
         [probe],
-        resources={"params": TimestampsAggregationParams()},
+        resources={"params": ParamsResource()},
         run_config={"resources": {"params": {"config": {"bands": ["B11"]}}}},
     )
     assert seen == [(["B11"], "max")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,13 @@ def test_floors_import_only_downwards() -> None:
         [str(Path(sys.executable).with_name("lint-imports"))], cwd=ROOT, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stdout
+
+
+def test_one_module_alone_names_what_is_private_in_dagster() -> None:
+    """Contracts cannot tell parts of other packages apart."""
+    private = re.compile(r"^\s*(from|import) dagster\w*\._", re.M)
+    found = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if private.search(path.read_text())]
+    assert found == [Path("runs/private.py")]
 
 
 def test_no_registry_is_named() -> None:

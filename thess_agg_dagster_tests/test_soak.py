@@ -21,8 +21,7 @@ from sqlalchemy.engine import Engine
 
 from thess_agg_dagster.audit.event_log import attempt_metadata, failure_observation
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.defs import sensors
-from thess_agg_dagster.defs.sensors import late_tiles_sensor, report_sensor, time_serie_sensor
+from thess_agg_dagster.defs.sensors import common, late_tiles_sensor, report_sensor, time_serie_sensor
 from thess_agg_dagster.keys import AGGREGATED, REPORT
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
@@ -122,7 +121,7 @@ def test_a_lake_without_tiles_and_a_server_with_faults(small_lake: SmallLake) ->
 
 @soak
 def test_ten_thousand_timestamps(small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "_SETTLE_SECONDS", 0)
+    monkeypatch.setattr(common, "SETTLE_SECONDS", 0)
     with_events(small_lake, 10_000, failed=500)
     process = psutil.Process()
     before = process.memory_info().rss

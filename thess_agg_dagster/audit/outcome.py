@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from types import MappingProxyType
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from thess_agg_dagster.mosaic.tiles import ProblemKind
 
@@ -19,43 +20,105 @@ TimestampStatus = Literal[
     "not_run",
 ]
 
+
+class Status(NamedTuple):
+    """A status: what it means, its colour in pictures, whether the same run may end better when it is tried again, and
+    whether tiles that arrive later can mend it."""
+
+    meaning: str
+    colour: str
+    retry: bool = False
+    late_tiles: bool = False
+
+
+#: Every status of a timestamp and of a band.
+STATUSES: Mapping[TimestampStatus | BandStatus, Status] = MappingProxyType(
+    {
+        "success": Status("published", "#2e9e6b"),
+        "not_run": Status("not aggregated yet", "#d9d9d9"),
+        "failed_no_tiles": Status("the list has no tiles for it", "#bab0ac"),
+        "failed_missing_inputs": Status("tiles are missing", "#f28e2b", late_tiles=True),
+        "failed_invalid_inputs": Status("tiles cannot be used", "#d1495b", late_tiles=True),
+        "failed_merge": Status("merging or writing failed", "#8c2d19", retry=True),
+        "skipped": Status("not made, because of another band", "#f0c987", retry=True),
+        "missing_input": Status("a tile is missing", "#f28e2b", late_tiles=True),
+        "unreadable_input": Status("a tile cannot be read", "#d1495b", late_tiles=True),
+        "checksum_mismatch": Status("a tile is not the published one", "#a23e6c", late_tiles=True),
+        "unknown_crs": Status("a tile has no usable place on Earth", "#9c5fb5", late_tiles=True),
+        "dtype_conflict": Status("dtypes that no mosaic can hold", "#7a6ff0", late_tiles=True),
+        "outside_grid": Status("no tile lies in the grid or the aoi", "#4e9aa8", late_tiles=True),
+        "unknown_baseline": Status("nothing tells a scene's radiometric offset", "#b5838d", late_tiles=True),
+        "merge_failed": Status("tiles could not be merged", "#8c2d19", retry=True),
+        "write_failed": Status("the mosaic could not be written", "#5b1a0d", retry=True),
+        "exception": Status("the run ended before it could report", "#1a1a1a", retry=True),
+    }
+)
+
 #: The version of the record of an attempt. What 0.1.0 wrote has none, which reads as 0. Fields may come (with a default, for the records
 #: that lack it) and go (what is unknown is passed over): every release reads the records of every other.
 SCHEMA = 1
+
+
+class Column(NamedTuple):
+    """What a column of the band report tells, and its type as Dagster's table schemas call it."""
+
+    meaning: str
+    kind: str = "string"
 
 
 @dataclass(frozen=True)
 class BandRecord:
     """One band of an attempt: a row of the band report. ``inputs`` identifies what its pixels were made of."""
 
-    band: str
-    status: BandStatus
-    message: str = ""
-    input_files: Sequence[str] = ()
+    band: Annotated[str, Column("Name of the band.")]
+    status: Annotated[BandStatus, Column("What became of the latest attempt.")]
+    message: Annotated[str, Column("What is wrong and what to do; remarks on a success.")] = ""
+    input_files: Annotated[Sequence[str], Column("Tiles in merge order, between |.")] = ()
     missing_files: Sequence[str] = ()
-    output_path: str = ""
-    crs: str = ""
-    dtype: str = ""
-    nodata: float | str | None = None
-    width: int | None = None
-    height: int | None = None
-    tiles: int | None = None
-    reprojected_tiles: Sequence[str] = ()
-    valid_share: float | None = None
-    cloud_share: float | None = None
-    seconds: float | None = None
-    bytes: int | None = None
-    grid: str = ""
-    resolution: float | None = None
-    bounds: Sequence[float] = ()
-    masked_share: float | None = None
-    baselines: Sequence[str] = ()
-    harmonized: bool | None = None
-    input_checksums: Sequence[str] = ()
-    output_checksum: str = ""
-    refetched: Sequence[str] = ()
+    output_path: Annotated[str, Column("The mosaic.")] = ""
+    crs: Annotated[str, Column("CRS of the mosaic.")] = ""
+    dtype: Annotated[str, Column("Dtype of the mosaic.")] = ""
+    nodata: Annotated[float | str | None, Column("Value of empty pixels.")] = None
+    width: Annotated[int | None, Column("Columns of the grid.", "int")] = None
+    height: Annotated[int | None, Column("Rows of the grid.", "int")] = None
+    tiles: Annotated[int | None, Column("Number of tiles.", "int")] = None
+    reprojected_tiles: Annotated[
+        Sequence[str], Column("Scenes brought in from another CRS or pixel grid, between |.")
+    ] = ()
+    valid_share: Annotated[
+        float | None,
+        Column("Share of the grid's pixels that hold a value, 0 to 1; the smallest of the bands.", "float"),
+    ] = None
+    cloud_share: Annotated[
+        float | None, Column("Share of SCL's pixels that are clouds (classes 8, 9, 10), 0 to 1.", "float")
+    ] = None
+    seconds: Annotated[float | None, Column("Time the engine took.", "float")] = None
+    bytes: Annotated[int | None, Column("Size on disk.", "int")] = None
+    grid: Annotated[
+        str, Column("tiles: what the tiles of the timestamp cover; fixed: the same for all timestamps.")
+    ] = ""
+    resolution: Annotated[float | None, Column("Pixel size, in units of the CRS.", "float")] = None
+    bounds: Annotated[Sequence[float], Column("Left, bottom, right, top of the grid, between |.")] = ()
+    masked_share: Annotated[
+        float | None,
+        Column("Share of the grid's pixels that the SCL mask emptied, 0 to 1; the largest of the bands.", "float"),
+    ] = None
+    baselines: Annotated[Sequence[str], Column("Processing baselines of the scenes, between |.")] = ()
+    harmonized: Annotated[bool | None, Column("Whether the radiometric offset was removed from some tile.", "bool")] = (
+        None
+    )
+    input_checksums: Annotated[
+        Sequence[str], Column("Checksums of the tiles, as they were read, in the order of input_files, between |.")
+    ] = ()
+    output_checksum: Annotated[str, Column("Checksum of the mosaic.")] = ""
+    refetched: Annotated[
+        Sequence[str], Column("Tiles that were fetched again: why, from where and when, between |.")
+    ] = ()
     inputs: str = ""
-    tile_shares: Sequence[str] = ()
+    tile_shares: Annotated[
+        Sequence[str],
+        Column("Share of the valid pixels that came from each scene, <scene>=<0 to 1>, between |; with provenance."),
+    ] = ()
 
 
 @dataclass(frozen=True)

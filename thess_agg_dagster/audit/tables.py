@@ -6,18 +6,33 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import latest_attempts, reason_of_end, unreported
-from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column, RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.paths import read_if_there
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# What a record tells of a band, column by column.
+_RECORDED: Mapping[str, Column] = {
+    name: column
+    for name, hint in get_type_hints(BandRecord, include_extras=True).items()
+    for column in getattr(hint, "__metadata__", ())
+}
+
+
+def _band_columns() -> Sequence[str]:
+    first = ("timestamp", "band", "status", "input_files", "output_path", "message")
+    names = [*first, *(name for name in _RECORDED if name not in first)]
+    later = names.index("grid")  # columns that came later stand behind those that were there
+    return (*names[:later], "run_id", "finished_at", *names[later:])
+
 
 #: Columns of each table, in order; the first ones are a promise to those who read them.
 COLUMNS: Mapping[str, Sequence[str]] = {
@@ -41,82 +56,22 @@ COLUMNS: Mapping[str, Sequence[str]] = {
         "finished_at",
         "masked_share",
     ),
-    "band_report": (
-        "timestamp",
-        "band",
-        "status",
-        "input_files",
-        "output_path",
-        "message",
-        "crs",
-        "dtype",
-        "nodata",
-        "width",
-        "height",
-        "tiles",
-        "reprojected_tiles",
-        "valid_share",
-        "cloud_share",
-        "seconds",
-        "bytes",
-        "run_id",
-        "finished_at",
-        "grid",
-        "resolution",
-        "bounds",
-        "masked_share",
-        "baselines",
-        "harmonized",
-        "input_checksums",
-        "output_checksum",
-        "refetched",
-        "tile_shares",
-    ),
+    "band_report": _band_columns(),
 }
 
 _MEANINGS = {
     "timestamp": "Partition key: acq_datetime as the list spells it.",
-    "status": "What became of the latest attempt.",
-    "message": "What is wrong and what to do; remarks on a success.",
     "listed": "Whether time_serie.csv lists it still. What is on disk stays either way.",
     "success": "Whether all bands were published.",
     "failed_bands": "Bands that could not be made, between |.",
     "missing_files": "Tiles that are not there, between |.",
     "error_message": "What is wrong and what to do; empty on a success.",
     "output_folder": "Where the mosaics stand.",
-    "band": "Name of the band.",
     "bands": "Bands of the attempt, between |.",
-    "input_files": "Tiles in merge order, between |.",
-    "output_path": "The mosaic.",
-    "crs": "CRS of the mosaic.",
-    "dtype": "Dtype of the mosaic.",
-    "nodata": "Value of empty pixels.",
-    "width": "Columns of the grid.",
-    "height": "Rows of the grid.",
-    "tiles": "Number of tiles.",
-    "reprojected_tiles": "Scenes brought in from another CRS or pixel grid, between |.",
-    "valid_share": "Share of the grid's pixels that hold a value, 0 to 1; the smallest of the bands.",
-    "cloud_share": "Share of SCL's pixels that are clouds (classes 8, 9, 10), 0 to 1.",
-    "seconds": "Time the engine took.",
-    "bytes": "Size on disk.",
     "run_id": "The Dagster run, to be found in the UI.",
     "finished_at": "When the attempt ended, UTC.",
-    "grid": "tiles: what the tiles of the timestamp cover; fixed: the same for all timestamps.",
-    "resolution": "Pixel size, in units of the CRS.",
-    "bounds": "Left, bottom, right, top of the grid, between |.",
-    "masked_share": "Share of the grid's pixels that the SCL mask emptied, 0 to 1; the largest of the bands.",
-    "baselines": "Processing baselines of the scenes, between |.",
-    "harmonized": "Whether the radiometric offset was removed from some tile.",
-    "input_checksums": "Checksums of the tiles, as they were read, in the order of input_files, between |.",
-    "output_checksum": "Checksum of the mosaic.",
-    "refetched": "Tiles that were fetched again: why, from where and when, between |.",
-    "tile_shares": "Share of the valid pixels that came from each scene, <scene>=<0 to 1>, between |; with provenance.",
-}
-_TYPES = (
-    {"success": "bool", "listed": "bool", "harmonized": "bool"}
-    | dict.fromkeys(("width", "height", "tiles", "bytes"), "int")
-    | dict.fromkeys(("valid_share", "cloud_share", "masked_share", "resolution", "seconds"), "float")
-)
+} | {name: column.meaning for name, column in _RECORDED.items()}
+_TYPES = {"listed": "bool", "success": "bool"} | {name: column.kind for name, column in _RECORDED.items()}
 
 
 def table_schema(name: str) -> dg.TableSchema:
@@ -262,35 +217,16 @@ def _summary_row(attempt: Attempt) -> dict[str, Any]:
 
 
 def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
-    return {
-        "timestamp": attempt.timestamp,
-        "band": band.band,
-        "status": band.status,
-        "input_files": _joined(band.input_files),
-        "output_path": band.output_path,
-        "message": band.message,
-        "crs": band.crs,
-        "dtype": band.dtype,
-        "nodata": band.nodata,
-        "width": band.width,
-        "height": band.height,
-        "tiles": band.tiles,
-        "reprojected_tiles": _joined(band.reprojected_tiles),
-        "valid_share": band.valid_share,
-        "cloud_share": band.cloud_share,
-        "seconds": band.seconds,
-        "bytes": band.bytes,
-        "grid": band.grid,
-        "resolution": band.resolution,
-        "bounds": "|".join(f"{edge:.15g}" for edge in band.bounds),
-        "masked_share": band.masked_share,
-        "baselines": _joined(band.baselines),
-        "harmonized": band.harmonized,
-        "input_checksums": "|".join(band.input_checksums),
-        "output_checksum": band.output_checksum,
-        "refetched": _joined(band.refetched),
-        "tile_shares": _joined(band.tile_shares),
-    }
+    return {"timestamp": attempt.timestamp} | {name: _cell(name, getattr(band, name)) for name in _RECORDED}
+
+
+def _cell(name: str, value: Any) -> Any:
+    """A value of a record as it stands in a table."""
+    if name == "bounds":
+        return "|".join(f"{edge:.15g}" for edge in value)
+    if name == "input_checksums":  # one for each of the input files, equal ones too
+        return "|".join(value)
+    return _joined(value) if isinstance(value, list | tuple) else value
 
 
 def _total(attempt: Attempt, name: str) -> Any:

@@ -30,6 +30,7 @@ from thess_agg_dagster.defs.checks import (
     failed_schema,
 )
 from thess_agg_dagster.defs.io_manager import AuditTables, DataLakeIOManager
+from thess_agg_dagster.defs.resources import ParamsResource
 from thess_agg_dagster.keys import (
     AGGREGATED,
     CATALOGUE,
@@ -148,7 +149,7 @@ with warnings.catch_warnings():
     )
     def raw_tiles(
         context: dg.OpExecutionContext,
-        params: TimestampsAggregationParams,
+        params: dg.ResourceParam[TimestampsAggregationParams],
         io_manager: dg.ResourceParam[DataLakeIOManager],
     ) -> dg.DataVersionsByPartition:
         return dg.DataVersionsByPartition(changed_inputs(latest_successes(context.instance), io_manager.lake, params))
@@ -183,7 +184,7 @@ def _backfill_policy() -> dg.BackfillPolicy | None:
 )
 def aggregated(
     context: dg.AssetExecutionContext,
-    params: TimestampsAggregationParams,
+    params: dg.ResourceParam[TimestampsAggregationParams],
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
     with stopping_is_final():
@@ -282,7 +283,7 @@ def _refetch(
 )
 def timestamps_aggregation(
     context: dg.AssetExecutionContext,
-    params: TimestampsAggregationParams,
+    params: dg.ResourceParam[TimestampsAggregationParams],
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
     up_to = newest_event(context.instance)  # before the log is read: what comes meanwhile is for the next report
@@ -341,7 +342,7 @@ pipeline = dg.Definitions(
     assets=[*_ASSETS, raw_tiles],
     resources={
         "io_manager": DataLakeIOManager.from_environment(),
-        "params": TimestampsAggregationParams.from_environment(),
+        "params": ParamsResource.from_environment(),
     },
     # A run is already a process of its own; another one per step would only cost start-up.
     executor=dg.in_process_executor,

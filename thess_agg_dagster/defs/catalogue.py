@@ -25,7 +25,7 @@ _ONE_FOR_ALL = dg.DataVersion("by row")
 def catalogue(
     context: dg.AssetExecutionContext,
     catalogue_params: CatalogueParams,
-    params: TimestampsAggregationParams,
+    params: dg.ResourceParam[TimestampsAggregationParams],
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     lake = io_manager.lake

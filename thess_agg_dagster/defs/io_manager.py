@@ -27,7 +27,8 @@ from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.layout import MANIFEST, TILES, DataLake, is_beside
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
-from thess_agg_dagster.products.pictures import first_look, series_at_a_glance, thumbnail
+from thess_agg_dagster.products.quicklook import thumbnail
+from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
 from thess_agg_dagster.products.stac import series_collection
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.fingerprints import fingerprint_of

@@ -20,7 +20,7 @@ DUE = "due"
 def find_due(
     context: dg.OpExecutionContext,
     io_manager: dg.ResourceParam[DataLakeIOManager],
-    params: TimestampsAggregationParams,
+    params: dg.ResourceParam[TimestampsAggregationParams],
 ) -> None:
     instance, lake = context.instance, io_manager.lake
     fail_abandoned_runs(instance)

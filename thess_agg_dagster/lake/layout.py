@@ -72,6 +72,11 @@ def is_beside(name: str) -> bool:
     return name in (SOURCE, OBSERVATIONS) or name.startswith(f"{SOURCE}_")
 
 
+def scene_of(tile: Path) -> str:
+    """The scene id in the path of a tile."""
+    return tile.parent.name
+
+
 @dataclass(frozen=True)
 class DataLake:
     """The layout of one lake, in a folder or a bucket. ``tables`` overrides the tables folder (default ``<root>/tables``),

@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TextIO
 
 from thess_agg_dagster.lake.layout import is_plain_name
-from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.fingerprints import exact_fingerprint_of, fingerprint_of
 from thess_agg_dagster.storage.paths import open_text
 
 COLUMNS = ("acq_datetime", "tile_ids")
@@ -68,17 +70,23 @@ def read_time_serie(path: Path) -> TimeSerie:
     """Read and validate ``time_serie.csv``.
 
     Rows with the same ``acq_datetime`` are united in order. Raises :class:`TimeSerieError` where the file is
-    missing, unreadable, or lacks a column; a bad row is refused by line number and the others go on.
+    missing, unreadable, or lacks a column; a bad row is refused by line number and the others go on. In a process the
+    file is read once per change.
     """
     try:
-        with open_text(path) as file:
-            return _read(path, file)
+        return _read_version(path, repr(exact_fingerprint_of(path)))
     except FileNotFoundError as error:
         other = next((name for name in _OTHER_SPELLINGS if fingerprint_of(path.with_name(name))), None)
         hint = f"{other} beside it is another spelling; rename it" if other else "put the list of acquisitions there"
         raise TimeSerieError(f"{path}: no such file; {hint}, with the columns {', '.join(COLUMNS)}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TimeSerieError(f"{path}: cannot be read as UTF-8 CSV ({error}); export it again") from error
+
+
+@lru_cache(maxsize=2)
+def _read_version(path: Path, fingerprint: str) -> TimeSerie:
+    with open_text(path) as file:
+        return _read(path, file)
 
 
 def instant_of(timestamp: str) -> datetime:
@@ -119,7 +127,7 @@ def _read(path: Path, file: TextIO) -> TimeSerie:
         if len(scenes) > _MOST_TIMESTAMPS:
             raise TimeSerieError(f"{path}: has more than {_MOST_TIMESTAMPS} timestamps; split it over several lakes")
     acquisitions = {key: Acquisition(key, tuple(scenes[key])) for _, (key, _) in sorted(keys_by_instant.items())}
-    return TimeSerie(path, acquisitions, tuple(refused))
+    return TimeSerie(path, MappingProxyType(acquisitions), tuple(refused))
 
 
 def _header(path: Path, first: _Row) -> tuple[list[str], Mapping[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +18,12 @@ from thess_agg_dagster.mosaic.tiles import PlanError, Problem, Tile, TileError, 
 
 @dataclass(frozen=True)
 class Source:
-    """What goes into a mosaic: a tile, the SCL tile of its scene, and the offset its reflectance bands carry."""
+    """What goes into a mosaic: a tile, the SCL tile of its scene, the offset its reflectance bands carry, and the scene."""
 
     path: Path
     scl: Path | None = None
     offset: int | None = 0
+    scene_id: str = ""
 
 
 #: What a note tells of.
@@ -77,7 +78,7 @@ def inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> Ins
     harmonized = options.harmonize and role_of(band) == "reflectance"
     for source in sources:
         try:
-            tile = inspect_tile(source.path)
+            tile = replace(inspect_tile(source.path), scene_id=source.scene_id)
         except TileError as error:
             problems.append(error.problem)
             continue
@@ -105,7 +106,9 @@ def inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> Ins
             except TileError as error:
                 if options.missing_scl == "fail":
                     problems.append(error.problem)
-                notes.append(Note("unmasked", f"{source.path.parent.name} is not masked: {error.problem.reason}"))
+                notes.append(
+                    Note("unmasked", f"{source.scene_id or source.path} is not masked: {error.problem.reason}")
+                )
     if problems or not tiles:
         raise PlanError(problems or [Problem("missing_input", "no tiles are listed")])
     offsets = [source.offset or 0 if harmonized else 0 for source in sources]

@@ -131,7 +131,7 @@ def _plan(band: str, inspected: Inspected, grid: GeoBox, options: MosaicOptions)
     tiles = inspected.tiles
 
     def conflict(kind: ProblemKind, error: ValueError) -> PlanError:
-        listed = ", ".join(f"{tile.path.parent.name} ({tile.dtype})" for tile in tiles)
+        listed = ", ".join(f"{tile.scene_id or tile.path} ({tile.dtype})" for tile in tiles)
         return PlanError([Problem(kind, f"{error} [{listed}]")])
 
     # All tiles have their say, also those that do not touch a fixed grid: a series keeps its dtype.

@@ -89,6 +89,7 @@ class Tile:
 
     ``geobox`` holds CRS, affine transform and shape ``(rows, cols)``; ``nodata_tag`` is ``None``
     where the file carries none; ``block_shape`` is ``(rows, cols)`` of what the codec decodes at once.
+    ``scene_id`` is the scene it is of, where that is known.
     ``overview`` is the level of the overview (or JPEG 2000 resolution level) that this describes, ``None``: the tile
     at full resolution.
     """
@@ -101,6 +102,7 @@ class Tile:
     driver: str
     block_shape: tuple[int, int]
     overview: int | None = None
+    scene_id: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def mosaic_tags(plan: MosaicPlan, timestamp: TimestampPlan, checksums: Backgroun
     return {
         "timestamp": timestamp.timestamp,
         "band": plan.band,
-        "scenes": "|".join(tile.path.parent.name for tile in plan.tiles),
+        "scenes": "|".join(tile.scene_id for tile in plan.tiles),
         "checksums": "|".join(str(checksums.of(tile.path)) for tile in plan.tiles),
         "merge_method": plan.options.merge_method,
         "resampling": "|".join(dict.fromkeys(layer.resampling.name for layer in plan.layers)),
@@ -42,7 +42,7 @@ def legend(plan: MosaicPlan, timestamp: TimestampPlan, checksums: BackgroundChec
     return [
         {
             "index": layer.number,
-            "scene": (scene := layer.tile.path.parent.name),
+            "scene": (scene := layer.tile.scene_id),
             "checksum": str(checksums.of(layer.tile.path)),
             "baseline": baselines.get(scene),
         }
@@ -64,7 +64,7 @@ def origin_tags(plan: MosaicPlan, timestamp: TimestampPlan, checksums: Backgroun
 
 def scene_shares(plan: MosaicPlan, shares: Mapping[int, float]) -> list[str]:
     """Each scene's share of a mosaic's valid pixels, ``<scene>=<share>`` in merge order; ``several`` where methods mix."""
-    names = {layer.number: layer.tile.path.parent.name for layer in plan.layers}
+    names = {layer.number: layer.tile.scene_id for layer in plan.layers}
     mixed = sum(share for number, share in shares.items() if number not in names)
     found = [f"{name}={shares.get(number, 0.0):.6f}" for number, name in names.items()]
     return [*found, f"several={mixed:.6f}"] if mixed else found

@@ -2,7 +2,7 @@
 
 ``deploy/fleet/dagster.yaml`` names both; they need the extra ``fleet``. Celery's result backend is not used. It says too
 little of a run: "started" for ever where a worker was killed, "success" where the database was away when the run ended,
-nothing once Redis forgot it. A run at work says so itself (:func:`tell_that_it_goes_on`), and what came of it stands in
+nothing once Redis forgot it. A run at work says so itself (:func:`heartbeat`), and what came of it stands in
 Dagster's database.
 """
 
@@ -17,11 +17,6 @@ from typing import Any
 
 import dagster as dg
 from celery.canvas import Signature
-
-# Documented to be named in dagster.yaml by their modules; there are no public ones to derive from.
-from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
-from dagster._core.run_coordinator import SubmitRunContext
 from dagster_celery.launcher import CeleryRunLauncher
 from dagster_celery.tags import DAGSTER_CELERY_QUEUE_TAG
 from kombu.exceptions import OperationalError
@@ -30,6 +25,12 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from thess_agg_dagster.runs.private import (
+    CheckRunHealthResult,
+    DagsterUserCodeUnreachableError,
+    SubmitRunContext,
+    WorkerStatus,
+)
 from thess_agg_dagster.runs.run_queue import RunQueue
 
 #: The code location, and so the Celery queue, of a lake that has no name.
@@ -108,7 +109,7 @@ class FleetLauncher(CeleryRunLauncher):
         if DAGSTER_CELERY_QUEUE_TAG not in run.tags:  # of `python -m thess_agg_dagster`
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not launched here")
         try:
-            heard = self._redis.exists(_key(run.run_id))
+            heard = self._redis.exists(_heartbeat_key(run.run_id))
         except RedisError as error:
             self._silent.clear()
             # Nobody knows, so nothing is wrong: Dagster fails a run of which it hears UNKNOWN.
@@ -129,7 +130,7 @@ class FleetLauncher(CeleryRunLauncher):
         return f"Its Celery queue is {queue!r}; is there a worker for it?"
 
     @contextmanager
-    def tell_that_it_goes_on(self, run_id: str) -> Iterator[None]:
+    def heartbeat(self, run_id: str) -> Iterator[None]:
         """While the block lasts, a thread of this process tells Redis that the run goes on.
 
         It is the process of the run that tells, not Celery's worker: that one falls silent while it shuts down and waits
@@ -140,11 +141,11 @@ class FleetLauncher(CeleryRunLauncher):
         def tell() -> None:
             while True:
                 with suppress(RedisError):
-                    self._redis.set(_key(run_id), 1, ex=_BEATS * _BEAT_SECONDS)
+                    self._redis.set(_heartbeat_key(run_id), 1, ex=_BEATS * _BEAT_SECONDS)
                 if ended.wait(_BEAT_SECONDS):
                     break
             with suppress(RedisError):
-                self._redis.delete(_key(run_id))
+                self._redis.delete(_heartbeat_key(run_id))
 
         thread = threading.Thread(target=tell, daemon=True)
         thread.start()
@@ -155,7 +156,8 @@ class FleetLauncher(CeleryRunLauncher):
             thread.join()
 
 
-def _key(run_id: str) -> str:
+def _heartbeat_key(run_id: str) -> str:
+    # Called as earlier releases call it: machines are upgraded one after the other.
     return f"thess_agg_dagster/goes_on/{run_id}"
 
 

@@ -20,16 +20,14 @@ from typing import Any
 import dagster as dg
 import psutil
 
-# There are no public ones.
-from dagster._core.remote_origin import (
+from thess_agg_dagster.keys import LAKE, timestamps
+from thess_agg_dagster.lake.publish import staged_file
+from thess_agg_dagster.runs.private import (
+    LoadableTargetOrigin,
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-
-from thess_agg_dagster.keys import LAKE, timestamps
-from thess_agg_dagster.lake.publish import staged_file
 from thess_agg_dagster.storage.paths import is_remote, lake_path
 
 #: Statuses of a run that has still something to do.

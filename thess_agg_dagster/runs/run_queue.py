@@ -6,9 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-# Documented to be named in dagster.yaml by this module; there is no public one.
-from dagster._core.run_coordinator import QueuedRunCoordinator
-from dagster._serdes import ConfigurableClassData
+from thess_agg_dagster.runs.private import ConfigurableClassData, QueuedRunCoordinator
 
 #: Environment variable with the number of runs that go on at the same time.
 LIMIT = "THESS_MAX_CONCURRENT_RUNS"

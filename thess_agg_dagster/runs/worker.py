@@ -10,15 +10,15 @@ from functools import cache
 from typing import Any
 
 import dagster as dg
-
-# What Dagster's own Celery task calls; there is no public way to execute a run that was launched.
-from dagster._cli.api import _execute_run_command_body
 from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from kombu.entity import Queue
 
 import thess_agg_dagster.definitions  # noqa: F401
 from thess_agg_dagster.keys import LAKE
 from thess_agg_dagster.runs.fleet import ONLY_LAKE, FleetLauncher
+
+# What Dagster's own Celery task calls; there is no public way to execute a run that was launched.
+from thess_agg_dagster.runs.private import execute_run as execute
 
 # Read by Dagster's run retries, which leave a run alone whose step failed, unless it has this tag.
 _RETRY = "dagster/retry_on_asset_or_op_failure"
@@ -52,8 +52,8 @@ def execute_run(task: Any, execute_job_args_packed: object) -> None:
         if seen.is_step_failure and _is_of_others(seen.step_failure_data.error):
             instance.add_run_tags(run_id, {_RETRY: "true"})
 
-    with _launcher.tell_that_it_goes_on(run_id):
-        _execute_run_command_body(run_id, instance, look, set_exit_code_on_failure=True)
+    with _launcher.heartbeat(run_id):
+        execute(run_id, instance, look, set_exit_code_on_failure=True)
 
 
 @cache

@@ -25,6 +25,18 @@ def fingerprint_of(path: Path) -> str | None:
     return None
 
 
+def exact_fingerprint_of(path: Path) -> list[Any] | None:
+    """What changes whenever a file is written or replaced, its modification time kept or not; ``None`` where there is none."""
+    if is_remote(path):
+        found = fingerprint_of(path)
+        return None if found is None else [found, path.stat().st_mtime_ns]
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
 def etag_of(path: Path) -> str:
     """What an object store says identifies the bytes of an object. Raises ``OSError``."""
     with as_os_errors(path):

@@ -21,8 +21,8 @@ from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosai
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import cloud_share
 from thess_agg_dagster.mosaic.tiles import TileError
-from thess_agg_dagster.products.pictures import Preview, quicklook
 from thess_agg_dagster.products.provenance import mosaic_tags, origin_tags, scene_shares, timestamp_manifest
+from thess_agg_dagster.products.quicklook import Preview, quicklook
 from thess_agg_dagster.products.stac import timestamp_item
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
 from thess_agg_dagster.timestamp.keep import KeepError, keep_band

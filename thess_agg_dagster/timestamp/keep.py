@@ -16,7 +16,7 @@ from thess_agg_dagster.lake.layout import DataLake, is_beside
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.preview import PREVIEW
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.products.pictures import Preview
+from thess_agg_dagster.products.quicklook import Preview
 from thess_agg_dagster.storage.gdal import gdal_env
 from thess_agg_dagster.storage.paths import as_os_errors, is_remote
 from thess_agg_dagster.timestamp.freshness import current_bands

@@ -108,7 +108,8 @@ def plan_timestamp(
     problems: dict[str, list[Problem]] = {}
     for band in params.bands if scenes else ():
         found = [
-            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, mask), scene.offset) for scene in scenes
+            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, mask), scene.offset, scene.scene_id)
+            for scene in scenes
         ]
         names = [band, mask] if params.mask_scl_classes and band != mask else [band]
         tiles = [lake.tile(scene.scene_id, name) for scene in scenes for name in names]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus, TimestampStatus, status_of
+from thess_agg_dagster.lake.layout import scene_of
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import crs_name
@@ -26,14 +27,14 @@ def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, mes
         width=int(cols),
         height=int(rows),
         tiles=len(mosaic.tiles),
-        reprojected_tiles=[tile.path.parent.name for tile in mosaic.reprojected],
+        reprojected_tiles=[tile.scene_id for tile in mosaic.reprojected],
         grid=mosaic.options.target.grid,
         resolution=mosaic.grid.resolution.x,
         bounds=list(mosaic.grid.boundingbox.bbox),
         baselines=list(dict.fromkeys(scene.baseline for scene in plan.scenes if scene.baseline)),
         harmonized=any(layer.offset for layer in mosaic.layers),
         refetched=[
-            f"{path.parent.name}/{path.stem} {found}"
+            f"{scene_of(path)}/{path.stem} {found}"
             for path in dict.fromkeys(mosaic.files())
             if (found := plan.refetched.get(path))
         ],
@@ -82,7 +83,7 @@ def _problem_message(plan: TimestampPlan) -> str:
     bands: dict[tuple[str, str], list[str]] = {}
     for band, problems in plan.problems.items():
         for problem in problems:
-            where = problem.path.parent.name if problem.path else ""
+            where = scene_of(problem.path) if problem.path else ""
             bands.setdefault((where, problem.reason), []).append(band)
     return "; ".join(
         f"{', '.join(names)} of {where}: {reason}" if where else f"{', '.join(names)}: {reason}"

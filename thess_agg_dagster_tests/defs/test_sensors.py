@@ -17,14 +17,15 @@ from dagster._core.loader import LoadingContextForTest
 
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.definitions import defs
-from thess_agg_dagster.defs import sensors
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.defs.sensors import (
     changed_inputs_sensor,
+    common,
     late_tiles_sensor,
     missing_or_failed_sensor,
     report_sensor,
+    tiles,
     time_serie_sensor,
 )
 from thess_agg_dagster.keys import AGGREGATED, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION
@@ -74,7 +75,7 @@ class Sensor:
 @pytest.fixture(autouse=True)
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a test are as young as the test; only where it matters must they settle."""
-    monkeypatch.setattr(sensors, "_SETTLE_SECONDS", 0)
+    monkeypatch.setattr(common, "SETTLE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ def test_a_list_in_the_making_or_unusable_waits_and_is_looked_at_again(
     assert "lacks the column" in str(ready.checks(TIME_SERIE)["schema"].description)
     assert "is unusable, and has not changed" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good[:60])
-    monkeypatch.setattr(sensors, "_SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(common, "SETTLE_SECONDS", 0.5)
     assert "may still be written" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good)
     time.sleep(0.6)
@@ -187,7 +188,7 @@ def test_an_unusable_list_fails_its_check_once_for_each_state(ready: SmallLake) 
 def test_a_long_list_is_launched_over_several_ticks(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [f"2024-01-01 00:00:{second:02d}" for second in range(7)]
     ready.list_rows(*((key, ["A"]) for key in keys))
-    monkeypatch.setattr(sensors, "_MOST_RUNS", 3)
+    monkeypatch.setattr(common, "MOST_RUNS", 3)
     sensor = Sensor(time_serie_sensor, ready)
     assert [sensor.tick()[0] for _ in range(4)] == [["", *keys[:3]], keys[3:6], keys[6:], []]
 
@@ -196,7 +197,7 @@ def test_a_long_list_is_looked_through_over_several_ticks(ready: SmallLake, monk
     """No tick reads more attempts than Dagster has patience for; the last row is found as well."""
     keys = [f"2024-01-01 00:00:{second:02d}" for second in range(5)]
     ready.list_rows(*((key, ["A"]) for key in keys))
-    monkeypatch.setattr(sensors, "_MOST_ATTEMPTS", 2)
+    monkeypatch.setattr(common, "MOST_ATTEMPTS", 2)
     sensor = Sensor(time_serie_sensor, ready)
     assert [sensor.tick()[0] for _ in range(4)] == [["", *keys[:2]], keys[2:4], keys[4:], []]
     ready.read_list()
@@ -230,7 +231,7 @@ def test_late_tiles_are_noticed_once(ready: SmallLake) -> None:
 def test_only_new_failures_are_read_and_the_others_still_wait(
     ready: SmallLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensors, "_LOOK_BACK", 0)
+    monkeypatch.setattr(tiles, "_LOOK_BACK", 0)
     tile_of(ready, FIRST).unlink()
     sensor = Sensor(late_tiles_sensor, ready)
     ready.read_list()
@@ -244,8 +245,8 @@ def test_only_new_failures_are_read_and_the_others_still_wait(
 
 
 def test_many_failures_are_read_over_several_ticks(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensors, "_LOOK_BACK", 0)
-    monkeypatch.setattr(sensors, "_MOST_ATTEMPTS", 1)
+    monkeypatch.setattr(tiles, "_LOOK_BACK", 0)
+    monkeypatch.setattr(common, "MOST_ATTEMPTS", 1)
     tile_of(ready, FIRST).unlink()
     ready.read_list()
     for key in (SECOND, FIRST):
@@ -321,7 +322,7 @@ def test_what_changed_is_looked_for_a_few_at_a_tick(ready: SmallLake, monkeypatc
     ready.read_list()
     for key in (FIRST, SECOND):
         ready.aggregate(key)
-    monkeypatch.setattr(sensors, "_MOST_ATTEMPTS", 1)
+    monkeypatch.setattr(common, "MOST_ATTEMPTS", 1)
     sensor = Sensor(changed_inputs_sensor, ready)
     tile = tile_of(ready, SECOND)
     tile.write_bytes(tile.read_bytes())
@@ -336,7 +337,7 @@ def test_what_changed_is_looked_for_a_few_at_a_tick(ready: SmallLake, monkeypatc
 def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     ready.read_list()
     ready.aggregate(SECOND)
-    monkeypatch.setattr(sensors, "_SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(common, "SETTLE_SECONDS", 0.5)
     sensor = Sensor(late_tiles_sensor, ready)
     ready.add_timestamp(SECOND)
     assert sensor.tick()[0] == []
@@ -508,7 +509,7 @@ def test_everything_missing_or_failed_is_launched_once_with_the_parameters_of_th
     ready.aggregate(SECOND)
     rows = [(FIRST, ready.add_timestamp(FIRST)), (SECOND, []), (THIRD, ready.add_timestamp(THIRD))]
     ready.list_rows(*rows)
-    monkeypatch.setattr(sensors, "_MOST_RUNS", 1)
+    monkeypatch.setattr(common, "MOST_RUNS", 1)
     job = missing_or_failed(ready, compress="zstd")
     assert [sensor.tick()[0] for _ in range(3)] == [["", FIRST], [SECOND], [THIRD]]
     assert set(ready.instance.get_dynamic_partitions("timestamp")) == {FIRST, SECOND, THIRD}

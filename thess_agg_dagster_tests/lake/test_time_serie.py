@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -217,3 +218,17 @@ def test_columns_may_stand_in_any_order_and_others_be_missing(tmp_path: Path, he
     path = tmp_path / "time_serie.csv"
     path.write_text(f"{header}\n{','.join(row.get(name, '1') for name in header.split(','))}\n")
     assert read_time_serie(path).acquisitions[_KEY].scene_ids == ("b", "a")
+
+
+def test_the_list_is_parsed_once_per_change(tmp_path: Path) -> None:
+    path = tmp_path / "time_serie.csv"
+    path.write_text(f"acq_datetime,tile_ids\n{_KEY},a\n")
+    first = read_time_serie(path)
+    assert read_time_serie(path) is first
+    kept = path.stat().st_mtime_ns
+    path.write_text(f"acq_datetime,tile_ids\n{_KEY},b\n")
+    os.utime(path, ns=(kept, kept))  # as long as before, and as old by its looks
+    assert read_time_serie(path).acquisitions[_KEY].scene_ids == ("b",)
+    path.unlink()
+    with pytest.raises(TimeSerieError, match="no such file"):
+        read_time_serie(path)

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.products.pictures import quicklook
+from thess_agg_dagster.products.quicklook import quicklook
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.storage.paths import is_remote
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, in_folder_and_bucket

@@ -1,0 +1,20 @@
+"""What runs by itself: sensors for the list, for tiles that arrive late, for what a job found, and for the report."""
+
+import dagster as dg
+
+from thess_agg_dagster.defs.jobs import (
+    aggregate_timestamps,
+    missing_or_failed,
+    report_only,
+    verify_published,
+    verify_published_schedule,
+)
+from thess_agg_dagster.defs.sensors.new_rows import time_serie_sensor
+from thess_agg_dagster.defs.sensors.reports import missing_or_failed_sensor, report_sensor
+from thess_agg_dagster.defs.sensors.tiles import changed_inputs_sensor, late_tiles_sensor
+
+automation = dg.Definitions(
+    jobs=[missing_or_failed, aggregate_timestamps, report_only, verify_published],
+    sensors=[time_serie_sensor, late_tiles_sensor, changed_inputs_sensor, missing_or_failed_sensor, report_sensor],
+    schedules=[verify_published_schedule],
+)

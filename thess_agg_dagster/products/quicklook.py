@@ -1,0 +1,95 @@
+"""The quicklook: a picture of a timestamp's mosaics, for people."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from thess_agg_dagster.mosaic.bands import SCL, plain
+from thess_agg_dagster.mosaic.origins import NOWHERE
+from thess_agg_dagster.mosaic.scl import palette
+
+# Bands for red, green and blue, the first combination that is there: vegetation in red, else as the eye sees it.
+_COMPOSITES = (("B08", "B04", "B04"), ("B04", "B03", "B02"))
+# The picture in the event log: every materialization carries one, so it must be small.
+_THUMBNAIL_WIDTH = 420
+_BACKGROUND = 24
+_SEAM = "#ffd400"
+
+Preview = np.ma.MaskedArray[tuple[int, int], np.dtype[np.generic]]
+
+
+def quicklook(
+    previews: Mapping[str, Preview], origins: Mapping[str, NDArray[np.integer[Any]]] = MappingProxyType({})
+) -> Image.Image | None:
+    """False colour and, beside it, SCL in its colours; empty pixels dark. ``None`` where there is nothing to show.
+
+    ``previews`` are masked arrays by band, empty pixels masked; bands may differ in pixel size, not in ground.
+    ``origins`` are numbers of the scenes that pixels came from, by band: where one ends and another begins, the picture
+    gets a line.
+    """
+    panels: list[Image.Image] = []
+    previews = {plain(band): preview for band, preview in reversed([*previews.items()])}  # the first of a name
+    origins = {plain(band): numbers for band, numbers in reversed([*origins.items()])}
+    optical = [band for band in reversed(previews) if band != SCL]
+    chosen = next((bands for bands in _COMPOSITES if set(bands) <= set(optical)), tuple(optical[:1]) * 3)
+    if chosen:
+        stretched = {band: _stretched(previews[band]) for band in set(chosen)}
+        size = max(image.size for image in stretched.values())
+        picture = Image.merge("RGB", [stretched[band].resize(size) for band in chosen])
+        panels.append(_with_seams(picture, origins.get(chosen[0])))
+    if SCL in previews:
+        values = previews[SCL].filled(0).astype(np.uint8)
+        panel = Image.fromarray(np.where(values[..., None] == 0, np.uint8(_BACKGROUND), palette()[values]))
+        panel = panel.resize(panels[0].size, Image.Resampling.NEAREST) if panels else panel
+        panels.append(_with_seams(panel, origins.get(SCL)))
+    if not panels:
+        return None
+    width, height = panels[0].size
+    gap = max(1, width // 100)
+    picture = Image.new("RGB", (len(panels) * (width + gap) - gap, height), "white")
+    for number, panel in enumerate(panels):
+        picture.paste(panel, (number * (width + gap), 0))
+    return picture
+
+
+def _stretched(preview: Preview) -> Image.Image:
+    """One channel, its middle 96 % of values spread over the greys."""
+    values = preview.compressed().astype(float)
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, (2, 98)) if values.size else (0, 1)
+    grey = np.clip((preview.filled(0).astype(float) - low) / max(high - low, 1e-9), 0, 1) * 205 + 50
+    return Image.fromarray(np.where(np.ma.getmaskarray(preview), _BACKGROUND, grey).astype(np.uint8))
+
+
+def _with_seams(picture: Image.Image, origins: NDArray[np.integer[Any]] | None) -> Image.Image:
+    """The picture with a line along the edges between scenes (not along what is empty)."""
+    if origins is None:
+        return picture
+    seams = np.zeros(origins.shape, bool)
+    for axis in (0, 1):
+        here, there = np.moveaxis(origins, axis, 0)[1:], np.moveaxis(origins, axis, 0)[:-1]
+        np.moveaxis(seams, axis, 0)[1:] |= (here != there) & (here != NOWHERE) & (there != NOWHERE)
+    line = Image.fromarray(seams).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(Image.new("RGB", picture.size, _SEAM), picture, line)
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """A small version as Markdown, to be shown in an event's metadata: a few kilobytes."""
+    small = picture.copy()
+    small.thumbnail((_THUMBNAIL_WIDTH, _THUMBNAIL_WIDTH))
+    return as_markdown(small, "WEBP", quality=60)
+
+
+def as_markdown(picture: Image.Image, kind: str, **options: int) -> str:
+    """A picture as it stands in an event's metadata."""
+    data = io.BytesIO()
+    picture.save(data, kind, **options)
+    return f"![picture](data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()})"
