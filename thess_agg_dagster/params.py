@@ -122,7 +122,7 @@ class TimestampsAggregationParams(Parameters):
     provenance: bool = parameter(False, "Output")
     """Write which scene each pixel came from (source.tif) and how many had a valid one (observations.tif)."""
 
-    seams: bool = parameter(False, "Output", pixels=True)
+    seams: bool = parameter(False, "Output")
     """With provenance: draw on the quicklook where one scene ends and another begins."""
 
     download_from: list[str] = parameter([], "Download", metavar="HOST|s3://BUCKET|file:///FOLDER,...")

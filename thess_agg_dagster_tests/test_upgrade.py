@@ -204,8 +204,6 @@ IDENTITIES: list[tuple[dict[str, Any], str]] = [
     ({"mask_scl_classes": [9, 3], "missing_scl": "unmasked"}, "783cf939496fbe40466a78d3659d07bf"),
     ({"harmonize": True}, "d664cff348c7d6e5c6903723526782a4"),
     ({"format": "cog"}, "3e6a77dc5abab1ee8945ecbfe9e61bfd"),
-    ({"provenance": True}, "ef07d23fc6a8c5c3881157f0e0b6d7cc"),
-    ({"provenance": True, "seams": True}, "edc14e4c0942fd4fa12f5a40092d07f2"),
 ]
 
 
