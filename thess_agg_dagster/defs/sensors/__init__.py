@@ -18,3 +18,12 @@ automation = dg.Definitions(
     sensors=[time_serie_sensor, late_tiles_sensor, changed_inputs_sensor, missing_or_failed_sensor, report_sensor],
     schedules=[verify_published_schedule],
 )
+
+__all__ = [
+    "automation",
+    "changed_inputs_sensor",
+    "late_tiles_sensor",
+    "missing_or_failed_sensor",
+    "report_sensor",
+    "time_serie_sensor",
+]
