@@ -107,7 +107,7 @@ class RemoteTile:
         return RemoteStat(found.size, found.etag)
 
     def open(self, mode: str = "rb", buffering: int = -1, **_: Any) -> BinaryIO:
-        return io.BufferedReader(self.opener())
+        return io.BufferedReader(self.opener(), _CRUMBS)
 
     def opener(self, *_: Any, **__: Any) -> RangeFile:
         """What rasterio reads it with."""
@@ -117,7 +117,7 @@ class RemoteTile:
 
     def part(self, start: int, stop: int) -> bytes:
         """Bytes of it. What is read in crumbs is asked for once."""
-        if stop - start >= _CRUMBS:
+        if stop - start > _CRUMBS:
             return self._same(start, stop)
         first = start // _CRUMBS * _CRUMBS
         found = b""

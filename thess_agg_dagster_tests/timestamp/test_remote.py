@@ -17,6 +17,7 @@ from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.lake.time_serie import read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.freshness import is_due
+from thess_agg_dagster.timestamp.remote import located
 from thess_agg_dagster_tests.conftest import FIRST, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
@@ -86,7 +87,7 @@ def test_of_an_area_only_its_blocks_travel(
     archive.needs_token = True
     monkeypatch.setenv("THESS_DOWNLOAD_USER", USER)
     monkeypatch.setenv("THESS_DOWNLOAD_PASSWORD", PASSWORD)
-    params = {
+    params: dict[str, Any] = {
         "bands": ["B04"], "download_from": [archive.url], "download_token_url": f"{archive.url}/token",
         "aoi": square(slice(600, 900), slice(100, 400)),
     }  # fmt: skip
@@ -112,9 +113,11 @@ def test_of_an_area_only_its_blocks_travel(
 
 def test_from_nowhere_else(archive: Archive, small_lake: SmallLake, tmp_path: Path) -> None:
     publish(archive, small_lake, tile_bytes(tmp_path, noise(1, (64, 64)), False))
-    for allowed in ([], ["example.org"]):
-        found = small_lake.aggregate(FIRST, bands=["B04"], download_from=allowed).attempt
-        assert found.status == "failed_missing_inputs"
+    for allowed, kind in (([], Path), (["example.org"], Path), ([archive.url], RemoteTile)):
+        params = TimestampsAggregationParams(bands=["B04"], download_from=allowed)
+        assert isinstance(located(small_lake.lake, params).tile(SCENE, "B04"), kind)
+    in_the_lake = small_lake.add_tile(SCENE, "B04")  # which comes first
+    assert located(small_lake.lake, params).tile(SCENE, "B04") == in_the_lake
     assert not archive.requests
 
 
