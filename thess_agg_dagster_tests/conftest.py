@@ -80,7 +80,7 @@ class SmallLake:
 
     @property
     def lake(self) -> DataLake:
-        return DataLake(self.root, tiles=self.tiles)
+        return DataLake.at(str(self.root), tiles=self.tiles)
 
     def add_tile(self, scene_id: str, band: str, *, east: bool = False, **options: Any) -> Path:
         crs, corner = EAST if east else WEST

@@ -99,11 +99,12 @@ def serving(archive: Archive) -> Iterator[Archive]:
 
         def _file(self, path: str, data: bytes, fault: str) -> None:
             tag = f'"{hash(data)}"'
-            start, status, headers = 0, 200, {"ETag": tag, "Accept-Ranges": "bytes"}
+            start, stop, status, headers = 0, len(data), 200, {"ETag": tag, "Accept-Ranges": "bytes"}
             if archive.ranges and "Range" in self.headers and self.headers.get("If-Range", tag) == tag:
-                start, status = int(self.headers["Range"].removeprefix("bytes=").split("-")[0]), 206
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            part = data[start:]
+                first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+                start, stop, status = int(first), min(int(last or len(data)) + 1, len(data)), 206
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+            part = data[start:stop]
             self._head(status, len(part), headers)
             if fault in ("cut", "stall"):
                 self.wfile.write(part[: len(part) // 2])

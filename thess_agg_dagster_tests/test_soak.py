@@ -48,7 +48,9 @@ def with_events(lake: SmallLake, count: int, failed: int = 0) -> list[str]:
         bands = [
             BandRecord(band, "success", input_files=["a" * 90] * 3, valid_share=0.7, seconds=1.0) for band in BANDS
         ]
-        attempt = Attempt(key, "success", "", bands, "/folder", "0" * 32, ["S2A_A", "S2A_B", "S2A_C"])
+        attempt = Attempt(
+            key, "success", "", bands, f"{lake.root}/data_raw/aggregated/folder", "0" * 32, ["S2A_A", "S2A_B", "S2A_C"]
+        )
         metadata = {"quicklook": dg.MetadataValue.md("x" * 8000)} | attempt_metadata(attempt)
         event = dg.AssetMaterialization(AGGREGATED, partition=key, metadata=metadata)
         lake.instance.report_runless_asset_event(event)

@@ -48,7 +48,7 @@ def why_foreign(lake: DataLake, published: Mapping[str, RecordedAttempt]) -> str
     (An instance that was copied or moved along with its lake names the old place; the mosaics are the same.)
     """
     folders = {key: found.attempt.output_folder for key, found in published.items()}
-    outside = {key: folder for key, folder in folders.items() if not folder.startswith(f"{lake.root}/")}
+    outside = {key: folder for key, folder in folders.items() if folder and not folder.startswith(f"{lake.root}/")}
     if not outside or any(_is_here(lake, published[key]) for key in outside):
         return None
     return f"its mosaics of {len(outside)} timestamps lie elsewhere, as {min(outside.values())}"

@@ -53,6 +53,7 @@ from thess_agg_dagster.timestamp.keep import BandsLostError
 from thess_agg_dagster.timestamp.plan import plan_timestamp
 from thess_agg_dagster.timestamp.records import unplanned_attempt
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
+from thess_agg_dagster.timestamp.remote import located
 
 # Rows of a table shown as metadata; the event log is no place for long lists.
 _PREVIEW_ROWS = 50
@@ -262,7 +263,9 @@ def _refetch(
     policy = download_policy(params)
     if policy is None:
         return {}
-    fetched = refetch(tile_names(acquisition, params), lake, Downloader(policy), deep=context.retry_number > 0)
+    fetched = refetch(
+        tile_names(acquisition, params), located(lake, params), Downloader(policy), deep=context.retry_number > 0
+    )
     for path, outcome in fetched.items():
         what = "not fetched: " if isinstance(outcome, str) else ""
         context.log.info(f"{path}: {what}{outcome}")

@@ -81,7 +81,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     data_lake: str = Field(default="DATA_LAKE", description="Root of the lake: a folder, or s3://bucket/prefix.")
     tables: str | None = Field(default=None, description="Folder of the tables; unset: `tables` in the lake.")
-    tiles: str | None = Field(default=None, description=f"Where tiles lie, a template; unset: `{TILES}`.")
+    tiles: str | None = Field(default=None, description=f"Where tiles lie, a template, or `remote`; unset: `{TILES}`.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DataLakeIOManager:

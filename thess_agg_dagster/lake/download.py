@@ -1,6 +1,6 @@
 """Downloads: one file from where it is allowed to come from, whole or not at all.
 
-``https`` (with a bearer token from an OAuth2 token endpoint where one is configured), ``s3`` and ``file``. What breaks
+``https`` (with a bearer token from an OAuth2 token endpoint where one is configured), ``s3``, ``gs`` and ``file``. What breaks
 on the way is asked for again from where it stopped; what a server refuses is not.
 """
 
@@ -26,6 +26,8 @@ from thess_agg_dagster.storage.paths import open_file
 # What is lost of a connection that breaks, at most.
 _PIECE = 2**16
 _MOST_REDIRECTS = 5
+# Object stores, read with the machine's own credentials.
+_STORES = ("s3", "gs")
 # A server that asks for more patience than this is asked another day.
 _LONGEST_WAIT = 300.0
 
@@ -48,8 +50,8 @@ class _AgainError(DownloadError):
 class DownloadPolicy:
     """From where files may come, and how they are asked for.
 
-    ``allowed`` are hosts (``host`` or ``host:port``, for ``https``), ``http://host:port``, ``s3://bucket/prefix`` and
-    ``file:///folder``: nothing else is asked first, and only these hosts get the token. A redirect may lead to another
+    ``allowed`` are hosts (``host`` or ``host:port``, for ``https``), ``http://host:port``, ``s3://bucket/prefix``,
+    ``gs://bucket/prefix`` and ``file:///folder``: nothing else is asked first, and only these hosts get the token. A redirect may lead to another
     host by ``https``, if its address is a public one.
     """
 
@@ -72,8 +74,8 @@ class DownloadPolicy:
             return _host(href) in self.allowed or url.hostname in self.allowed
         if url.scheme == "http":
             return f"http://{_host(href)}" in self.allowed
-        if url.scheme == "s3":
-            return any(_below(href, each) for each in self.allowed if each.startswith("s3://"))
+        if url.scheme in _STORES:
+            return any(_below(href, each) for each in self.allowed if urlsplit(each).scheme == url.scheme)
         if url.scheme == "file":
             path = Path(unquote(url.path)).resolve()
             folders = (
@@ -88,16 +90,22 @@ class Downloader:
 
     def __init__(self, policy: DownloadPolicy) -> None:
         self.policy = policy
-        self._token = _Token(policy) if policy.token_url else None
+        self.token = _Token(policy) if policy.token_url else None
         self._connections = threading.BoundedSemaphore(policy.connections)
 
     def fetch(self, href: str, target: Path, progress: Progress = lambda _: None) -> None:
         """Download ``href`` to ``target``, which is gone or incomplete where this raises :class:`DownloadError`."""
         if not self.policy.allows(href):
             raise DownloadError(f"{shown(href)} is not among the allowed sources ({', '.join(self.policy.allowed)})")
-        once = {"s3": _S3Transfer, "file": _FileTransfer}.get(urlsplit(href).scheme, _HttpTransfer)
-        transfer = once(self.policy, self._token, href, target, progress)
+        once = {**dict.fromkeys(_STORES, _StoreTransfer), "file": _FileTransfer}.get(
+            urlsplit(href).scheme, HttpTransfer
+        )
+        transfer = once(self.policy, self.token, href, target, progress)
         target.unlink(missing_ok=True)
+        self.run(transfer)
+
+    def run(self, transfer: _Transfer) -> None:
+        """Have a transfer go on until it is done. Raises :class:`DownloadError`."""
         for attempt in Retrying(
             stop=stop_after_attempt(self.policy.attempts),
             wait=self._wait,
@@ -145,7 +153,7 @@ class _Transfer:
         return self.target.stat().st_size if self.target.exists() else 0
 
 
-class _HttpTransfer(_Transfer):
+class HttpTransfer(_Transfer):
     _validator: str | None = None  # what tells the server that the file is still the same
     _refreshed = False
 
@@ -180,7 +188,10 @@ class _HttpTransfer(_Transfer):
                     received += len(piece)
                     self.progress(len(piece))
             if length and length.isdigit() and received != int(length):
-                raise _AgainError(f"{shown(self.href)}: cut after {have + received} bytes")
+                raise self.cut(have + received)
+
+    def cut(self, received: int) -> DownloadError:
+        return _AgainError(f"{shown(self.href)}: cut after {received} bytes")
 
     def _refuse(self, answer: requests.Response) -> None:
         status = f"{shown(self.href)}: the server answers {answer.status_code}"
@@ -225,12 +236,15 @@ class _HttpTransfer(_Transfer):
         return there
 
 
-class _S3Transfer(_Transfer):
+class _StoreTransfer(_Transfer):
     def go_on(self) -> None:
-        import fsspec  # with s3fs, which takes long to import
+        import fsspec  # with s3fs or gcsfs, which take long to import
 
-        system = fsspec.filesystem("s3")
-        path = self.href.removeprefix("s3://")
+        scheme, _, path = self.href.partition("://")
+        try:
+            system = fsspec.filesystem(scheme)
+        except ImportError as error:
+            raise DownloadError(f"{shown(self.href)}: {error}") from None
         try:
             size = system.info(path)["size"]
             have = self._have

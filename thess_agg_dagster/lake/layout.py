@@ -28,6 +28,9 @@ SOURCE, OBSERVATIONS = "source", "observations"
 #: Where tiles lie, below the root of the lake or anywhere: a template.
 TILES = "cache/s2/{scene_id}/{band}.tif"
 
+#: Instead of a template, or after it and a comma: tiles that are not there are read at their address.
+REMOTE = "remote"
+
 # A template: any folder, a folder for each scene, a file for each band.
 _TEMPLATE = re.compile(r"(?:([^{}]*)/)?\{scene_id\}/\{band\}(\.[A-Za-z0-9]{1,8})", re.ASCII)
 
@@ -55,7 +58,7 @@ def _tile_template(text: str) -> tuple[str, str]:
     return found[1] or ("/" if text.startswith("/") else ""), found[2]
 
 
-def name_in(root: Path, path: Path) -> str:
+def name_in(root: Path, path: Path | str) -> str:
     """What a record beside the mosaics calls a file: its path below the root of the lake, or the whole where it lies elsewhere."""
     return str(path).removeprefix(f"{root}/")
 
@@ -85,11 +88,19 @@ class DataLake:
     root: Path
     tables: Path | None = None
     tiles: str = TILES
+    #: Whether a tile that is not there is read at its address.
+    remote: bool = False
 
     @classmethod
     def at(cls, root: str, tables: str | None = None, tiles: str | None = None) -> DataLake:
-        """The lake at a folder, or at an address as ``s3://bucket/prefix``. Raises :class:`TemplateError`."""
-        lake = cls(lake_path(root), lake_path(tables) if tables else None, tiles or TILES)
+        """The lake at a folder, or at an address as ``s3://bucket/prefix``; ``tiles``: a template, ``remote``, or both with a
+        comma between. Raises :class:`TemplateError`."""
+        template, _, more = (
+            (tiles or TILES).rpartition(",") if (tiles or "").endswith(f",{REMOTE}") else (tiles, "", "")
+        )
+        remote = more == REMOTE or template == REMOTE
+        template = TILES if not template or template == REMOTE else template
+        lake = cls(lake_path(root), lake_path(tables) if tables else None, template, remote)
         _ = lake.tiles_folder
         return lake
 
@@ -198,6 +209,8 @@ class DataLake:
 
     def here(self, recorded: str) -> str:
         """The path in this lake that a record means, which may have been made where the lake stood earlier."""
+        if recorded.startswith(("https://", "http://")):
+            return recorded
         for folder in (self.tiles_folder, self.aggregated):
             below = name_in(self.root, folder)
             _, found, rest = recorded.rpartition(f"/{below}/")

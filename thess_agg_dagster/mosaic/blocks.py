@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, LifoQueue
@@ -53,7 +54,8 @@ class TileReader:
         # Strips as wide as the tile are taken few at a time, so that a chunk stays near a million pixels.
         rows *= max(1, min(CHUNK, 2**20 // cols) // rows)
         self.chunk_shape = rows, cols
-        self._handles: LifoQueue[DatasetReader] = LifoQueue()
+        # With the context that each was opened in: rasterio keeps an opener's files there, and closes them only there.
+        self._handles: LifoQueue[tuple[DatasetReader, Context]] = LifoQueue()
         self._source = tile.path
         self._copies = ExitStack()
         self._copying = threading.Lock()
@@ -82,9 +84,10 @@ class TileReader:
         source = self._source
         try:
             try:
-                handle = self._handles.get_nowait()
+                handle, context = self._handles.get_nowait()
             except Empty:
-                handle = open_tile(source, self.tile.driver, self.tile.overview)
+                context = copy_context()
+                handle = context.run(open_tile, source, self.tile.driver, self.tile.overview)
             pixels: Pixels = handle.read(1, window=Window(box.left, box.top, box.shape[1], box.shape[0]))
         except (RasterioError, OSError) as error:
             if is_remote(source):
@@ -101,12 +104,13 @@ class TileReader:
                 "the file is truncated or damaged, download the tile again"
             )
             raise TileError(Problem("unreadable_input", reason, path)) from error
-        self._handles.put(handle)
+        self._handles.put((handle, context))
         return pixels
 
     def close(self) -> None:
         while not self._handles.empty():
-            self._handles.get_nowait().close()
+            handle, context = self._handles.get_nowait()
+            context.run(handle.close)
         self._copies.close()
 
 

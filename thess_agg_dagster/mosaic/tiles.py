@@ -116,7 +116,11 @@ def open_tile(path: Path, driver: str, overview: int | None = None) -> DatasetRe
     GDAL left to itself sniffs content, so a "tile" could be a VRT that names other files or URLs;
     naming the driver leaves it no choice.
     """
-    return rasterio.open(gdal_name(path), driver=driver, **({} if overview is None else {"overview_level": overview}))
+    options: dict[str, object] = {} if overview is None else {"overview_level": overview}
+    opener = getattr(path, "opener", None)  # of one that GDAL must not ask for by itself
+    if opener is not None:
+        options |= {"opener": opener}
+    return rasterio.open(gdal_name(path), driver=driver, **options)
 
 
 def _driver(path: Path) -> str | None:

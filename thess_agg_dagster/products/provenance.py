@@ -15,7 +15,6 @@ from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
 from thess_agg_dagster.lake.layout import is_beside, name_in
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 #: What made a mosaic.
@@ -100,7 +99,7 @@ def timestamp_manifest(
             for path in sorted(folder.glob("*.tif"))
             if is_beside(path.stem)
         ],
-        "attempt": asdict(with_paths(attempt, lambda path: name_in(lake, lake_path(path)))),
+        "attempt": asdict(with_paths(attempt, lambda path: name_in(lake, path))),
     }
     if plan.provenance:
         manifest["legend"] = {band: legend(mosaic, plan, checksums) for band, mosaic in plan.mosaics.items()}

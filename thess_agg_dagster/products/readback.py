@@ -35,7 +35,7 @@ def read_back(manifest: Mapping[str, Any], lake: DataLake, params: TimestampsAgg
     if isinstance(recorded, dict):
         bands = [_known(BandRecord, band) for band in recorded["bands"]]
         attempt = _known(Attempt, recorded | {"bands": bands})
-        return with_paths(attempt, lambda path: str(path_in(lake.root, path)))
+        return with_paths(attempt, lambda path: path if "://" in path else str(path_in(lake.root, path)))
     timestamp, scene_ids = str(manifest["timestamp"]), [str(scene) for scene in manifest["scenes"]]
     outputs = {Path(entry["file"]).stem: entry for entry in manifest["outputs"]}
     inputs: dict[str, str] = {}

@@ -41,6 +41,7 @@ from thess_agg_dagster.runs.rebuild import rebuild
 from thess_agg_dagster.storage.paths import read_bytes
 from thess_agg_dagster.timestamp.freshness import is_due, tile_names
 from thess_agg_dagster.timestamp.refetch import download_policy, refetch
+from thess_agg_dagster.timestamp.remote import located
 
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 
@@ -193,6 +194,7 @@ class _Session:
         if policy is None:
             return
         tiles = [tile for each in acquisitions for tile in tile_names(each, self.params)]
+        lake = located(self.lake, self.params)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -210,7 +212,7 @@ class _Session:
                     total += count
                     progress.update(task, description="Fetching tiles", size=f"{total / 1e6:.1f} MB")
 
-            outcomes = refetch(tiles, self.lake, Downloader(policy), progress=more, done=lambda: progress.advance(task))
+            outcomes = refetch(tiles, lake, Downloader(policy), progress=more, done=lambda: progress.advance(task))
         for path, outcome in outcomes.items():
             name = f"{path.parent.name}/{path.name}"
             what = "[red]not fetched[/]" if isinstance(outcome, str) else "[green]fetched[/]"

@@ -15,6 +15,7 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.freshness import Stamps, tile_names
+from thess_agg_dagster.timestamp.remote import located
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def forecast(
     sizes: dict[Path, int | None] = {}
     for acquisition in acquisitions:
         for scene_id, band in tile_names(acquisition, params):
-            path = lake.tile(scene_id, band)
+            path = located(lake, params).tile(scene_id, band)
             if stamps(path) is None:
                 missing.setdefault(acquisition.timestamp, []).append(path)
                 size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")

@@ -34,7 +34,7 @@ def data_lake_option(command: _Command) -> _Command:
     for option in (
         click.option(
             "--tiles",
-            metavar="TEMPLATE",
+            metavar="TEMPLATE|remote|TEMPLATE,remote",
             envvar="THESS_TILES",
             expose_value=False,
             callback=_tiles,

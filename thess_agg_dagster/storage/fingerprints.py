@@ -60,7 +60,14 @@ def fingerprints_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
     with ThreadPoolExecutor(REQUESTS) as pool:
         for each in pool.map(listing, folders):
             found |= each
-    return lambda path: found.get(str(path)) if is_remote(path) else fingerprint_of(path)
+    listed = tuple(f"{folder}/" for folder in folders)
+    known = {str(folder) for folder in folders}
+
+    def fingerprint(path: Path) -> str | None:
+        is_listed = str(path).startswith(listed) or str(path) in known
+        return found.get(str(path)) if is_listed else fingerprint_of(path)
+
+    return fingerprint
 
 
 def _fingerprint(info: dict[str, Any]) -> str:

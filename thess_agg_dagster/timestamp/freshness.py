@@ -21,6 +21,7 @@ from thess_agg_dagster.mosaic import PIXELS_VERSION
 from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.bands import SCL, mask_band
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.timestamp.remote import located
 
 #: How a file stands now, as ``DataLake.stamps`` tells.
 Stamps = Callable[[Path], str | None]
@@ -57,6 +58,7 @@ def identify_bands(
     ``stamps`` is how the lake stands, where that is known already. Raises ``AreaError``.
     """
     stamps = stamps or lake.stamps(acquisition.scene_ids)
+    lake = located(lake, params)
     start = f"{PIXELS_VERSION}\n{params.pixel_identity()}\n"
     found = {}
     mask = mask_band(params.bands)

@@ -13,6 +13,7 @@ from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake
+from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.bands import mask_band
 from thess_agg_dagster.mosaic.inspection import Source
@@ -26,6 +27,7 @@ from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote
 from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.keep import kept_bands
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
+from thess_agg_dagster.timestamp.remote import located
 
 _STRAY = "is a symbolic link out of the lake, which is not followed; put the file itself there"
 
@@ -97,6 +99,7 @@ def plan_timestamp(
     not asked for now stay. Raises :class:`BandsLostError` where one cannot.
     """
     asked = params
+    lake = located(lake, params)
     kept = kept_bands(acquisition, lake, asked, made)
     params = asked.with_bands([*asked.bands, *kept])
     # First of all: what changes from here on must look like a change to whoever compares later.
@@ -157,8 +160,8 @@ def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int |
         try:
             expected = expected_checksum(lake, *tile)
             # A missing tile is found by who opens it; a stray is not opened at all.
-            if expected is None or lake.leads_outside(path):
-                return None
+            if expected is None or lake.leads_outside(path) or isinstance(path, RemoteTile):
+                return None  # nor is one that stays where it is read as a whole: its ETag tells of a change
             found = checksum_of(path, expected[0].algorithm)
         except ChecksumError as error:
             return Problem("checksum_mismatch", str(error), path)

@@ -19,6 +19,7 @@ from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expecte
 from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, Progress, shown
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import keep_aside, staged_file
+from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.grid import whole
@@ -116,7 +117,7 @@ def refetched(path: Path) -> Refetched | None:
 def _fault(lake: DataLake, scene_id: str, band: str, deep: bool) -> str | None:
     """Why a tile has to be fetched; ``None``: it need not."""
     path = lake.tile(scene_id, band)
-    if lake.leads_outside(path):
+    if lake.leads_outside(path) or isinstance(path, RemoteTile):
         return None  # somebody else's file
     if not path.exists():
         return "was missing"
@@ -137,7 +138,7 @@ def _fetched(
     lake: DataLake, scene_id: str, band: str, why: str, downloader: Downloader, progress: Progress
 ) -> Refetched:
     path = lake.tile(scene_id, band)
-    sources = [href for href in _hrefs(lake, scene_id, band) if downloader.policy.allows(href)]
+    sources = [href for href in hrefs(lake, scene_id, band) if downloader.policy.allows(href)]
     if not sources:
         raise DownloadError(
             f"nothing tells an allowed address of it: {lake.assets_manifest} (href_{band.lower()}), "
@@ -237,7 +238,7 @@ def _decoded(tile: Tile) -> Iterator[Pixels]:
         reader.close()
 
 
-def _hrefs(lake: DataLake, scene_id: str, band: str) -> list[str]:
+def hrefs(lake: DataLake, scene_id: str, band: str) -> list[str]:
     """Where a tile can be had, by the manifest of assets first, then by the scene's STAC item."""
     found = [manifest_value(lake, "href", scene_id, band)]
     asset = item_asset(read_item(lake.scene_item(scene_id), lake.folders), band)

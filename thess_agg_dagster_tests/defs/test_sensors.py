@@ -574,6 +574,7 @@ def test_what_runs_by_itself_and_what_does_not() -> None:
         ),
         dg.DefaultSensorStatus.RUNNING,
     )
-    (schedule,) = defs.schedules or ()
-    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    schedules = list(defs.schedules or ())
+    assert {schedule.name for schedule in schedules} == {"verify_published_schedule", "update_catalogue_schedule"}
+    assert {schedule.default_status for schedule in schedules} == {dg.DefaultScheduleStatus.STOPPED}
     assert {TIME_SERIE, AGGREGATED, REPORT, VERIFICATION} <= {spec.key for spec in defs.resolve_all_asset_specs()}

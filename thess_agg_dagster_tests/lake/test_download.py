@@ -162,7 +162,7 @@ def test_a_token_stays_with_the_hosts_that_were_configured(
             one.fetch(f"{archive.url}/tile", tmp_path / "t")
         assert other.seen == []
         # There is no public address on a machine without a network: this one is declared to be.
-        monkeypatch.setattr(download._HttpTransfer, "_redirected", lambda self, url, location: location)
+        monkeypatch.setattr(download.HttpTransfer, "_redirected", lambda self, url, location: location)
         one.fetch(f"{archive.url}/tile", tmp_path / "t")
         assert (tmp_path / "t").read_bytes() == DATA
         assert "authorization" in archive.seen[-1]

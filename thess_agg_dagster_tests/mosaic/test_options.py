@@ -121,7 +121,7 @@ def test_an_scl_tile_that_does_not_cover_its_tile_is_as_good_as_none(tmp_path: P
 
 def test_without_scl_it_fails_or_goes_unmasked_as_asked(tmp_path: Path) -> None:
     path = write_tile(tmp_path / "scene" / "B04.tif", noise(1, (100, 100)))
-    source = Source(path, tmp_path / "scene" / "SCL.tif")
+    source = Source(path, tmp_path / "scene" / "SCL.tif", scene_id="scene")
     with pytest.raises(PlanError, match=r"SCL\.tif: no such file"):
         mosaic([source], tmp_path / "out.tif", mask_scl_classes=(9,))
     plans, _ = plan_mosaics({"B04": [source]}, MosaicOptions(mask_scl_classes=(9,), missing_scl="unmasked"))

@@ -26,6 +26,7 @@ from thess_agg_dagster.timestamp.freshness import (
     is_identified,
     tile_names,
 )
+from thess_agg_dagster.timestamp.remote import located
 
 # Databases hand out ids before others see the event: one this much older than the newest may have come since.
 _LOOK_BACK = 1_000
@@ -136,8 +137,9 @@ def _failed_for_tiles(instance: dg.DagsterInstance, among: Collection[str]) -> d
 
 def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> bool:
     """Whether every tile that is needed exists and none is still being written."""
-    fingerprints = io_manager.lake.stamps(acquisition.scene_ids)
-    tiles = [io_manager.lake.tile(*tile) for tile in tile_names(acquisition, params, required=True)]
+    lake = located(io_manager.lake, params)
+    fingerprints = lake.stamps(acquisition.scene_ids)
+    tiles = [lake.tile(*tile) for tile in tile_names(acquisition, params, required=True)]
     try:
         return all(fingerprints(tile) and not is_fresh(tile) for tile in tiles)
     except OSError:

@@ -1,0 +1,42 @@
+"""A lake some of whose tiles stay where the catalogue says they are (``tiles=remote``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.remote import RemoteTile
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.timestamp.refetch import download_policy, hrefs
+
+# One for all timestamps of a process: they share its token and its connections.
+_downloader = lru_cache(maxsize=1)(Downloader)
+
+
+def located(lake: DataLake, params: TimestampsAggregationParams) -> DataLake:
+    """The lake with tiles where they are: those that are not in it at their address, where ``tiles=remote`` and
+    ``download_from`` allow that."""
+    policy = download_policy(params)
+    if not lake.remote or policy is None or isinstance(lake, _LocatedLake):
+        return lake
+    return _LocatedLake(lake.root, lake.tables, lake.tiles, lake.remote, policy)
+
+
+@dataclass(frozen=True)
+class _LocatedLake(DataLake):
+    policy: DownloadPolicy | None = None
+
+    def tile(self, scene_id: str, band: str) -> Path:
+        place = super().tile(scene_id, band)
+        if self.policy is None or fingerprint_of(place) is not None:
+            return place
+        for href in hrefs(DataLake(self.root, self.tables, self.tiles), scene_id, band):
+            if urlsplit(href).scheme in ("https", "http") and self.policy.allows(href):
+                return cast(Path, RemoteTile(place, href, _downloader(self.policy)))
+        return place
