@@ -2,7 +2,8 @@
 
 The faults are cosmic-ray's. Its own runner starts a process per fault, seconds each for importing rasterio and Dagster;
 here all that is not ours is imported once, and each fault is tried in a fork, whose import of the module gets the
-mutated text. No file is changed. ``python -m thess_agg_dagster_tests.mutants [module ...]``, with names as ``mosaic/rules``.
+mutated text. No file is changed. ``python -m thess_agg_dagster_tests.mutants [module ...]``, with names as
+``mosaic/rules``; ``SAMPLE=40`` in the environment tries that many faults of each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import difflib
 import importlib.abc
 import importlib.machinery
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -60,24 +63,27 @@ class _WithoutAnnotations(ast.NodeTransformer):
 
 
 def mutants(source: str) -> Iterator[str]:
-    """Every text that a module becomes by one fault, once."""
+    """Every text that a module becomes by one fault, once; in an order that is random, and the same each time."""
 
     def meaning(text: str) -> str:
         return ast.dump(_WithoutAnnotations().visit(ast.parse(text)))
 
-    tree = get_ast(source)
+    # Other operators need to be told which variables.
+    operators = [kind() for name in operator_names() if not (kind := get_operator(name)).arguments()]
+    nodes = list(ast_nodes(get_ast(source)))
+    places = [
+        (operator, place)
+        for operator in operators
+        for place in range(sum(len(list(operator.mutation_positions(node))) for node in nodes))
+    ]
+    random.Random(0).shuffle(places)
     seen = {meaning(source)}
-    for name in operator_names():
-        kind = get_operator(name)
-        if kind.arguments():
-            continue  # needs to be told which variables
-        places = sum(len(list(kind().mutation_positions(node))) for node in ast_nodes(tree))
-        for place in range(places):
-            text = mutate_code(source, kind(), place)
-            with suppress(SyntaxError):  # no program at all
-                if text and (meant := meaning(text)) not in seen:
-                    seen.add(meant)
-                    yield text
+    for operator, place in places:
+        text = mutate_code(source, operator, place)
+        with suppress(SyntaxError):  # no program at all
+            if text and (meant := meaning(text)) not in seen:
+                seen.add(meant)
+                yield text
 
 
 @dataclass
@@ -112,11 +118,15 @@ def _start(module: str, text: str, told: Path) -> int:
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(dir=told.parent)
-        os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_STORAGE_DIRECTORY": tempfile.tempdir}
+        os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         path = _TESTS.parent / _PACKAGE / f"{module}.py"
         sys.meta_path.insert(0, _Mutated(f"{_PACKAGE}.{module.replace('/', '.')}", path, text))
+        import hypothesis
         import pytest
 
+        # A machine under load is no fault that was noticed.
+        hypothesis.settings.register_profile("mutants", deadline=None, database=None, derandomize=True)
+        hypothesis.settings.load_profile("mutants")
         options = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest", "-o", "addopts=", "--tb=no"]
         status = pytest.main([*options, *(str(_TESTS / test) for test in MODULES[module])])
         told.write_text("\n".join(name for name in sys.modules if not name.startswith((_PACKAGE, "__"))))
@@ -124,7 +134,7 @@ def _start(module: str, text: str, told: Path) -> int:
         os._exit(int(status))
 
 
-def _survivors(module: str, folder: Path) -> tuple[int, list[str]]:
+def _survivors(module: str, folder: Path, most: int | None) -> tuple[int, list[str]]:
     """How many faults were tried in a module, and those that its tests did not notice, as diffs."""
     source = (_TESTS.parent / _PACKAGE / f"{module}.py").read_text()
     told = folder / "imported"
@@ -135,7 +145,12 @@ def _survivors(module: str, folder: Path) -> tuple[int, list[str]]:
         with suppress(Exception):  # some are made up by whoever imported them
             importlib.import_module(name)
     limit = 10 + 10 * (time.monotonic() - begun)
-    waiting, running, survived, tried = list(mutants(source)), dict[int, tuple[str, float]](), list[str](), 0
+    waiting, running, survived, tried = (
+        list(islice(mutants(source), most)),
+        dict[int, tuple[str, float]](),
+        list[str](),
+        0,
+    )
     while waiting or running:
         while waiting and len(running) < _AT_ONCE:
             text = waiting.pop()
@@ -158,10 +173,11 @@ def _survivors(module: str, folder: Path) -> tuple[int, list[str]]:
 
 
 def main() -> None:
+    most = int(os.environ["SAMPLE"]) if os.environ.get("SAMPLE") else None
     for module in sys.argv[1:] or MODULES:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            tried, survived = _survivors(module, Path(folder))
+            tried, survived = _survivors(module, Path(folder), most)
         print(*survived, sep="\n")
         noticed = tried - len(survived)
         print(
