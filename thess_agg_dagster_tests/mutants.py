@@ -165,9 +165,12 @@ def _survivors(module: str, folder: Path, most: int | None) -> tuple[int, list[s
                 os.waitpid(child, 0)
             del running[child]
             tried += 1
-            if ended and status == 0:
+            code = os.waitstatus_to_exitcode(status) if ended else 1
+            if code == 0:
                 lines = difflib.unified_diff(source.splitlines(), text.splitlines(), module, "mutant", n=0, lineterm="")
                 survived.append("\n".join(list(lines)[2:]))
+            elif code not in (1, 2):  # a test failed, or could not be imported; anything else is no answer
+                raise RuntimeError(f"pytest ended with {code} on a mutant of {module}; run it again")
         time.sleep(0.01)
     return tried, survived
 
