@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
@@ -87,7 +88,7 @@ def mutants(source: str) -> Iterator[str]:
 
 
 @dataclass
-class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports one module as ``text`` has it."""
 
     name: str
@@ -95,15 +96,10 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # typ
     text: str
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin=str(self.path))
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname == self.name else None
 
-    def get_data(self, path: str | bytes) -> bytes:
-        return self.text.encode()
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self.path)
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.text, self.path, "exec"), module.__dict__)
 
 
 def _start(module: str, text: str, told: Path) -> int:
