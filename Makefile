@@ -82,7 +82,7 @@ soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIA
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[soak]"
 	$(BIN)/python -m pytest -m soak -s -n 0
 
-mutants: .venv/ready  ## faults put into the modules that decide, one at a time: how many their tests notice (MODULES="mosaic/rules ...")
+mutants: .venv/ready  ## faults put into the modules that decide, one at a time: how many their tests notice (MODULES="mosaic/rules ...", SAMPLE=40 of each)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mutants]"
 	nice -n 19 $(BIN)/python -m thess_agg_dagster_tests.mutants $(MODULES)
 

@@ -2,7 +2,8 @@
 
 The faults are cosmic-ray's. Its own runner starts a process per fault, seconds each for importing rasterio and Dagster;
 here all that is not ours is imported once, and each fault is tried in a fork, whose import of the module gets the
-mutated text. No file is changed. ``python -m thess_agg_dagster_tests.mutants [module ...]``, with names as ``mosaic/rules``.
+mutated text. No file is changed. ``python -m thess_agg_dagster_tests.mutants [module ...]``, with names as
+``mosaic/rules``; ``SAMPLE=40`` in the environment tries that many faults of each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import difflib
 import importlib.abc
 import importlib.machinery
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -19,7 +21,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
@@ -60,28 +64,31 @@ class _WithoutAnnotations(ast.NodeTransformer):
 
 
 def mutants(source: str) -> Iterator[str]:
-    """Every text that a module becomes by one fault, once."""
+    """Every text that a module becomes by one fault, once; in an order that is random, and the same each time."""
 
     def meaning(text: str) -> str:
         return ast.dump(_WithoutAnnotations().visit(ast.parse(text)))
 
-    tree = get_ast(source)
+    # Other operators need to be told which variables.
+    operators = [kind() for name in operator_names() if not (kind := get_operator(name)).arguments()]
+    nodes = list(ast_nodes(get_ast(source)))
+    places = [
+        (operator, place)
+        for operator in operators
+        for place in range(sum(len(list(operator.mutation_positions(node))) for node in nodes))
+    ]
+    random.Random(0).shuffle(places)
     seen = {meaning(source)}
-    for name in operator_names():
-        kind = get_operator(name)
-        if kind.arguments():
-            continue  # needs to be told which variables
-        places = sum(len(list(kind().mutation_positions(node))) for node in ast_nodes(tree))
-        for place in range(places):
-            text = mutate_code(source, kind(), place)
-            with suppress(SyntaxError):  # no program at all
-                if text and (meant := meaning(text)) not in seen:
-                    seen.add(meant)
-                    yield text
+    for operator, place in places:
+        text = mutate_code(source, operator, place)
+        with suppress(SyntaxError):  # no program at all
+            if text and (meant := meaning(text)) not in seen:
+                seen.add(meant)
+                yield text
 
 
 @dataclass
-class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports one module as ``text`` has it."""
 
     name: str
@@ -89,15 +96,10 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # typ
     text: str
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin=str(self.path))
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname == self.name else None
 
-    def get_data(self, path: str | bytes) -> bytes:
-        return self.text.encode()
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self.path)
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.text, self.path, "exec"), module.__dict__)
 
 
 def _start(module: str, text: str, told: Path) -> int:
@@ -112,11 +114,15 @@ def _start(module: str, text: str, told: Path) -> int:
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(dir=told.parent)
-        os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_STORAGE_DIRECTORY": tempfile.tempdir}
+        os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         path = _TESTS.parent / _PACKAGE / f"{module}.py"
         sys.meta_path.insert(0, _Mutated(f"{_PACKAGE}.{module.replace('/', '.')}", path, text))
+        import hypothesis
         import pytest
 
+        # A machine under load is no fault that was noticed.
+        hypothesis.settings.register_profile("mutants", deadline=None, database=None, derandomize=True)
+        hypothesis.settings.load_profile("mutants")
         options = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest", "-o", "addopts=", "--tb=no"]
         status = pytest.main([*options, *(str(_TESTS / test) for test in MODULES[module])])
         told.write_text("\n".join(name for name in sys.modules if not name.startswith((_PACKAGE, "__"))))
@@ -124,7 +130,7 @@ def _start(module: str, text: str, told: Path) -> int:
         os._exit(int(status))
 
 
-def _survivors(module: str, folder: Path) -> tuple[int, list[str]]:
+def _survivors(module: str, folder: Path, most: int | None) -> tuple[int, list[str]]:
     """How many faults were tried in a module, and those that its tests did not notice, as diffs."""
     source = (_TESTS.parent / _PACKAGE / f"{module}.py").read_text()
     told = folder / "imported"
@@ -135,7 +141,12 @@ def _survivors(module: str, folder: Path) -> tuple[int, list[str]]:
         with suppress(Exception):  # some are made up by whoever imported them
             importlib.import_module(name)
     limit = 10 + 10 * (time.monotonic() - begun)
-    waiting, running, survived, tried = list(mutants(source)), dict[int, tuple[str, float]](), list[str](), 0
+    waiting, running, survived, tried = (
+        list(islice(mutants(source), most)),
+        dict[int, tuple[str, float]](),
+        list[str](),
+        0,
+    )
     while waiting or running:
         while waiting and len(running) < _AT_ONCE:
             text = waiting.pop()
@@ -150,18 +161,22 @@ def _survivors(module: str, folder: Path) -> tuple[int, list[str]]:
                 os.waitpid(child, 0)
             del running[child]
             tried += 1
-            if ended and status == 0:
+            code = os.waitstatus_to_exitcode(status) if ended else 1
+            if code == 0:
                 lines = difflib.unified_diff(source.splitlines(), text.splitlines(), module, "mutant", n=0, lineterm="")
                 survived.append("\n".join(list(lines)[2:]))
+            elif code not in (1, 2):  # a test failed, or could not be imported; anything else is no answer
+                raise RuntimeError(f"pytest ended with {code} on a mutant of {module}; run it again")
         time.sleep(0.01)
     return tried, survived
 
 
 def main() -> None:
+    most = int(os.environ["SAMPLE"]) if os.environ.get("SAMPLE") else None
     for module in sys.argv[1:] or MODULES:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            tried, survived = _survivors(module, Path(folder))
+            tried, survived = _survivors(module, Path(folder), most)
         print(*survived, sep="\n")
         noticed = tried - len(survived)
         print(

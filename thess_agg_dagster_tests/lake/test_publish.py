@@ -13,10 +13,6 @@ import pytest
 
 from thess_agg_dagster.lake import publish
 from thess_agg_dagster.lake.publish import exchange, remove_abandoned, staged_file, staged_folder
-from thess_agg_dagster.lake.time_serie import read_time_serie
-from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.timestamp.freshness import is_due
-from thess_agg_dagster_tests.conftest import FIRST, SmallLake
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -181,17 +177,3 @@ def test_many_publish_one_target_at_once(tmp_path: Path) -> None:
     assert errors == []
     assert len(set(contents(target).values())) == 1
     assert nothing_is_left(tmp_path, target)
-
-
-def test_what_was_removed_beside_the_mosaics_is_due(small_lake: SmallLake) -> None:
-    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST, ["B04"])))
-    small_lake.read_list()
-    lake, params = small_lake.lake, TimestampsAggregationParams(bands=["B04"], stac=True)
-    acquisition = read_time_serie(lake.time_serie).acquisitions[FIRST]
-    found = small_lake.aggregate(FIRST, bands=["B04"], stac=True)
-    assert not is_due(acquisition, found, lake, params, lake.stamps())
-    for path in (lake.item(FIRST), lake.quicklook(FIRST)):
-        kept = path.read_bytes()
-        path.unlink()
-        assert is_due(acquisition, found, lake, params, lake.stamps())
-        path.write_bytes(kept)

@@ -64,6 +64,14 @@ def test_a_tag_beyond_the_dtype_is_refused(dtype: str, tag: float) -> None:
         (["uint8"] * 3, "count", None, "uint8"),
         (["uint8"] * 300, "count", None, "uint16"),
         (["float32"] * 3, "sum", None, "float32"),
+        (["uint8"] * 255, "count", None, "uint8"),
+        (["uint8"] * 256, "count", None, "uint16"),
+        (["uint8"] * 257, "sum", None, "uint16"),
+        (["uint8"] * 258, "sum", None, "uint32"),
+        (["uint16"], "sum", None, "uint16"),
+        (["uint8", "uint16"], "sum", None, "uint32"),
+        (["uint16"] * 3, "sum", "float32", "float32"),
+        (["uint16"] * 3, "max", None, "uint16"),
     ],
 )
 def test_dtype(inputs: list[str], method: str, requested: str | None, expected: str) -> None:
@@ -110,6 +118,8 @@ def test_sums_of_integers_do_not_overflow(dtype: str, count: int, data: st.DataO
         (0.5, "uint16", 0, ("float32", 0.5)),
         (1e12, "int32", 0, ("float64", 1e12)),
         (-9999, "float32", 0, ("float32", -9999)),
+        (1e39, "float32", 0, ("float64", 1e39)),
+        (-1e39, "float32", 0, ("float64", -1e39)),
     ],
 )
 def test_nodata(override: float, dtype: str, first: float, expected: tuple[str, float]) -> None:
@@ -130,6 +140,39 @@ def test_fits_means_a_round_trip(dtype: str, value: float) -> None:
         info = np.iinfo(dtype)
         inside = info.min <= value <= info.max
         assert fits(value, dtype) == (inside and float(np.array(value).astype(dtype)) == value)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "expected"),
+    [
+        (math.inf, "float32", True),
+        (math.nan, "float32", True),
+        (math.inf, "int32", False),
+        (math.nan, "uint8", False),
+        (float(np.finfo("float32").max), "float32", True),
+        (-float(np.finfo("float32").max), "float32", True),
+        (1e39, "float32", False),
+        (1e39, "float64", True),
+        *((edge, "uint8", True) for edge in (0, 255)),
+        *((edge, "uint8", False) for edge in (-1, 256)),
+    ],
+)
+def test_fits_at_the_edges(value: float, dtype: str, expected: bool) -> None:
+    assert fits(value, dtype) is expected
+
+
+@pytest.mark.parametrize(
+    ("band", "resampling", "reduction", "expected"),
+    [
+        ("SCL", "nearest", "average", "mode"),
+        ("SCL", "cubic", "mode", "mode"),
+        ("SCL", "mode", "nearest", "nearest"),
+        ("B04", "nearest", "average", "average"),
+        ("B04", "cubic", "nearest", "nearest"),
+    ],
+)
+def test_the_resampling_of_a_reduction(band: str, resampling: str, reduction: str, expected: str) -> None:
+    assert resolve_resampling(band, resampling, reduction) is Resampling[expected]
 
 
 @pytest.mark.parametrize("resampling", RESAMPLINGS)

@@ -97,3 +97,17 @@ def test_a_damaged_one_is_not_passed_on(made: SmallLake) -> None:
     }  # fmt: skip
     assert "was published; ask for B08, too" in found.message
     assert published(made) == before
+
+
+def test_what_was_removed_beside_the_mosaics_is_due(small_lake: SmallLake) -> None:
+    small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST, ["B04"])))
+    small_lake.read_list()
+    lake, params = small_lake.lake, TimestampsAggregationParams(bands=["B04"], stac=True)
+    acquisition = read_time_serie(lake.time_serie).acquisitions[FIRST]
+    found = small_lake.aggregate(FIRST, bands=["B04"], stac=True)
+    assert not is_due(acquisition, found, lake, params, lake.stamps())
+    for path in (lake.item(FIRST), lake.quicklook(FIRST)):
+        kept = path.read_bytes()
+        path.unlink()
+        assert is_due(acquisition, found, lake, params, lake.stamps())
+        path.write_bytes(kept)

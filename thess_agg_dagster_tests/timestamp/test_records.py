@@ -28,9 +28,8 @@ ELSEWHERE = GeoBox((20, 30), Affine(10, 0, 200000, 0, -10, 4500000), "EPSG:32635
 
 def tile(scene: str, band: str, geobox: GeoBox = GRID) -> Tile:
     assert geobox.crs is not None
-    return Tile(
-        Path(f"/lake/{scene}/{band}.tif"), geobox, CRS.from_epsg(geobox.crs.epsg), "uint16", None, "GTiff", (20, 30)
-    )
+    path, crs = Path(f"/lake/{scene}/{band}.tif"), CRS.from_epsg(geobox.crs.epsg)
+    return Tile(path, geobox, crs, "uint16", None, "GTiff", (20, 30), scene_id=scene)
 
 
 def mosaic(band: str, offset: int = 0, nodata: float = 0, fixed: bool = False, scl: Tile | None = None) -> MosaicPlan:
