@@ -59,9 +59,9 @@ def build_timestamp(
 ) -> Outcome:
     """Make the mosaics of a timestamp in ``folder``, and what stands beside them: quicklook, manifest, STAC item.
 
-    ``target`` is where the folder will be published (see ``DataLake.new_folder``), below the root ``lake``; ``tell`` hears what is going on. Every band
-    is tried, so that one outcome shows every problem. Raises :class:`BuildError` with that outcome where some band
-    cannot be made, ``OSError`` and :class:`ChangedError` as they come.
+    ``target`` is where the folder will be published (see ``DataLake.new_folder``), below the root ``lake``; ``tell`` hears
+    what is going on. Every band is tried, so that one outcome shows every problem. Raises :class:`BuildError` with that
+    outcome where some band cannot be made, ``OSError`` and :class:`ChangedError` as they come.
     """
     with BackgroundChecksums(plan.input_files()) as checksums:
         tell(plan.summary())
