@@ -15,6 +15,7 @@ from PIL import Image
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
 from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK, DataLake
+from thess_agg_dagster.lake.run_names import is_run
 from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels
 from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
@@ -72,7 +73,7 @@ def build_timestamp(
             (picture or Image.new("RGB", (1, 1))).save(folder / QUICKLOOK, quality=90, subsampling=0)
         attempt = successful_attempt(plan, records, target)
         home = DataLake(lake).timestamp_folder(plan.timestamp)
-        run = "" if target == home else f"{target.name}/"
+        run = f"{target.name}/" if is_run(target.name) else ""
         with _named(MANIFEST, plan, target):
             (folder / MANIFEST).write_text(timestamp_manifest(plan, attempt, checksums, lake, folder, run))
         if plan.stac:
