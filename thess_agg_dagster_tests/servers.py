@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -155,6 +155,7 @@ class S3Server:
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: list[tuple[str, str, int, int]] = field(default_factory=list)
     sent: int = 0  # bytes of answers
+    gate: Callable[[str, str], None] | None = None  # each request waits for it
 
     def fault_of(self, method: str, path: str) -> int | None:
         for number, (verb, pattern, status, times) in enumerate(self.faults):
@@ -179,6 +180,8 @@ def serving_s3() -> Iterator[S3Server]:
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if server.gate:
+            server.gate(method, path)
         server.requests.append((method, path))
         status = server.fault_of(method, f"{path}?{environ['QUERY_STRING']}")
         if status is None:

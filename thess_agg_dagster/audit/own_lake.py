@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED
-from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.paths import read_if_there
+from thess_agg_dagster.lake.layout import DataLake, read_manifest
 
 # Whatever became of a timestamp, a run of it leaves one of these; one that was killed, too.
 _TRACES = (
@@ -67,12 +63,3 @@ def unknown_timestamps(lake: DataLake, known: Iterable[str]) -> set[str]:
     named = {path: read_manifest(path).get("timestamp") for path in lake.manifests() if path.parent.name not in folders}
     # A folder that somebody gave another name is no timestamp.
     return {key for path, key in named.items() if isinstance(key, str) and lake.manifest(key) == path}
-
-
-def read_manifest(path: Path) -> Mapping[str, Any]:
-    """A ``manifest.json``; empty where there is none that can be read."""
-    try:
-        manifest = json.loads(read_if_there(path) or b"{}")
-    except ValueError:
-        return {}
-    return manifest if isinstance(manifest, dict) else {}

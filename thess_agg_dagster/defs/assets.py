@@ -227,7 +227,7 @@ def aggregated(
         yield output  # the IO manager makes the mosaics
         # Afterwards: a check counts to the materialization that is the latest when it is yielded.
         yield from check_plan(plan)
-        yield check_mosaics(plan, lake.timestamp_folder(timestamp))
+        yield check_mosaics(plan, lake.published(timestamp).folder)
 
 
 def _one_by_one(context: dg.AssetExecutionContext) -> AssetEvents:

@@ -235,10 +235,13 @@ def _pixels(band: BandRecord) -> str:
 
 def check_published(published: Mapping[str, RecordedAttempt], lake: DataLake) -> dg.AssetCheckResult:
     """Compare what was recorded of every published mosaic with the file in this lake, to the last byte."""
-    mosaics = [
-        (key, lake.mosaic(key, band.band), band) for key, found in published.items() for band in found.attempt.bands
-    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        folders = pool.map(lambda key: lake.published(key).folder, published)
+        mosaics = [
+            (key, folder / f"{band.band}.tif", band)
+            for (key, found), folder in zip(published.items(), folders, strict=True)
+            for band in found.attempt.bands
+        ]
         changes = pool.map(lambda each: _changed(*each[1:]), mosaics)
         faults = [
             f"{key}: {path}: {fault}; run the timestamp again, with --force"

@@ -24,7 +24,7 @@ from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, table_sc
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.checksums import ChangedError
-from thess_agg_dagster.lake.layout import MANIFEST, TILES, DataLake, is_beside
+from thess_agg_dagster.lake.layout import MANIFEST, QUICKLOOK, TILES, DataLake
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.products.quicklook import thumbnail
@@ -131,11 +131,11 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def mosaics(self, timestamp: str) -> TimestampMosaics:
         """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""
-        folder = self.lake.timestamp_folder(timestamp)
-        paths = {path.stem: path for path in sorted(folder.glob("*.tif")) if not is_beside(path.stem)}
+        found = self.lake.published(timestamp)
+        paths = {band: found.folder / f"{band}.tif" for band in found.bands}
         if not paths or not fingerprint_of(self.lake.manifest(timestamp)):
             raise FileNotFoundError(
-                f"{folder}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"
+                f"{self.lake.timestamp_folder(timestamp)}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"
             )
         return TimestampMosaics(timestamp, paths)
 
@@ -143,7 +143,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         for name, table in obj.items():
             self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
         items = self.lake.items()
-        collection = series_collection(items)
+        collection = series_collection(items, self.lake.aggregated)
         if collection is not None:
             self._write_table(self.lake.collection, collection.encode())
         elif not items:
@@ -189,7 +189,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         seen: dict[str, Any] = {}
         if outcome.picture:
             seen["quicklook"] = dg.MetadataValue.md(thumbnail(outcome.picture))
-            seen["quicklook_file"] = dg.MetadataValue.path(str(self.lake.quicklook(obj.timestamp)))
+            seen["quicklook_file"] = dg.MetadataValue.path(f"{outcome.attempt.output_folder}/{QUICKLOOK}")
         seen |= attempt_metadata(outcome.attempt)
         if before:
             seen["changed_since_last"] = changes_since(before.attempt, outcome.attempt)
@@ -197,9 +197,9 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def publish(self, plan: TimestampPlan, tell: Tell = lambda _: None) -> Outcome:
         """Have a timestamp built in a staging folder, and publish the folder when all of its bands stand."""
-        target = self.lake.timestamp_folder(plan.timestamp)
+        target = self.lake.new_folder(plan.timestamp)
         try:
-            with staged_folder(target, self.lake.staging, last=MANIFEST) as folder:
+            with staged_folder(target, self.lake.staging, MANIFEST, plan.replaces) as folder:
                 return build_timestamp(plan, folder, target, self.lake.root, tell)
         except BuildError as error:
             return error.outcome

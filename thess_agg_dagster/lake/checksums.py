@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +107,17 @@ def _parse_line(line: str) -> tuple[Checksum | None, str]:
     return parse_checksum(digest), named.strip().removeprefix("*")
 
 
-def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksum, str] | None:
+def expected_checksum(
+    lake: DataLake, scene_id: str, band: str, stamps: Callable[[Path], str | None] = fingerprint_of
+) -> tuple[Checksum, str] | None:
     """What somebody published as a tile's checksum, and where it stands; ``None`` where nobody did.
 
+    ``stamps`` knows which files there are, where that is known already: a bucket is not asked for each that might be.
     Raises :class:`ChecksumError` where it is not to be understood: a tile is not used unverified.
     """
     tile = lake.tile(scene_id, band)
     # 1. A file beside the tile.
-    for sibling in checksum_files(tile):
+    for sibling in filter(stamps, checksum_files(tile)):
         data = read_if_there(sibling, lake.folders)
         if data is not None:
             found = parse_checksum_file(data, tile.name)
@@ -124,7 +127,9 @@ def expected_checksum(lake: DataLake, scene_id: str, band: str) -> tuple[Checksu
         return _understood(parse_checksum(given), given, lake.assets_manifest), str(lake.assets_manifest)
     # 3. The scene's STAC item.
     item = lake.scene_item(scene_id)
-    if found := parse_checksum(str(item_asset(read_item(item, lake.folders), band).get("file:checksum", ""))):
+    if stamps(item) and (
+        found := parse_checksum(str(item_asset(read_item(item, lake.folders), band).get("file:checksum", "")))
+    ):
         return found, str(item)
     return None
 

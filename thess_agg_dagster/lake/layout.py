@@ -1,15 +1,25 @@
-"""Where everything in a DATA_LAKE is."""
+"""Where everything in a DATA_LAKE is.
+
+In a folder, a timestamp's files are those that stand in its folder, which is replaced as a whole. A bucket has no such step:
+there each run puts its files below a name of its own, ``<timestamp>/<run>/<band>.tif``, and ``<timestamp>/manifest.json``
+says whose are valid. (0.1.0 put them beside the manifest, where they are found as ever.)
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from thess_agg_dagster.lake.run_names import is_run, run_name
+from thess_agg_dagster.storage.conditional import version_of
 from thess_agg_dagster.storage.fingerprints import fingerprints_below
-from thess_agg_dagster.storage.paths import files_below, is_remote, lake_path
+from thess_agg_dagster.storage.paths import REQUESTS, files_below, is_remote, lake_path, read_if_there
 
 #: The audit tables by short name.
 AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
@@ -78,6 +88,43 @@ def is_beside(name: str) -> bool:
 def scene_of(tile: Path) -> str:
     """The scene id in the path of a tile."""
     return tile.parent.name
+
+
+@dataclass(frozen=True)
+class Published:
+    """The GeoTIFFs of a timestamp, by name, and the folder that they and what stands beside them are in."""
+
+    folder: Path
+    names: Sequence[str] = ()
+
+    @property
+    def bands(self) -> list[str]:
+        return [band for name in self.names if not is_beside(band := name.removesuffix(".tif"))]
+
+
+def published_in(folder: Path) -> Published:
+    """What is published in a timestamp's folder. Raises ``OSError``, but for where there is nothing."""
+    if not is_remote(folder):
+        return Published(folder, sorted(path.name for path in folder.glob("*.tif")))
+    return named_by(read_manifest(folder / MANIFEST), folder)
+
+
+def named_by(manifest: Mapping[str, Any], folder: Path) -> Published:
+    """What a manifest says is published in a timestamp's folder."""
+    outputs = manifest.get("outputs")
+    entries = [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
+    files = [str(each.get("file", "")) for each in entries]
+    run = files[0].rpartition("/")[0] if files else ""
+    return Published(folder / run if is_run(run) else folder, sorted(file.rpartition("/")[2] for file in files))
+
+
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """A ``manifest.json``; empty where there is none that can be read. Raises ``OSError`` where a store does not answer."""
+    try:
+        manifest = json.loads(read_if_there(path) or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -192,11 +239,30 @@ class DataLake:
         """The timestamp whose mosaics stand in a folder, as ISO 8601. (No timestamp of a list has ``/`` or ``_``.)"""
         return folder.name.replace("_", ":")
 
+    def published(self, timestamp: str) -> Published:
+        """Which files belong to a timestamp now; in a bucket its manifest is asked. Raises ``OSError``."""
+        return published_in(self.timestamp_folder(timestamp))
+
+    def version(self, timestamp: str) -> str | None:
+        """The version of a timestamp's manifest in a bucket; ``None`` where there is none, and in a folder."""
+        manifest = self.manifest(timestamp)
+        return version_of(manifest) if is_remote(manifest) else None
+
+    def new_folder(self, timestamp: str) -> Path:
+        """Where a run that begins now puts a timestamp's files; in a bucket nobody else does."""
+        folder = self.timestamp_folder(timestamp)
+        return folder / run_name() if is_remote(folder) else folder
+
+    def folder_of(self, timestamp: str, recorded: str) -> Path:
+        """Where the files of the run stand, or stood, that recorded this output folder."""
+        folder, name = self.timestamp_folder(timestamp), recorded.rpartition("/")[2]
+        return folder / name if is_run(name) else folder
+
     def mosaic(self, timestamp: str, band: str) -> Path:
-        return self.timestamp_folder(timestamp) / f"{band}.tif"
+        return self.published(timestamp).folder / f"{band}.tif"
 
     def quicklook(self, timestamp: str) -> Path:
-        return self.timestamp_folder(timestamp) / QUICKLOOK
+        return self.published(timestamp).folder / QUICKLOOK
 
     @property
     def collection(self) -> Path:
@@ -224,8 +290,24 @@ class DataLake:
 
     def items(self) -> list[Path]:
         """STAC items of all timestamps that have one."""
-        return files_below(self.aggregated, ITEM)
+        if not is_remote(self.aggregated):
+            return files_below(self.aggregated, ITEM)
+        found = files_below(self.aggregated, ITEM, depths=(1, 2))
+        valid = {each.folder for each in self._published_below({self._below_aggregated(path) for path in found})}
+        return [path for path in found if path.parent in valid]
+
+    def all_published(self) -> list[tuple[str, Published]]:
+        """Which files belong to each timestamp that is published (see :meth:`timestamp_of`). Raises ``OSError``."""
+        folders = [path.parent for path in self.manifests() if not path.parent.name.startswith(".")]
+        return list(zip(map(self.timestamp_of, folders), self._published_below(folders), strict=True))
+
+    def _below_aggregated(self, path: Path) -> Path:
+        return self.aggregated / path.relative_to(self.aggregated).parts[0]
+
+    def _published_below(self, folders: Iterable[Path]) -> Iterator[Published]:
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            yield from pool.map(published_in, folders)
 
     def item(self, timestamp: str) -> Path:
         """The STAC item of a timestamp."""
-        return self.timestamp_folder(timestamp) / ITEM
+        return self.published(timestamp).folder / ITEM

@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from thess_agg_dagster.storage.paths import copy_object, is_remote, upload, upload_together
+from thess_agg_dagster.lake.bucket import publish_run
+from thess_agg_dagster.storage.paths import copy_object, is_remote, upload
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # Linux renameat2(2)
@@ -29,19 +30,20 @@ _SYNCS = 8
 
 
 @contextmanager
-def staged_folder(target: Path, staging: Path, last: str) -> Iterator[Path]:
+def staged_folder(target: Path, staging: Path, last: str, replaces: str | None = None) -> Iterator[Path]:
     """A new local folder to fill; it becomes ``target`` when the block ends well, and vanishes otherwise.
 
     ``staging`` must be on the file system of ``target``, where that is not in a bucket. An older ``target`` is replaced in
-    one step; in a bucket, where there is no such step, the file named ``last`` is gone while the others are replaced.
+    one step. In a bucket, where there is no such step, ``target`` is a folder of this run's own, and the file called ``last``
+    is put beside it, in place of its version ``replaces``: see :mod:`~thess_agg_dagster.lake.bucket`.
     Every staged folder is locked by the process that fills it; those whose process is gone are removed on the way.
-    Raises ``OSError``.
+    Raises ``OSError``; in a bucket :class:`ChangedError` where somebody else published meanwhile.
     """
     staging = local_folder(staging)
     with _own_folder(staging, f"{target.name}-") as folder:
         yield folder
         if is_remote(target):
-            upload_together(folder.iterdir(), target, last)
+            publish_run(folder, target, last, replaces)
             return
         with ThreadPoolExecutor(_SYNCS) as pool:
             list(pool.map(_sync, folder.iterdir()))

@@ -75,8 +75,11 @@ def timestamp_manifest(
     checksums: BackgroundChecksums,
     lake: Path,
     folder: Path,
+    run: str,
 ) -> str:
     """``manifest.json`` of a timestamp: what was read (paths within the lake) and written (to ``folder``), and how.
+
+    ``run`` stands before the names of what was written, which are seen from where the manifest will be.
 
     The attempt stands in it whole, so that the audit trail can be read back where Dagster's database is lost.
     """
@@ -91,11 +94,11 @@ def timestamp_manifest(
         "parameters": json.loads(plan.parameters),
         "inputs": {band: [read(path) for path in mosaic.files()] for band, mosaic in plan.mosaics.items()},
         "outputs": [
-            {"file": Path(record.output_path).name, "bytes": record.bytes, "checksum": record.output_checksum}
+            {"file": run + Path(record.output_path).name, "bytes": record.bytes, "checksum": record.output_checksum}
             for record in attempt.bands
         ]
         + [
-            {"file": path.name, "bytes": path.stat().st_size, "checksum": str(checksum_of(path))}
+            {"file": run + path.name, "bytes": path.stat().st_size, "checksum": str(checksum_of(path))}
             for path in sorted(folder.glob("*.tif"))
             if is_beside(path.stem)
         ],

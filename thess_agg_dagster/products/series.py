@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import rasterio
 
-from thess_agg_dagster.lake.layout import MANIFEST, DataLake
+from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import instant_of
-from thess_agg_dagster.storage.fingerprints import fingerprints_below
 from thess_agg_dagster.storage.gdal import gdal_name, tell_all_of_the_endpoint
 from thess_agg_dagster.storage.paths import lake_path
 
@@ -57,24 +56,26 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     tell_all_of_the_endpoint()  # what is read lazily is opened by dask's threads, maybe again
     lake = DataLake(lake_path(data_lake))
     found: dict[datetime, Path] = {}
-    stamps = fingerprints_below([lake.aggregated])
-    for path in sorted(lake.aggregated.glob(f"[!.]*/{band}.tif")):
-        if not stamps(path.with_name(MANIFEST)):
-            continue  # being replaced, in a bucket
+    timestamps: dict[Path, str] = {}
+    for timestamp, published in lake.all_published():
+        if f"{band}.tif" not in published.names:
+            continue
+        path = published.folder / f"{band}.tif"
         try:
-            instant = instant_of(lake.timestamp_of(path.parent)).replace(tzinfo=None)  # as numpy wants it
+            instant = instant_of(timestamp).replace(tzinfo=None)  # as numpy wants it
         except (ValueError, OverflowError):
             continue  # a folder of another origin
         if instant in found:
             raise ValueError(f"{found[instant].parent} and {path.parent} are of one instant; remove one of them")
         found[instant] = path
+        timestamps[path] = timestamp
     if not found:
         raise FileNotFoundError(f"{lake.aggregated}: no mosaics of {band}; aggregate some first")
     grids: dict[tuple[object, ...], list[str]] = {}
     for _, path in sorted(found.items()):
         with rasterio.open(gdal_name(path)) as mosaic:
             key = (mosaic.crs, mosaic.transform, mosaic.shape, mosaic.dtypes, None if masked else str(mosaic.nodata))
-            grids.setdefault(key, []).append(lake.timestamp_of(path.parent))
+            grids.setdefault(key, []).append(timestamps[path])
     if len(grids) > 1:
         most = max(grids.values(), key=len)
         others = [timestamp for keys in grids.values() if keys is not most for timestamp in keys]

@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
-from thess_agg_dagster.lake.layout import COLLECTION, ITEM, QUICKLOOK
+from thess_agg_dagster.lake.layout import COLLECTION, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.bands import is_scl, role_of
 from thess_agg_dagster.mosaic.degrees import bbox_of, bbox_of_all, cut, outline
@@ -51,9 +51,15 @@ _SCALE = 0.0001
 
 
 def timestamp_item(
-    plan: TimestampPlan, records: Sequence[BandRecord], folder: Path, name: str, checksums: BackgroundChecksums
+    plan: TimestampPlan,
+    records: Sequence[BandRecord],
+    folder: Path,
+    name: str,
+    run: str,
+    checksums: BackgroundChecksums,
 ) -> str:
-    """The STAC item of a timestamp as JSON, from its plan and its finished files in ``folder``; ``name`` is its id."""
+    """The STAC item of a timestamp as JSON, from its plan and its finished files in ``folder``; ``name`` is its id, ``run/``
+    the folder that it will stand in within that of the timestamp, or nothing."""
     import pystac  # here, because only few write a catalog
 
     first = next(iter(plan.mosaics.values())).grid
@@ -90,13 +96,13 @@ def timestamp_item(
     item.stac_extensions = _used(item.to_dict(include_self_link=False, transform_hrefs=False))
     item.collection_id = _ID
     for relation in ("root", "parent", "collection"):
-        item.add_link(pystac.Link(relation, f"../{COLLECTION}", "application/json"))
+        item.add_link(pystac.Link(relation, f"{'../' if run else ''}../{COLLECTION}", "application/json"))
     return _json(item)
 
 
-def series_collection(items: Iterable[Path]) -> str | None:
-    """The STAC collection of all items as JSON, from their files beside which it stands; ``None`` without any."""
-    found = [(path.parent.name, item) for path in items if "bbox" in (item := read_item(path))]
+def series_collection(items: Iterable[Path], folder: Path) -> str | None:
+    """The STAC collection of all items as JSON, from their files below the folder it will stand in; ``None`` without any."""
+    found = [(str(path.relative_to(folder)), item) for path in items if "bbox" in (item := read_item(path))]
     if not found:
         return None
     import pystac
@@ -120,7 +126,7 @@ def series_collection(items: Iterable[Path]) -> str | None:
     collection.clear_links()
     collection.add_link(pystac.Link("root", f"./{COLLECTION}", "application/json"))
     for name, _ in sorted(found, key=lambda each: each[1]["properties"]["datetime"]):
-        collection.add_link(pystac.Link("item", f"./{name}/{ITEM}", "application/geo+json"))
+        collection.add_link(pystac.Link("item", f"./{name}", "application/geo+json"))
     return _json(collection)
 
 

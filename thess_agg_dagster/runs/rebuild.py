@@ -10,10 +10,10 @@ import click
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import attempt_metadata, first_sight, latest_successes
-from thess_agg_dagster.audit.own_lake import read_manifest, unknown_timestamps, why_foreign
+from thess_agg_dagster.audit.own_lake import unknown_timestamps, why_foreign
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, timestamps
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import DataLake, read_manifest
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.readback import read_back
 from thess_agg_dagster.runs.batch import resources_config, run_asset

@@ -11,8 +11,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
@@ -135,14 +134,14 @@ def read_if_there(path: Path, within: Sequence[Path] = ()) -> bytes | None:
     return None
 
 
-def files_below(folder: Path, name: str) -> list[Path]:
-    """The files of this name in the folders of a folder, sorted; in a bucket from one listing. Raises ``OSError``."""
+def files_below(folder: Path, name: str, depths: Sequence[int] = (1,)) -> list[Path]:
+    """The files of this name so many folders below a folder, sorted; in a bucket from one listing. Raises ``OSError``."""
     if not is_remote(folder):
-        return sorted(folder.glob(f"*/{name}"))
+        return sorted(path for depth in depths for path in folder.glob(f"{'*/' * depth}{name}"))
     remote = cast(Any, folder)
     with suppress(FileNotFoundError), as_os_errors(folder):
         below = [path.removeprefix(f"{remote.path}/").split("/") for path in remote.fs.find(remote.path)]
-        return sorted(folder / parts[0] / name for parts in below if parts[1:] == [name])
+        return sorted(folder.joinpath(*parts) for parts in below if parts[-1] == name and len(parts) - 1 in depths)
     return []
 
 
@@ -150,7 +149,9 @@ def upload(file: Path, target: Path) -> None:
     """Put a local file into a bucket, where it appears whole. Raises ``OSError``."""
     with as_os_errors(target):
         remote = cast(Any, target)
-        remote.fs.put_file(str(file), remote.path)
+        # Not ten pieces of 50 MB of it at once, which is the default: several files travel beside each other.
+        pieces = {"chunksize": _PIECE, "max_concurrency": 1} if remote.protocol in ("s3", "s3a") else {}
+        remote.fs.put_file(str(file), remote.path, **pieces)
 
 
 def copy_object(source: Path, target: Path) -> None:
@@ -158,38 +159,3 @@ def copy_object(source: Path, target: Path) -> None:
     with suppress(FileNotFoundError), as_os_errors(source):
         remote = cast(Any, source)
         remote.fs.cp_file(remote.path, cast(Any, target).path)
-
-
-def upload_together(files: Iterable[Path], folder: Path, last: str) -> None:
-    """Put local files into a folder of a bucket, all or none, as far as a store can; nothing else stays there.
-
-    All bytes are there before any of them can be seen. Then the old file ``last`` goes, the new ones appear, and ``last``
-    does when all of them have: where it stands, the folder is complete. Raises ``OSError``.
-    """
-    store, where = cast(Any, folder).fs, cast(Any, folder).path
-    sources = {f"{where}/{file.name}": file for file in files}
-
-    def send(name: str) -> Any:
-        with sources[name].open("rb") as source, store.open(name, "wb", block_size=_PIECE, autocommit=False) as sent:
-            while piece := source.read(_PIECE):
-                sent.write(piece)
-        return sent
-
-    with as_os_errors(folder), ThreadPoolExecutor(REQUESTS) as pool:
-        futures = {name: pool.submit(send, name) for name in sources}
-        try:
-            sent = {name: future.result() for name, future in futures.items()}
-        except BaseException:
-            for future in futures.values():
-                if future.exception() is None:
-                    future.result().discard()
-            raise
-        before = store.find(where) if store.exists(where) else []
-        if f"{where}/{last}" in before:
-            store.rm_file(f"{where}/{last}")
-        final = sent.pop(f"{where}/{last}")
-        list(pool.map(lambda each: each.commit(), sent.values()))
-        for name in set(before) - set(sources):
-            with suppress(FileNotFoundError):
-                store.rm_file(name)
-        final.commit()

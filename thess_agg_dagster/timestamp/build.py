@@ -14,7 +14,8 @@ from PIL import Image
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
-from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK
+from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK, DataLake
+from thess_agg_dagster.lake.run_names import is_run
 from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels
 from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
@@ -59,9 +60,9 @@ def build_timestamp(
 ) -> Outcome:
     """Make the mosaics of a timestamp in ``folder``, and what stands beside them: quicklook, manifest, STAC item.
 
-    ``target`` is where the folder will be published, below the root ``lake``; ``tell`` hears what is going on. Every band
-    is tried, so that one outcome shows every problem. Raises :class:`BuildError` with that outcome where some band
-    cannot be made, ``OSError`` and :class:`ChangedError` as they come.
+    ``target`` is where the folder will be published (see ``DataLake.new_folder``), below the root ``lake``; ``tell`` hears
+    what is going on. Every band is tried, so that one outcome shows every problem. Raises :class:`BuildError` with that
+    outcome where some band cannot be made, ``OSError`` and :class:`ChangedError` as they come.
     """
     with BackgroundChecksums(plan.input_files()) as checksums:
         tell(plan.summary())
@@ -71,17 +72,21 @@ def build_timestamp(
             # Without one the timestamp would be due for ever.
             (picture or Image.new("RGB", (1, 1))).save(folder / QUICKLOOK, quality=90, subsampling=0)
         attempt = successful_attempt(plan, records, target)
+        home = DataLake(lake).timestamp_folder(plan.timestamp)
+        run = f"{target.name}/" if is_run(target.name) else ""
         with _named(MANIFEST, plan, target):
-            (folder / MANIFEST).write_text(timestamp_manifest(plan, attempt, checksums, lake, folder))
+            (folder / MANIFEST).write_text(timestamp_manifest(plan, attempt, checksums, lake, folder, run))
         if plan.stac:
             with _named(ITEM, plan, target):
-                (folder / ITEM).write_text(timestamp_item(plan, records, folder, target.name, checksums))
+                (folder / ITEM).write_text(timestamp_item(plan, records, folder, home.name, run, checksums))
     return Outcome(attempt, picture)
 
 
 def unpublished(plan: TimestampPlan, target: Path, error: OSError | ChangedError) -> Outcome:
     """The outcome of a timestamp that could not be put where it belongs."""
     why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
+    if isinstance(error, ChangedError):
+        why = str(error)
     records = [band_record(plan, mosaic, "write_failed", why) for mosaic in plan.mosaics.values()]
     return Outcome(failed_attempt(plan, records), None, error, _is_passing(error))
 
@@ -113,7 +118,7 @@ def _build_bands(
         try:
             if band in plan.kept:
                 planned = replace(band_record(plan, mosaic, "success", ""), output_path=str(final))
-                record, previews[band] = keep_band(plan.kept[band], planned, final, folder / final.name)
+                record, previews[band] = keep_band(plan.kept[band], planned, folder / final.name)
             else:
                 record, stats = _write_band(mosaic, folder / final.name, final, plan, checksums)
                 previews[band] = _masked(stats.preview, mosaic.nodata)

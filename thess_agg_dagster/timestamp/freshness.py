@@ -15,7 +15,7 @@ from typing import Any
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
 from thess_agg_dagster.lake.catalogue import manifest_value
 from thess_agg_dagster.lake.checksums import checksum_files
-from thess_agg_dagster.lake.layout import SOURCE, DataLake
+from thess_agg_dagster.lake.layout import ITEM, QUICKLOOK, SOURCE, DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic import PIXELS_VERSION
 from thess_agg_dagster.mosaic.area import read_area
@@ -138,11 +138,13 @@ def is_due(
     if not set(params.bands) <= current_bands(last.attempt, acquisition, lake, params, stamps):
         return True
     key = acquisition.timestamp
-    expected = [lake.manifest(key), lake.quicklook(key), *(lake.mosaic(key, band) for band in params.bands)]
+    # By the record, not by the manifest, which would be a request for each timestamp.
+    folder = lake.folder_of(key, last.attempt.output_folder)
+    expected = [lake.manifest(key), folder / QUICKLOOK, *(folder / f"{band}.tif" for band in params.bands)]
     if params.stac:
-        expected.append(lake.item(key))
+        expected.append(folder / ITEM)
     if params.provenance:
-        expected.append(lake.mosaic(key, SOURCE))
+        expected.append(folder / f"{SOURCE}.tif")
     return not all(map(stamps, expected))
 
 

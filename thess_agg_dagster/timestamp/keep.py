@@ -12,13 +12,13 @@ import rasterio
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake, is_beside
+from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.preview import PREVIEW
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.quicklook import Preview
 from thess_agg_dagster.storage.gdal import gdal_env
-from thess_agg_dagster.storage.paths import as_os_errors, is_remote
+from thess_agg_dagster.storage.paths import as_os_errors, is_remote, lake_path
 from thess_agg_dagster.timestamp.freshness import current_bands
 
 
@@ -38,30 +38,34 @@ def kept_bands(
     Raises :class:`BandsLostError` where a band cannot stay, because its tiles or parameters have changed since, unless
     ``drop_bands`` says that it may go.
     """
-    folder = lake.timestamp_folder(acquisition.timestamp)
-    with as_os_errors(folder):
-        others = {path.stem for path in folder.glob("*.tif") if not is_beside(path.stem)} - set(params.bands)
+    published = lake.published(acquisition.timestamp)
+    others = set(published.bands) - set(params.bands)
     if not others:
         return {}
     current = set()
     if made is not None:
         current = current_bands(made, acquisition, lake, params, lake.stamps(acquisition.scene_ids))
-    kept = {record.band: record for record in made.bands if record.band in current & others} if made else {}
+    kept = {
+        record.band: replace(record, output_path=str(published.folder / f"{record.band}.tif"))
+        for record in (made.bands if made else ())
+        if record.band in current & others
+    }
     lost = sorted(others - set(kept))
     if lost and not params.drop_bands:
         raise BandsLostError(
-            f"{', '.join(lost)} in {folder} would be removed: not among the bands, and made of other tiles or "
+            f"{', '.join(lost)} in {lake.timestamp_folder(acquisition.timestamp)} would be removed: not among the bands, and made of other tiles or "
             f"parameters, or not by this lake's runs; ask for all of {', '.join([*params.bands, *lost])}, or set drop_bands"
         )
     return kept
 
 
-def keep_band(record: BandRecord, planned: BandRecord, old: Path, staged: Path) -> tuple[BandRecord, Preview]:
+def keep_band(record: BandRecord, planned: BandRecord, staged: Path) -> tuple[BandRecord, Preview]:
     """Put a published mosaic beside those that are made anew: its record, and a preview of it.
 
     ``planned`` is what it would become now. Raises :class:`KeepError` where it is another grid or dtype, or where the
     file is not the one that was recorded; ``OSError``.
     """
+    old = lake_path(record.output_path)
     for name in ("crs", "bounds", "width", "height", "dtype", "nodata"):
         before, now = getattr(record, name), getattr(planned, name)
         if (list(before), list(now)) != (list(now), list(before)) if name == "bounds" else before != now:

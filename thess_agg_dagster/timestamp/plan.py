@@ -24,7 +24,7 @@ from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote
-from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
+from thess_agg_dagster.timestamp.freshness import Stamps, identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.keep import kept_bands
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
 from thess_agg_dagster.timestamp.remote import located
@@ -60,6 +60,8 @@ class TimestampPlan:
     asked: Sequence[str] = ()
     #: Of the parameters that decide pixels, those that differ from their defaults, as JSON.
     differing: str = "{}"
+    #: The version of the manifest that is replaced, in a bucket; ``None`` where there is none.
+    replaces: str | None = None
 
     def beside(self, plan: MosaicPlan, folder: Path) -> OriginFiles | None:
         """What is written beside a band's mosaic: which scene each pixel came from, and of the finest band (the first of
@@ -100,12 +102,14 @@ def plan_timestamp(
     """
     asked = params
     lake = located(lake, params)
+    replaces = lake.version(acquisition.timestamp)
     kept = kept_bands(acquisition, lake, asked, made)
     params = asked.with_bands([*asked.bands, *kept])
     # First of all: what changes from here on must look like a change to whoever compares later.
-    identities = identify_bands(acquisition, lake, asked, params.bands)
+    stamps = lake.stamps(acquisition.scene_ids)
+    identities = identify_bands(acquisition, lake, asked, params.bands, stamps)
     scenes = _scenes(acquisition, lake)
-    mismatches = _mismatches(tile_names(acquisition, params), lake, params.threads)
+    mismatches = _mismatches(tile_names(acquisition, params), lake, stamps, params.threads)
     mask = mask_band(asked.bands)
     sources: dict[str, list[Source]] = {}
     problems: dict[str, list[Problem]] = {}
@@ -141,6 +145,7 @@ def plan_timestamp(
         {} if params.provenance else kept,  # what tells of pixels' origins is made in one go
         asked.bands,
         params.pixel_identity(),
+        replaces,
     )
 
 
@@ -152,13 +157,15 @@ def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> 
     return Problem(problem.kind, f"{problem.reason} (fetching it again failed: {outcome})", problem.path)
 
 
-def _mismatches(tiles: Sequence[tuple[str, str]], lake: DataLake, threads: int | None) -> dict[Path, Problem]:
+def _mismatches(
+    tiles: Sequence[tuple[str, str]], lake: DataLake, stamps: Stamps, threads: int | None
+) -> dict[Path, Problem]:
     """Of tiles, by scene and band, those that are not what somebody published them to be."""
 
     def look(tile: tuple[str, str]) -> Problem | None:
         path = lake.tile(*tile)
         try:
-            expected = expected_checksum(lake, *tile)
+            expected = expected_checksum(lake, *tile, stamps)
             # A missing tile is found by who opens it; a stray is not opened at all.
             if expected is None or lake.leads_outside(path) or isinstance(path, RemoteTile):
                 return None  # nor is one that stays where it is read as a whole: its ETag tells of a change

@@ -67,7 +67,7 @@ def test_three_timestamps_from_tiles_to_tables(small_lake: SmallLake) -> None:
     assert summary["success"].tolist() == ["True", "False", "False"]
     assert summary.loc[SECOND, "failed_bands"] == "B08"
     assert summary.loc[SECOND, "missing_files"] == str(gone)
-    assert summary.loc[FIRST, "output_folder"] == str(small_lake.lake.timestamp_folder(FIRST))
+    assert summary.loc[FIRST, "output_folder"] == str(small_lake.lake.published(FIRST).folder)
     assert summary.loc[SECOND, "output_folder"] == ""
 
     report = tables["band_report"].set_index(["timestamp", "band"])
@@ -191,7 +191,7 @@ def test_a_lake_that_cannot_be_written(
     ready: SmallLake, lake_kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if lake_kind == "bucket":  # that may be read, not written
-        request.getfixturevalue("s3_server").faults.append(("POST", "data_raw/aggregated", 403, 100))
+        request.getfixturevalue("s3_server").faults.append(("PUT", "data_raw/aggregated", 403, 100))
     else:
         ready.lake.aggregated.parent.mkdir(parents=True)
         ready.lake.aggregated.write_text("a file where a folder should be")

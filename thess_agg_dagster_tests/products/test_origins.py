@@ -38,7 +38,7 @@ def numbered(small_lake: SmallLake) -> tuple[SmallLake, list[str]]:
 def test_every_pixel_names_its_checksummed_tile(numbered: tuple[SmallLake, list[str]]) -> None:
     lake, ids = numbered
     assert lake.aggregate(FIRST, provenance=True, stac=True).attempt.status == "success"
-    folder = lake.lake.timestamp_folder(FIRST)
+    folder = lake.lake.published(FIRST).folder
     names = {"B04": "source", "B08": "source_B08", "SCL": "source_SCL"}
     assert {path.stem for path in folder.glob("*.tif")} == {*BANDS, *names.values(), "observations"}
     manifest = json.loads(lake.lake.manifest(FIRST).read_text())

@@ -23,7 +23,7 @@ from thess_agg_dagster.mosaic.tiles import TileError, inspect_tile
 from thess_agg_dagster.storage.errors import SystemFaultError
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name, store_env
-from thess_agg_dagster.storage.paths import is_remote, lake_path, upload_together
+from thess_agg_dagster.storage.paths import is_remote, lake_path
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
 from thess_agg_dagster_tests.runs.test_command import invoke, statuses
@@ -54,7 +54,7 @@ def test_addresses() -> None:
     assert is_remote(path)
     assert (str(path), gdal_name(path)) == ("s3://bucket/some/where/cache", "/vsis3/bucket/some/where/cache")
     lake = DataLake.at("s3://bucket/lake", "s3://other/tables")
-    assert str(lake.mosaic(FIRST, "B04")).startswith("s3://bucket/lake/data_raw/aggregated/2023-02-02 09_21_09")
+    assert str(lake.manifest(FIRST)).startswith("s3://bucket/lake/data_raw/aggregated/2023-02-02 09_21_09")
     assert str(lake.time_serie) == "s3://other/tables/time_serie.csv"
 
 
@@ -67,9 +67,14 @@ def test_the_pixels_are_those_of_a_local_lake(ready: SmallLake, tmp_path: Path) 
     for band in BANDS:
         np.testing.assert_array_equal(read(ready.lake.mosaic(FIRST, band)), read(local.lake.mosaic(FIRST, band)))
     ready.tables()
+    folder = ready.lake.published(FIRST).folder
     links = json.loads(ready.lake.collection.read_text())["links"]
-    assert [link["href"] for link in links if link["rel"] == "item"] == [f"./{FIRST.replace(':', '_')}/item.json"]
+    assert [link["href"] for link in links if link["rel"] == "item"] == [
+        f"./{folder.parent.name}/{folder.name}/item.json"
+    ]
     item = json.loads(ready.lake.item(FIRST).read_text())
+    assert {link["href"] for link in item["links"]} == {"../../collection.json"}
+    assert item["assets"]["B04"]["href"] == "./B04.tif"
     assert item["assets"]["B04"]["file:size"] == ready.lake.mosaic(FIRST, "B04").stat().st_size
 
 
@@ -90,36 +95,45 @@ def test_only_what_an_area_needs_is_read(s3_server: S3Server, small_lake: SmallL
     assert s3_server.sent < size / 4
 
 
-def test_a_timestamp_is_complete_where_its_manifest_stands(ready: SmallLake, s3_server: S3Server) -> None:
+def test_a_timestamp_is_what_its_manifest_names(ready: SmallLake, s3_server: S3Server) -> None:
     ready.aggregate(FIRST)
+    before = ready.lake.published(FIRST)
     ready.add_tile(scene(FIRST, "T34TFL"), "B04", pixels=noise(77, (120, 120)))
     s3_server.requests.clear()
-    ready.aggregate(FIRST, bands=["B04", "B08"])
-    folder = ready.lake.timestamp_folder(FIRST)
+    found = ready.aggregate(FIRST, bands=["B04", "B08"]).attempt
     # SCL, which was not asked for this time, is up to date and stays.
-    names = ["B04.tif", "B08.tif", "SCL.tif", "manifest.json", "quicklook.jpg"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    run = ready.lake.published(FIRST).folder
+    assert run.name > before.folder.name
+    names = ["B04.tif", "B08.tif", "SCL.tif", "quicklook.jpg"]
+    assert sorted(path.name for path in run.iterdir()) == names
+    assert {path.name for path in run.parent.iterdir()} == {run.name, "manifest.json"}
     manifest = json.loads(ready.lake.manifest(FIRST).read_text())
-    assert {each["file"] for each in manifest["outputs"]} == {"B04.tif", "B08.tif", "SCL.tif"}
-    # The manifest went before the first mosaic was replaced, and came after the last.
+    assert {each["file"] for each in manifest["outputs"]} == {f"{run.name}/{band}.tif" for band in BANDS}
+    assert (found.output_folder, {band.output_path for band in found.bands}) == (
+        str(run), {f"{run}/{band}.tif" for band in BANDS},
+    )  # fmt: skip
+    # The manifest came after the last file, and what it replaced went after it.
     changes = [
         (verb, path.rpartition("/")[2]) for verb, path in s3_server.requests
         if verb in ("DELETE", "POST", "PUT") and "data_raw/aggregated" in path
     ]  # fmt: skip
-    assert changes[-1] == ("POST", "manifest.json")
-    assert ("PUT", "B04.tif") in changes
+    assert sorted(changes[:4]) == [("PUT", name) for name in names]
+    assert changes[4] == ("PUT", "manifest.json")
+    assert sorted(changes[5:]) == [("DELETE", name) for name in names]
 
 
-def test_killed_between_two_mosaics_it_is_not_complete_and_is_made_again(ready: SmallLake, s3_server: S3Server) -> None:
-    """The store refuses to complete the second upload of the second attempt, for good."""
+def test_an_upload_that_fails_leaves_what_was_published(ready: SmallLake, s3_server: S3Server) -> None:
+    """The store refuses the second mosaic of the second attempt, for good."""
     assert ready.aggregate(FIRST).attempt.status == "success"
-    s3_server.faults.append(("POST", r"aggregated/.*/B08\.tif\?uploadId", 403, 100))
+    before = {path: path.read_bytes() for path in ready.lake.published(FIRST).folder.iterdir()}
+    s3_server.faults.append(("PUT", r"aggregated/.*/B08\.tif", 403, 100))
     assert ready.aggregate(FIRST, merge_method="max").attempt.status == "failed_merge"
-    assert not ready.lake.manifest(FIRST).exists()
+    folder = ready.lake.published(FIRST).folder
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, "manifest.json"}
     s3_server.faults.clear()
     home = str(ready.instance.root_directory)
     assert invoke("--data-lake", str(ready.root), DAGSTER_HOME=home).exit_code == 0
-    assert ready.lake.manifest(FIRST).exists()
     assert statuses(ready.lake) == {FIRST: "success", SECOND: "success"}
     assert ready.left_behind() == []
 
@@ -128,7 +142,7 @@ def test_a_store_that_is_busy_is_asked_again(ready: SmallLake, s3_server: S3Serv
     s3_server.faults += [
         ("GET", r"T35TKF.*B04\.tif", 503, 2),
         ("HEAD", r"T34TFL.*SCL\.tif", 500, 1),
-        ("POST", r"aggregated/", 503, 2),
+        ("PUT", r"aggregated/.*manifest", 503, 2),
         ("PUT", r"aggregated/", 500, 1),
     ]
     found = ready.aggregate(FIRST)
@@ -176,22 +190,6 @@ def test_a_tile_that_was_replaced_is_read_anew(ready: SmallLake) -> None:
     with MemoryFile(ready.lake.mosaic(FIRST, "B04").read_bytes()) as memory, memory.open() as mosaic:
         found = mosaic.read(1, window=mosaic.window(*bounds))
     np.testing.assert_array_equal(found, pixels)
-
-
-def test_uploads_are_all_or_none(tmp_path: Path, s3_server: S3Server) -> None:
-    make_bucket(s3_server, "uploads")
-    folder = lake_path("s3://uploads/a/b")
-    for name in ("one", "two", "last"):
-        (tmp_path / name).write_bytes(name.encode() * 5)
-    s3_server.faults.append(("PUT", "/two", 403, 100))
-    with pytest.raises(OSError, match="as the test asked"):
-        upload_together(tmp_path.iterdir(), folder, "last")
-    assert list(lake_path("s3://uploads").iterdir()) == []
-    s3_server.faults.clear()
-    upload_together(tmp_path.iterdir(), folder, "last")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        name: name.encode() * 5 for name in ("one", "two", "last")
-    }
 
 
 def test_what_a_killed_process_left_in_the_scratch_is_removed(small_lake: SmallLake) -> None:
