@@ -80,7 +80,7 @@ def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
 
 def process_tags() -> dict[str, str]:
     """Tags of a run that is executed in this process, by which :func:`fail_abandoned_runs` knows it."""
-    return {_PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
+    return {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
 
 
 def execute_here(job: dg.JobDefinition, instance: dg.DagsterInstance, **options: Any) -> dg.ExecuteInProcessResult:
@@ -117,7 +117,7 @@ def name_code_location(instance: dg.DagsterInstance, run_id: str) -> None:
 
 def claim_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Tag a run that Dagster launched, in the process that executes it. (One that was retried has its parent's tag.)"""
-    if run.tags.get(_PROCESS_TAG) != process_tags()[_PROCESS_TAG]:
+    if run.tags.get(PROCESS_TAG) != process_tags()[PROCESS_TAG]:
         instance.add_run_tags(run.run_id, process_tags())
 
 
@@ -128,7 +128,7 @@ def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
     ``DagsterInstance.report_run_failed`` is what Dagster's own run monitoring calls; there is no public way.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
-        tag = run.tags.get(_PROCESS_TAG)
+        tag = run.tags.get(PROCESS_TAG)
         dead = tag and not _is_alive(tag) and tag != _tag_of_parent(instance, run)
         orphan = run.tags.get(CAUSE) == BATCH and not run.parent_run_id and _is_over(instance, run.tags[PARENT])
         if dead or orphan:
@@ -144,11 +144,11 @@ def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
 def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
     """What a run that was re-executed inherited, and carries until it is claimed."""
     parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
-    return parent.tags.get(_PROCESS_TAG) if parent else None
+    return parent.tags.get(PROCESS_TAG) if parent else None
 
 
 # Dagster shows no tag that begins so; this one would make every row of the list of runs two lines long.
-_PROCESS_TAG = ".dagster/thess_agg_dagster_process"
+PROCESS_TAG = ".dagster/thess_agg_dagster_process"
 
 
 def _is_alive(tag: str) -> bool:

@@ -114,8 +114,10 @@ def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
 
     again = ui.reexecute(by_command.run_id)
     ui.wait_until(lambda: succeeded(again))
-    assert [path.stem for path in small_lake.lake.timestamp_folder(keys[0]).glob("*.tif")] == ["B04"]
-    # Which are not those of the UI, so the job has it made once more, by the queue; and that run can be re-executed, too.
+    (executed,) = (run for run in ui.runs() if run.run_id == again)
+    assert executed.run_config["resources"]["params"]["config"]["bands"] == ["B04"]
+    # A mosaic is gone, so the job has its timestamp made once more, by the queue; and that run can be re-executed, too.
+    small_lake.lake.mosaic(keys[0], "B08").unlink()
     job = ui.launch("missing_or_failed")
     tags = {"thess_agg_dagster/parent_run": job, "thess_agg_dagster/cause": "missing or failed"}
     partition = {"dagster/partition": keys[0]}

@@ -22,7 +22,7 @@ from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.runs.fleet import ONLY_LAKE
-from thess_agg_dagster.runs.instance import UNFINISHED
+from thess_agg_dagster.runs.instance import PROCESS_TAG, UNFINISHED
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
 from thess_agg_dagster_tests.rasters import noise, read
 from thess_agg_dagster_tests.services import Fleet, Service, fleet
@@ -34,8 +34,6 @@ SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FA
 
 # Stopped where only backfills are to launch timestamps; the report still comes by itself.
 LAUNCHING = ("time_serie_sensor", "late_tiles_sensor")
-
-PROCESS = "thess_agg_dagster/process"
 
 
 def impatient(profile: dict[str, Any]) -> None:
@@ -89,7 +87,7 @@ def pids_of(worker: Service) -> set[str]:
 
 
 def executed_in(run: dg.DagsterRun) -> str:
-    return run.tags.get(PROCESS, "::").split(":")[1]
+    return run.tags.get(PROCESS_TAG, "::").split(":")[1]
 
 
 def read_list(services: Fleet) -> None:
