@@ -46,7 +46,7 @@ def read_back(manifest: Mapping[str, Any], lake: DataLake, params: TimestampsAgg
         "success",
         "read back from manifest.json",
         [_band(band, entry, manifest, lake, inputs.get(band, "")) for band, entry in outputs.items()],
-        str(lake.timestamp_folder(timestamp)),
+        str(lake.published(timestamp).folder),
         together(inputs) if inputs else "",
         scene_ids,
     )
