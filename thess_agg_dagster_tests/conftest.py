@@ -42,7 +42,7 @@ BANDS = ("B04", "B08", "SCL")
 WEST, EAST = (ZONE_34, (690000, 4500000)), (ZONE_35, (199980, 4500000))
 
 
-# Files whose tests wait for processes most of the time, the longest first. Those that share a service share a lane.
+# Files whose tests wait for processes most of the time, the longest first.
 _BEGUN_FIRST = (
     "test_fleet",
     "test_reliability",

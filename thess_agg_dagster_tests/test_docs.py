@@ -66,7 +66,6 @@ def test_the_commands_of_docs_downloads(small_lake: SmallLake) -> None:
     assert statuses(small_lake.lake) == {FIRST: "success"}
 
 
-@pytest.mark.xdist_group("dagster dev")
 def test_the_commands_of_docs_dagster_from_a_list_to_the_ui(small_lake: SmallLake) -> None:
     """The UI as it opens, and a range of timestamps from a second terminal, beside it."""
     rows = [(key, small_lake.add_timestamp(key)) for key in (FIRST, THIRD)]

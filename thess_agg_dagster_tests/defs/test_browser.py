@@ -22,7 +22,7 @@ from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, real_time_serie, write_scene
 from thess_agg_dagster_tests.runs.test_dagster_dev import Ui, dagster_dev
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("dagster dev")]
+pytestmark = [pytest.mark.browser]
 
 AGGREGATED = "/assets/data_raw/aggregated"
 PIXEL = 100
