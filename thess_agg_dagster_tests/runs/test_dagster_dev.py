@@ -22,8 +22,6 @@ from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
 from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, invoke, run
 from thess_agg_dagster_tests.services import Client, free_port
 
-pytestmark = pytest.mark.xdist_group("dagster dev")
-
 
 class Ui(Client):
     """A running ``dagster dev`` on a lake."""
