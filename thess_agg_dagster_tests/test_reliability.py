@@ -188,7 +188,7 @@ def test_stopped(small_lake: SmallLake, number: int, options: list[str]) -> None
         os.killpg(process.pid, number)  # a terminal sends it to all
     else:
         process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "Stopped" in stderr
     assert "Traceback" not in stderr

@@ -136,7 +136,7 @@ def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     ui.wait_until(lambda: small_lake.lake.staging.is_dir() and any(small_lake.lake.staging.iterdir()))
     (started,) = ui.runs(dg.DagsterRunStatus.STARTED, tags={"dagster/partition": FIRST})
     assert ui.terminate(started.run_id) == "TerminateRunSuccess"
-    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=15)
+    ui.wait_until(lambda: bool(ui.runs(dg.DagsterRunStatus.CANCELED)), seconds=30)
     assert list(small_lake.lake.staging.iterdir()) == []
     assert not small_lake.lake.timestamp_folder(FIRST).exists()
 

@@ -178,7 +178,7 @@ def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet
     # Stopped in the UI: at once, for good, and without a trace. The worker goes on.
     stopped = at_work()
     assert services.terminate(stopped.run_id) == "TerminateRunSuccess"
-    services.wait_until(lambda: services.status(stopped.run_id) == CANCELED, 20)
+    services.wait_until(lambda: services.status(stopped.run_id) == CANCELED, 30)
     assert list(lake.staging.iterdir()) == []
     assert not lake.timestamp_folder(FIRST).exists()
 
