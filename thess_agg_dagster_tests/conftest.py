@@ -20,7 +20,9 @@ import dagster as dg
 import pandas as pd
 import pytest
 import sqlalchemy
+import yaml
 
+import thess_agg_dagster
 from thess_agg_dagster.audit.event_log import latest_attempts
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
@@ -185,9 +187,10 @@ def _quick_databases() -> Iterator[None]:
 
 
 def _open_instance(home: Path) -> dg.DagsterInstance:
-    # As the product's dagster.yaml: capturing output would cost two more processes a run.
-    silent = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
-    overrides = {"telemetry": {"enabled": False}, "compute_logs": silent}
+    """With the settings of the product's dagster.yaml that cost time: storage, and no captured output."""
+    packaged = yaml.safe_load(Path(thess_agg_dagster.__file__).with_name("dagster.yaml").read_text())
+    overrides = {name: packaged[name] for name in ("telemetry", "compute_logs", "storage")}
+    overrides["storage"]["custom"]["config"] = {"base_dir": str(home)}
     return dg.DagsterInstance.local_temp(str(home), overrides=overrides)
 
 
@@ -199,6 +202,9 @@ def _empty_instance(_quick_databases: None, tmp_path_factory: pytest.TempPathFac
         instance.get_runs_count()
         instance.get_dynamic_partitions("timestamp")
         instance.all_instigator_state()
+        # The database of a first run is copied for all others.
+        instance.report_engine_event("first", run_id="first", job_name="first")
+    (home / "history" / "runs" / "first.db").unlink()
     return home
 
 

@@ -1,0 +1,152 @@
+"""Dagster's SQLite storage, without what it does over again for each event: ``storage: custom`` of ``dagster.yaml``.
+
+The databases, their places and what is in them are Dagster's own: an instance may be opened with either, also at once.
+Dagster opens and closes a database for each statement, which compiles the statement anew, and looks through its
+migrations, a hundred modules, for each run's database. A timestamp of a small tile has 26 events, so that came to two
+thirds of its run. Here connections stay open, and a run's database begins as a copy of an empty one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import sqlalchemy
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.pool import QueuePool
+
+from thess_agg_dagster.runs.private import (
+    SQLITE_BUSY_TIMEOUT_SECONDS,
+    ConfigurableClassData,
+    DagsterSqliteStorage,
+    SqliteEventLogStorage,
+    SqliteRunStorage,
+)
+
+
+class _Engines:
+    """Open databases, by their address; those that were used last are kept. A process that was forked opens its own."""
+
+    _MOST = 16
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._engines: OrderedDict[str, Engine] = OrderedDict()
+
+    def engine(self, address: str) -> Engine:
+        if self._process != os.getpid():
+            self._process, self._engines = os.getpid(), OrderedDict()
+        if address not in self._engines:
+            # One connection is kept; a thread that comes beside gets one for itself.
+            self._engines[address] = sqlalchemy.create_engine(
+                address,
+                poolclass=QueuePool,
+                pool_size=1,
+                max_overflow=-1,
+                connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+            )
+        self._engines.move_to_end(address)
+        while len(self._engines) > self._MOST:
+            self._engines.popitem(last=False)[1].dispose()
+        return self._engines[address]
+
+    def close(self) -> None:
+        if self._process == os.getpid():
+            for engine in self._engines.values():
+                engine.dispose()
+        self._engines.clear()
+
+
+class _Runs(SqliteRunStorage):
+    def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(conn_string, inst_data)
+        self._engines = _Engines()
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self._engines.engine(self._conn_string).begin() as connection:
+            yield connection
+
+    def dispose(self) -> None:
+        super().dispose()
+        self._engines.close()
+
+
+class _EventLog(SqliteEventLogStorage):
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        self._engines = _Engines()
+        super().__init__(base_dir, inst_data)
+
+    @contextmanager
+    def _connect(self, shard: str) -> Iterator[Connection]:
+        with self._db_lock:
+            if shard not in self._initialized_dbs:
+                self._initialize(shard)
+                self._initialized_dbs.add(shard)
+            with self._engines.engine(self.conn_string_for_shard(shard)).begin() as connection:
+                yield connection
+
+    def store_event(self, event: dg.EventLogEntry) -> None:
+        super().store_event(event)
+        # The UI follows a run by what happens to this file, whose changes wait beside it as long as it is open.
+        os.utime(self.path_for_shard(event.run_id))
+
+    def wipe(self) -> None:
+        self._engines.close()  # the files are removed
+        super().wipe()
+
+    def dispose(self) -> None:
+        super().dispose()
+        self._engines.close()
+
+    def _initialize(self, shard: str) -> None:
+        database = Path(self.path_for_shard(shard))
+        if not database.exists():
+            self._copy_empty(database)
+        if not _has_revision(database):
+            # An empty one in the making by another process, or one of a Dagster before it was stamped: Dagster knows.
+            self._initdb(self._engines.engine(self.conn_string_for_shard(shard)))
+
+    def _copy_empty(self, database: Path) -> None:
+        """Begin a database: whole or not at all, and never in the place of one that another process began."""
+        empty = database.with_name(f"empty-{dg.__version__}")
+        with tempfile.TemporaryDirectory(dir=database.parent, prefix=".empty-") as scratch:
+            copy = Path(scratch, "copy")
+            if not empty.exists():
+                engine = sqlalchemy.create_engine(f"sqlite:///{copy}")
+                self._initdb(engine)
+                engine.dispose()
+                os.replace(copy, empty)
+            copy.write_bytes(empty.read_bytes())
+            with contextlib.suppress(FileExistsError):
+                os.link(copy, database)
+
+
+def _has_revision(database: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(database, timeout=SQLITE_BUSY_TIMEOUT_SECONDS)) as connection:
+        try:
+            return bool(connection.execute("SELECT version_num FROM alembic_version").fetchone())
+        except sqlite3.OperationalError:
+            return False
+
+
+class SqliteStorage(DagsterSqliteStorage):
+    """Dagster's own SQLite storage of runs, events and sensors in a folder, ``base_dir``."""
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(base_dir, inst_data)
+        # Its own have opened nothing that stays open yet, and their folders and databases are the ones meant.
+        self._run_storage: SqliteRunStorage = _Runs(self._run_storage._conn_string)
+        self._event_log_storage: SqliteEventLogStorage = _EventLog(self._event_log_storage._base_dir)
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Any) -> SqliteStorage:
+        return cls.from_local(inst_data=inst_data, **config_value)

@@ -1,0 +1,173 @@
+"""Dagster's own SQLite storage is the oracle: what one writes, the other reads, at the same time too."""
+
+import multiprocessing
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+
+OURS = {"custom": {"module": "thess_agg_dagster.runs.sqlite", "class": "SqliteStorage"}}
+KINDS = pytest.mark.parametrize("first", ["ours", "dagster's"])
+
+
+@dg.asset(check_specs=[dg.AssetCheckSpec("whole", asset="mosaic")])
+def mosaic(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    context.log.info("merging")
+    yield dg.MaterializeResult(metadata={"pixels": 12})
+    yield dg.AssetCheckResult(passed=True)
+
+
+@contextmanager
+def opened(home: Path, kind: str) -> Iterator[dg.DagsterInstance]:
+    storage = {"custom": OURS["custom"] | {"config": {"base_dir": str(home)}}}
+    overrides: dict[str, Any] = {"telemetry": {"enabled": False}} | ({"storage": storage} if kind == "ours" else {})
+    home.mkdir(exist_ok=True)
+    with dg.DagsterInstance.local_temp(str(home), overrides=overrides) as instance:
+        yield instance
+
+
+def told(instance: dg.DagsterInstance, run_id: str) -> list[tuple[Any, ...]]:
+    return [(entry.timestamp, entry.dagster_event_type, entry.message) for entry in instance.all_logs(run_id)]
+
+
+def schema(database: Path) -> tuple[list[Any], list[Any], str]:
+    connection = sqlite3.connect(database)
+    try:
+        tables = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+        revision = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        return tables, revision, connection.execute("PRAGMA journal_mode").fetchone()[0]
+    finally:
+        connection.close()
+
+
+@KINDS
+def test_one_reads_what_the_other_wrote(tmp_path: Path, first: str) -> None:
+    second = "dagster's" if first == "ours" else "ours"
+    with opened(tmp_path, first) as writing, opened(tmp_path, second) as reading:
+        runs = [dg.materialize([mosaic], instance=instance).run_id for instance in (writing, reading, writing)]
+        for run_id in runs:
+            assert told(reading, run_id) == told(writing, run_id)
+            assert len(told(reading, run_id)) > 10
+            run = reading.get_run_by_id(run_id)
+            assert run is not None
+            assert run.is_success
+        event = reading.get_latest_materialization_event(dg.AssetKey("mosaic"))
+        assert event is not None
+        assert event.run_id == runs[-1]
+        checks = reading.get_event_records(dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION))
+        assert {record.run_id for record in checks} == set(runs)
+    # And after both have gone.
+    with opened(tmp_path, second) as later:
+        assert {run.run_id for run in later.get_runs()} == set(runs)
+
+
+def test_databases_are_as_dagster_makes_them(tmp_path: Path) -> None:
+    databases = {}
+    for kind in ("ours", "dagster's"):
+        with opened(tmp_path / kind, kind) as instance:
+            run_id = dg.materialize([mosaic], instance=instance).run_id
+        folder = tmp_path / kind / "history"
+        databases[kind] = [schema(folder / name) for name in (f"runs/{run_id}.db", "runs/index.db", "runs.db")]
+        assert {path.stem for path in folder.glob("runs/*.db")} == {run_id, "index"}
+        assert not list(folder.glob("runs/.empty-*"))
+    assert databases["ours"] == databases["dagster's"]
+    assert {mode for _, _, mode in databases["ours"]} == {"wal"}
+
+
+def test_a_run_that_goes_on_is_followed(tmp_path: Path) -> None:
+    """As the UI does, by Dagster's own storage: each line is told while the run has yet to end."""
+    followed: list[str] = []
+    seen = threading.Event()
+
+    def look(entry: dg.EventLogEntry, cursor: str) -> None:
+        followed.append(entry.user_message)
+        if "second" in entry.user_message:
+            seen.set()
+
+    @dg.op
+    def slow(context: dg.OpExecutionContext) -> None:
+        context.log.info("first")
+        ui.watch_event_logs(context.run_id, None, look)
+        context.log.info("second")
+        assert seen.wait(30), "nothing was told while the run went on"
+
+    @dg.job
+    def job() -> None:
+        slow()
+
+    with opened(tmp_path, "ours") as instance, opened(tmp_path, "dagster's") as ui:
+        assert job.execute_in_process(instance=instance).success
+    assert "first" in followed
+
+
+def _begin(home: str, run_id: str, barrier: Any) -> None:
+    with opened(Path(home), "ours") as instance:
+        barrier.wait()
+        instance.report_engine_event(f"from {os.getpid()}", run_id=run_id, job_name="job")
+
+
+def test_processes_begin_the_database_of_a_run_at_once(tmp_path: Path) -> None:
+    with opened(tmp_path, "ours") as instance:
+        context = multiprocessing.get_context("fork")
+        for _ in range(3):
+            run_id, barrier = str(uuid.uuid4()), context.Barrier(3)
+            beginning = [context.Process(target=_begin, args=(str(tmp_path), run_id, barrier)) for _ in range(3)]
+            for process in beginning:
+                process.start()
+            for process in beginning:
+                process.join(120)
+                assert process.exitcode == 0
+            assert len(instance.all_logs(run_id)) == 3
+
+
+def test_a_forked_process_opens_its_own(tmp_path: Path) -> None:
+    with opened(tmp_path, "ours") as instance:
+        run_id = str(uuid.uuid4())
+        instance.report_engine_event("parent", run_id=run_id, job_name="job")
+        child = os.fork()
+        if not child:
+            try:
+                instance.report_engine_event("child", run_id=run_id, job_name="job")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        instance.report_engine_event("parent again", run_id=run_id, job_name="job")
+        assert [entry.message for entry in instance.all_logs(run_id)] == ["parent", "child", "parent again"]
+
+
+def test_a_database_that_was_begun_and_left_is_finished(tmp_path: Path) -> None:
+    """Dagster's own storage makes it in the place where it is to be; a process may die in between."""
+    with opened(tmp_path, "ours") as instance:
+        run_id = str(uuid.uuid4())
+        (tmp_path / "history" / "runs" / f"{run_id}.db").touch()
+        instance.report_engine_event("here", run_id=run_id, job_name="job")
+        assert [entry.message for entry in instance.all_logs(run_id)] == ["here"]
+
+
+def test_many_runs_are_not_all_kept_open(tmp_path: Path) -> None:
+    with opened(tmp_path, "ours") as instance:
+        runs = [str(uuid.uuid4()) for _ in range(40)]
+        for run_id in runs:
+            instance.report_engine_event("one", run_id=run_id, job_name="job")
+        folder = tmp_path / "history" / "runs"
+        is_open = {Path(file.path) for file in psutil.Process().open_files()}
+        assert 0 < len(is_open & {folder / f"{run_id}.db" for run_id in runs}) <= 16
+        assert all(len(instance.all_logs(run_id)) == 1 for run_id in runs)
+
+
+def test_everything_is_wiped(tmp_path: Path) -> None:
+    """``dagster run wipe``."""
+    with opened(tmp_path, "ours") as instance:
+        run_id = dg.materialize([mosaic], instance=instance).run_id
+        instance.wipe()
+        assert not instance.get_runs()
+        assert not instance.all_logs(run_id)
+        assert dg.materialize([mosaic], instance=instance).success
