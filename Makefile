@@ -79,23 +79,23 @@ bench-fleet: .venv/ready debian  ## timestamps a second with one and two workers
 	$(BIN)/python -m benchmarks.fleet
 
 soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[soak]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[soak]"
 	$(BIN)/python -m pytest -m soak -s -n 0
 
 mutants: .venv/ready  ## faults put into the modules that decide, one at a time: how many their tests notice (MODULES="mosaic/rules ...", SAMPLE=40 of each)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mutants]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[mutants]"
 	nice -n 19 $(BIN)/python -m thess_agg_dagster_tests.mutants $(MODULES)
 
 clean:  ## remove the virtual environment and the sample lake
 	rm -rf .venv sample-lake
 
-# What running needs, and no more.
+# What running needs, and no more. Modules are compiled when they are first imported: most never are.
 .venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable .
 	touch $@
 
 # And what tests and benchmarks need.
 .venv/ready: .venv/run
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -169,8 +169,9 @@ def test_a_series_from_its_list_to_its_repair(lake: DataLake, ui: Ui, page: Page
     for name in ("time_serie_sensor", "late_tiles_sensor", "report_sensor", "verify_published_schedule"):
         expect(page.get_by_text(name).first).to_be_visible()
     keep(page, "automation")
-    page.goto("/asset-groups")
-    for name in ("inputs", "mosaics", "audit"):  # closed: the line between two panels lies over what would open them
+    groups = ("inputs", "mosaics", "audit")
+    page.goto("/asset-groups?expanded=" + ",".join(f"global@global:{group}" for group in groups))
+    for name in (*groups, "time_serie", "aggregated", "timestamps_aggregation"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     keep(page, "lineage")
     ui.wait_until(lambda: not ui.runs(*UNFINISHED))
