@@ -4,6 +4,9 @@ BIN := .venv/bin
 SAMPLE := $(CURDIR)/sample-lake
 DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 
+# An image that forbids bytecode has every process compile what it imports, seconds each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
 
 demo: .venv/run  ## aggregate a small sample lake and show what came of it

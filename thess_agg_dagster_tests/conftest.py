@@ -7,6 +7,7 @@ import io
 import multiprocessing.util
 import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 import uuid
@@ -44,6 +45,9 @@ BANDS = ("B04", "B08", "SCL")
 WEST, EAST = (ZONE_34, (690000, 4500000)), (ZONE_35, (199980, 4500000))
 
 
+# A shell that starts a script in the background has it ignore Ctrl-C, and with it every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Files whose tests wait for processes most of the time, the longest first.
 _BEGUN_FIRST = (
     "test_fleet",
@@ -79,6 +83,10 @@ class SmallLake:
     root: Path
     instance: dg.DagsterInstance
     tiles: str = TILES
+
+    def __reduce__(self) -> Any:
+        """For a process of its own, which opens the instance anew."""
+        return _small_lake, (self.root, self.instance.get_ref(), self.tiles)
 
     @property
     def lake(self) -> DataLake:
@@ -162,6 +170,10 @@ class SmallLake:
             if evaluation.asset_key == key:
                 found.setdefault(evaluation.check_name, evaluation)
         return found
+
+
+def _small_lake(root: Path, instance: Any, tiles: str) -> SmallLake:
+    return SmallLake(root, dg.DagsterInstance.from_ref(instance), tiles)
 
 
 #: For tests that hold wherever a lake is kept.

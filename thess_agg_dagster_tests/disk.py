@@ -7,14 +7,19 @@ than ext4, XFS or Btrfs would do: a rename may leave both names, or neither). Na
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import re
 import subprocess
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+import cloudpickle
 
 #: Calls that change files and folders, or tell where the next write goes.
 CALLS = (
@@ -32,29 +37,44 @@ _ALL_OF, _BY_CHANCE = 7, 24
 
 
 def traced(work: Callable[[], object], *options: str) -> tuple[int, str]:
-    """Do ``work`` in a child process under strace; its exit status, and what strace wrote."""
-    waiting, go = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.close(go)
-            os.read(waiting, 1)
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(waiting)
-    command = ["strace", "-f", "-qq", "-xx", "-s", str(2**26), *options, "-o", "/dev/stdout", "-p", str(pid)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as strace:
-        # Attached once the kernel says so; strace itself is told not to.
-        while not re.search(r"TracerPid:\s+[1-9]", Path(f"/proc/{pid}/status").read_text()):
-            if strace.poll() is not None:
-                raise RuntimeError("strace cannot attach; does the container allow ptrace?")
-        os.close(go)
-        assert strace.stdout is not None
-        log = strace.stdout.read()
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), log
+    """Do ``work`` in a child process under strace; its exit status, and what strace wrote.
+
+    The child is not forked from here: threads of a pytest process may hold locks, which would stay locked in it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["thess_agg_dagster.runs.batch"])
+    waiting, go = context.Pipe(duplex=False)
+    child = context.Process(target=_do, args=(cloudpickle.dumps(work), waiting))
+    child.start()
+    waiting.close()
+    command = ["strace", "-f", "-qq", "-xx", "-s", str(2**26), *options, "-o", "/dev/stdout", "-p", str(child.pid)]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as strace:
+            # Attached once the kernel says so; strace itself is told not to.
+            while not re.search(r"TracerPid:\s+[1-9]", Path(f"/proc/{child.pid}/status").read_text()):
+                if strace.poll() is not None:
+                    raise RuntimeError("strace cannot attach; does the container allow ptrace?")
+            go.send(os.environ.copy())
+            assert strace.stdout is not None
+            log = strace.stdout.read()
+        child.join()
+        assert child.exitcode is not None
+        return child.exitcode, log
+    finally:
+        child.kill()
+
+
+def _do(work: bytes, waiting: Connection) -> None:
+    code = 1
+    try:
+        function = cloudpickle.loads(work)
+        os.environ.update(waiting.recv())
+        function()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -44,7 +45,11 @@ def typed(block: str, lake: SmallLake) -> Iterator[subprocess.Popen[str]]:
         print((lake.root.parent / "output").read_text())
         if shell.poll() is None:
             os.killpg(shell.pid, signal.SIGINT)
-            shell.wait(30)
+            try:
+                shell.wait(60)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(shell.pid, signal.SIGKILL)
         output.close()
 
 

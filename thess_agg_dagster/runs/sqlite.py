@@ -23,9 +23,9 @@ import sqlalchemy
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
-from thess_agg_dagster.runs.private import (
+from thess_agg_dagster.runs.private import ConfigurableClassData
+from thess_agg_dagster.runs.private.sqlite import (
     SQLITE_BUSY_TIMEOUT_SECONDS,
-    ConfigurableClassData,
     DagsterSqliteStorage,
     SqliteEventLogStorage,
     SqliteRunStorage,

@@ -40,8 +40,13 @@ def faults(
     work: Callable[[], object], reset: Callable[[], object], root: Path, every: int
 ) -> Iterator[tuple[str, int]]:
     """Do ``work`` with one call failing, again and again, each time after ``reset``; yields which, and the exit status."""
+
+    def with_the_same_names() -> None:
+        tempfile._get_candidate_names = lambda: (f"x{number}" for number in count())  # type: ignore[attr-defined]
+        work()
+
     reset()
-    code, log = traced(work, "-y", "-e", "trace=%file,%desc")
+    code, log = traced(with_the_same_names, "-y", "-e", "trace=%file,%desc")
     assert code == 0
     seen: Counter[tuple[str, str, str]] = Counter()
     cases: dict[tuple[str, str, int, str], None] = {}
@@ -53,7 +58,7 @@ def faults(
     for name, path, when, error in list(cases)[::every]:
         reset()
         inject = ["-P", path, "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={when}"]
-        code, _ = traced(work, *inject)
+        code, _ = traced(with_the_same_names, *inject)
         yield f"{error} at {name} {path}, {when}.", code
 
 
@@ -63,12 +68,11 @@ def every(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataLake:
-    """Two tiles; temporary names are the same each time."""
+def lake(tmp_path: Path) -> DataLake:
+    """Two tiles."""
     found = DataLake(tmp_path / "lake")
     for tile in ("T34TFL", "T34TFK"):
         write_tile(found.tile(scene(FIRST, tile), "B04"), noise(len(tile), (64, 64)))
-    monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: (f"x{number}" for number in count()))
     return found
 
 
@@ -80,13 +84,12 @@ def scratch(lake: DataLake) -> list[Path]:
 def test_a_publish(lake: DataLake, tmp_path: Path, every: int) -> None:
     told = tmp_path / "told"
     acquisition = Acquisition(FIRST, (scene(FIRST, "T34TFL"), scene(FIRST, "T34TFK")))
-    io_manager = DataLakeIOManager(data_lake=str(lake.root))
 
     def publish(method: str) -> None:
         params: dict[str, Any] = {"bands": ["B04"], "merge_method": method, "threads": 1, "stac": False}
         try:
             plan = plan_timestamp(acquisition, lake, TimestampsAggregationParams(**params))
-            outcome = io_manager.publish(plan) if plan.mosaics else None
+            outcome = DataLakeIOManager(data_lake=str(lake.root)).publish(plan) if plan.mosaics else None
             found = (
                 (outcome.attempt.status, outcome.attempt.message) if outcome else ("failed_plan", str(plan.problems))
             )
@@ -148,12 +151,13 @@ def test_a_tile_that_is_fetched_again(lake: DataLake, tmp_path: Path, every: int
     item = lake.scene_item(scene(FIRST, "T34TFL"))
     item.parent.mkdir()
     item.write_text(json.dumps({"assets": {"B04": {"href": source.as_uri()}}}))
-    downloader = Downloader(DownloadPolicy(allowed=(source.parent.as_uri(),), connections=1, attempts=1))
+    policy = DownloadPolicy(allowed=(source.parent.as_uri(),), connections=1, attempts=1)
     told = tmp_path / "told"
     broken = good[:-300]
+    wanted = [(scene(FIRST, "T34TFL"), "B04")]
 
     def fetch() -> None:
-        outcomes = refetch([(scene(FIRST, "T34TFL"), "B04")], lake, downloader, deep=True)
+        outcomes = refetch(wanted, lake, Downloader(policy), deep=True)
         told.write_text("; ".join("" if isinstance(each, Refetched) else each for each in outcomes.values()))
 
     def reset() -> None:

@@ -119,10 +119,10 @@ def test_a_tile_is_old_or_new_and_the_broken_one_is_kept(ready: SmallLake, tmp_p
     item = ready.lake.scene_item(scene_id)
     item.parent.mkdir()
     item.write_text(json.dumps({"assets": {"B08": {"href": source.as_uri()}}}))
-    downloader = Downloader(DownloadPolicy(allowed=(source.parent.as_uri(),)))
+    policy, lake = DownloadPolicy(allowed=(source.parent.as_uri(),)), ready.lake
 
     def fetch() -> None:
-        (outcome,) = refetch([(scene_id, "B08")], ready.lake, downloader, deep=True).values()
+        (outcome,) = refetch([(scene_id, "B08")], lake, Downloader(policy), deep=True).values()
         assert isinstance(outcome, Refetched), outcome
 
     disk = recorded(ready.root, fetch)

@@ -1,8 +1,8 @@
 """Every name that is taken from Dagster's insides: there are no public ones for what they do.
 
-``dagster.yaml`` names a run queue, a run launcher and a storage by their modules, so Dagster means them to be derived from; where a
-job is to be found is noted at a run as ``dagster run migrate-repository`` does it; and a Celery task executes a run as
-``dagster api execute_run`` does.
+``dagster.yaml`` names a run queue, a run launcher and a storage by their modules, so Dagster means them to be derived from;
+where a job is to be found is noted at a run as ``dagster run migrate-repository`` does it; and a Celery task executes a run as
+``dagster api execute_run`` does. The storage's are in a module of their own: they take SQLAlchemy and Alembic along.
 """
 
 from typing import Any
@@ -11,26 +11,18 @@ from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
-from dagster._core.storage.event_log import SqliteEventLogStorage
-from dagster._core.storage.runs import SqliteRunStorage
-from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
-from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._serdes import ConfigurableClassData
 
 __all__ = [
-    "SQLITE_BUSY_TIMEOUT_SECONDS",
     "CheckRunHealthResult",
     "ConfigurableClassData",
-    "DagsterSqliteStorage",
     "DagsterUserCodeUnreachableError",
     "LoadableTargetOrigin",
     "ManagedGrpcPythonEnvCodeLocationOrigin",
     "QueuedRunCoordinator",
     "RemoteJobOrigin",
     "RemoteRepositoryOrigin",
-    "SqliteEventLogStorage",
-    "SqliteRunStorage",
     "SubmitRunContext",
     "WorkerStatus",
     "execute_run",
