@@ -30,6 +30,8 @@ from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
 from thess_agg_dagster.lake.layout import TILES, DataLake
 from thess_agg_dagster.lake.publish import local_folder
 from thess_agg_dagster.runs.batch import run_asset
+from thess_agg_dagster.runs.private import InstanceRef
+from thess_agg_dagster.runs.sqlite import kept_open
 from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, write_tile
 from thess_agg_dagster_tests.servers import S3_ENVIRONMENT, S3Server, make_bucket, serving_s3
@@ -199,11 +201,10 @@ def _quick_databases() -> Iterator[None]:
 
 
 def _open_instance(home: Path) -> dg.DagsterInstance:
-    """With the settings of the product's dagster.yaml that cost time: storage, and no captured output."""
+    """As the command opens it; with the settings of the product's dagster.yaml that cost time, output not captured."""
     packaged = yaml.safe_load(Path(thess_agg_dagster.__file__).with_name("dagster.yaml").read_text())
-    overrides = {name: packaged[name] for name in ("telemetry", "compute_logs", "storage")}
-    overrides["storage"]["custom"]["config"] = {"base_dir": str(home)}
-    return dg.DagsterInstance.local_temp(str(home), overrides=overrides)
+    overrides: Any = {name: packaged[name] for name in ("telemetry", "compute_logs")}
+    return dg.DagsterInstance.from_ref(kept_open(InstanceRef.from_dir(str(home), overrides=overrides)))
 
 
 @pytest.fixture(scope="session")

@@ -154,9 +154,9 @@ def test_a_killed_run_is_told_in_the_tables(small_lake: SmallLake) -> None:
 
 
 def test_runs_of_living_processes_and_other_machines_are_left_alone(small_lake: SmallLake) -> None:
-    assert instance_module._is_alive(instance_module.process_tags()[instance_module.PROCESS_TAG])
-    assert instance_module._is_alive("another-machine:1:2.5")
-    assert not instance_module._is_alive(f"{os.uname().nodename}:{os.getpid()}:2.5")
+    assert instance_module.is_alive(instance_module.process_tags()[instance_module.PROCESS_TAG])
+    assert instance_module.is_alive("another-machine:1:2.5")
+    assert not instance_module.is_alive(f"{os.uname().nodename}:{os.getpid()}:2.5")
 
 
 def list_many(lake: SmallLake, count: int) -> None:

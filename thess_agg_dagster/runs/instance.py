@@ -23,6 +23,7 @@ import psutil
 from thess_agg_dagster.keys import LAKE, timestamps
 from thess_agg_dagster.lake.publish import staged_file
 from thess_agg_dagster.runs.private import (
+    InstanceRef,
     LoadableTargetOrigin,
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteJobOrigin,
@@ -71,7 +72,10 @@ def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
     os.environ["DAGSTER_HOME"] = str(home)
     with (home / ".opening").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        instance = dg.DagsterInstance.get()
+        # Here, because definitions import this module, and only who opens databases needs SQLAlchemy.
+        from thess_agg_dagster.runs.sqlite import kept_open
+
+        instance = dg.DagsterInstance.from_ref(kept_open(InstanceRef.from_dir(str(home))))
         instance.get_dynamic_partitions(str(timestamps.name))  # storages make their databases at first use
         instance.get_runs_count()
     with instance:
@@ -129,7 +133,7 @@ def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
         tag = run.tags.get(PROCESS_TAG)
-        dead = tag and not _is_alive(tag) and tag != _tag_of_parent(instance, run)
+        dead = tag and not is_alive(tag) and tag != _tag_of_parent(instance, run)
         orphan = run.tags.get(CAUSE) == BATCH and not run.parent_run_id and _is_over(instance, run.tags[PARENT])
         if dead or orphan:
             instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
@@ -151,7 +155,8 @@ def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | No
 PROCESS_TAG = ".dagster/thess_agg_dagster_process"
 
 
-def _is_alive(tag: str) -> bool:
+def is_alive(tag: str) -> bool:
+    """Whether the process that such a tag names is there, as far as this machine can tell."""
     host, pid, created = tag.rsplit(":", 2)
     if host != socket.gethostname():
         return True  # not ours to judge

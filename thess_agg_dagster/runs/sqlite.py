@@ -1,6 +1,7 @@
-"""Dagster's SQLite storage, without what it does over again for each event: ``storage: custom`` of ``dagster.yaml``.
+"""Dagster's SQLite storage, without what it does over again for each event, for processes that make timestamps.
 
-The databases, their places and what is in them are Dagster's own: an instance may be opened with either, also at once.
+The databases, their places and what is in them are Dagster's own: an instance may be opened with either, also at once, and
+its ``dagster.yaml`` knows nothing of it.
 Dagster opens and closes a database for each statement, which compiles the statement anew, and looks through its
 migrations, a hundred modules, for each run's database. A timestamp of a small tile has 26 events, so that came to two
 thirds of its run. Here connections stay open, and a run's database begins as a copy of an empty one.
@@ -23,7 +24,7 @@ import sqlalchemy
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
-from thess_agg_dagster.runs.private import ConfigurableClassData
+from thess_agg_dagster.runs.private import ConfigurableClassData, InstanceRef
 from thess_agg_dagster.runs.private.sqlite import (
     SQLITE_BUSY_TIMEOUT_SECONDS,
     DagsterSqliteStorage,
@@ -150,3 +151,11 @@ class SqliteStorage(DagsterSqliteStorage):
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Any) -> SqliteStorage:
         return cls.from_local(inst_data=inst_data, **config_value)
+
+
+def kept_open(instance: InstanceRef) -> InstanceRef:
+    """The same instance, its databases kept open, where they are Dagster's own SQLite."""
+    storage = instance.storage_data
+    if storage is None or storage.class_name != DagsterSqliteStorage.__name__:
+        return instance
+    return instance._replace(storage_data=ConfigurableClassData(__name__, SqliteStorage.__name__, storage.config_yaml))

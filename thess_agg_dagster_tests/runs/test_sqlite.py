@@ -14,7 +14,9 @@ import dagster as dg
 import psutil
 import pytest
 
-OURS = {"custom": {"module": "thess_agg_dagster.runs.sqlite", "class": "SqliteStorage"}}
+from thess_agg_dagster.runs.private import InstanceRef
+from thess_agg_dagster.runs.sqlite import kept_open
+
 KINDS = pytest.mark.parametrize("first", ["ours", "dagster's"])
 
 
@@ -27,10 +29,9 @@ def mosaic(context: dg.AssetExecutionContext) -> Iterator[Any]:
 
 @contextmanager
 def opened(home: Path, kind: str) -> Iterator[dg.DagsterInstance]:
-    storage = {"custom": OURS["custom"] | {"config": {"base_dir": str(home)}}}
-    overrides: dict[str, Any] = {"telemetry": {"enabled": False}} | ({"storage": storage} if kind == "ours" else {})
     home.mkdir(exist_ok=True)
-    with dg.DagsterInstance.local_temp(str(home), overrides=overrides) as instance:
+    ref = InstanceRef.from_dir(str(home), overrides={"telemetry": {"enabled": False}})
+    with dg.DagsterInstance.from_ref(kept_open(ref) if kind == "ours" else ref) as instance:
         yield instance
 
 
@@ -171,3 +172,9 @@ def test_everything_is_wiped(tmp_path: Path) -> None:
         assert not instance.get_runs()
         assert not instance.all_logs(run_id)
         assert dg.materialize([mosaic], instance=instance).success
+
+
+def test_other_storages_stay_what_they_are(tmp_path: Path) -> None:
+    postgres = {"storage": {"postgres": {"postgres_url": "postgresql://nobody@localhost/nothing"}}}
+    ref = InstanceRef.from_dir(str(tmp_path), overrides=postgres)
+    assert kept_open(ref) == ref

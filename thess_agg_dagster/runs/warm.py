@@ -1,0 +1,178 @@
+"""Dagster's default run launcher, but for our own runs: those start in a process that has everything imported already.
+
+Dagster starts a new Python for every run, which takes some seconds of a core before the first tile is opened: most of what
+a small timestamp costs. The launcher keeps one process (``python -m thess_agg_dagster.runs.warm``) that has imported the
+definitions, and forks for each run. Runs of other code locations are launched as they always were.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import dagster as dg
+
+from thess_agg_dagster.runs.instance import PROCESS_TAG, is_alive, process_tags
+from thess_agg_dagster.runs.private import (
+    CheckRunHealthResult,
+    InstanceRef,
+    LaunchRunContext,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    WorkerStatus,
+    execute_run,
+)
+from thess_agg_dagster.runs.sqlite import kept_open
+
+_DEFINITIONS = "thess_agg_dagster.definitions"
+# A tag that Dagster does not show. A run that is re-executed inherits it, so it names the run.
+_WARM = ".dagster/thess_agg_dagster_warm"
+# Between a run's launch and its first line; then it can be told to stop.
+_SECONDS_TO_BEGIN = 10
+
+
+class WarmLauncher(dg.DefaultRunLauncher):
+    """Launches the runs of this package from a process that waits for them, on this machine.
+
+    That process has the code and the environment of when the first run was launched: restart Dagster after an upgrade.
+    """
+
+    _waiting: subprocess.Popen[bytes] | None = None
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        run = context.dagster_run
+        if not _is_ours(run):
+            super().launch_run(context)
+            return
+        self._instance.add_run_tags(run.run_id, {_WARM: run.run_id})
+        line = json.dumps({"run_id": run.run_id, "instance": dg.serialize_value(self._instance.get_ref())})
+        try:
+            self._hand_over(line)
+        except BrokenPipeError:
+            self._hand_over(line)  # it was killed since the last one
+
+    def _hand_over(self, line: str) -> None:
+        if self._waiting is None or self._waiting.poll() is not None:
+            self._waiting = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE)
+        assert self._waiting.stdin is not None
+        self._waiting.stdin.write(line.encode() + b"\n")
+        self._waiting.stdin.flush()
+
+    def terminate(self, run_id: str) -> bool:
+        """Interrupt a run, as Ctrl-C would."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished or run.tags.get(_WARM) != run_id:
+            return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
+        self._instance.report_run_canceling(run)
+        # The webserver asks, which is not where the run was launched: it is found by what it says of itself.
+        until = time.monotonic() + _SECONDS_TO_BEGIN
+        while (pid := self._process_of(run_id)) is None and time.monotonic() < until:
+            time.sleep(0.2)
+        if pid is None:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+        return True
+
+    def _process_of(self, run_id: str) -> int | None:
+        run = self._instance.get_run_by_id(run_id)
+        tag = run.tags.get(PROCESS_TAG) if run else None
+        return int(tag.split(":")[-2]) if tag and is_alive(tag) else None
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        return True
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        tag = run.tags.get(PROCESS_TAG)
+        if run.tags.get(_WARM) == run.run_id and tag and not is_alive(tag):
+            return CheckRunHealthResult(WorkerStatus.FAILED, "its process was killed, or ran out of memory")
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+
+def _is_ours(run: dg.DagsterRun) -> bool:
+    location = run.remote_job_origin.repository_origin.code_location_origin if run.remote_job_origin else None
+    if not isinstance(location, ManagedGrpcPythonEnvCodeLocationOrigin):
+        return False
+    target = location.loadable_target_origin
+    return target.module_name == _DEFINITIONS and target.executable_path in (None, sys.executable)
+
+
+def _wait_for_runs(lines: io.FileIO) -> None:
+    """Fork for each line; go on until there are no more and the last run has ended."""
+    running: dict[int, dict[str, str]] = {}
+    ended, notice = os.pipe()
+    os.set_blocking(notice, False)
+    signal.set_wakeup_fd(notice)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the runs
+    ready = selectors.DefaultSelector()
+    ready.register(lines, selectors.EVENT_READ)
+    ready.register(ended, selectors.EVENT_READ)
+    more = True
+    while more or running:
+        for key, _ in ready.select():
+            if key.fileobj == ended:
+                os.read(ended, 1024)
+            elif line := lines.readline():
+                launched = json.loads(line)
+                running[_fork(_execute, launched)] = launched
+            else:
+                ready.unregister(lines)
+                more = False
+        while running and (found := os.waitpid(-1, os.WNOHANG))[0]:
+            pid, status = found
+            launched = running.pop(pid, {})
+            if launched and status:  # it did not get to say how it ended
+                running[_fork(_report_end, launched)] = {}
+
+
+def _fork(function: Any, launched: dict[str, str]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        ref = dg.deserialize_value(launched["instance"], InstanceRef)
+        with dg.DagsterInstance.from_ref(kept_open(ref)) as instance:
+            function(instance, launched["run_id"])
+        code = 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _execute(instance: dg.DagsterInstance, run_id: str) -> None:
+    instance.add_run_tags(run_id, process_tags())
+    execute_run(run_id, instance, lambda event: None, set_exit_code_on_failure=False)
+
+
+def _report_end(instance: dg.DagsterInstance, run_id: str) -> None:
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.is_finished:
+        return
+    if run.status == dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run)
+    else:
+        instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
+
+
+if __name__ == "__main__":
+    __import__(_DEFINITIONS)
+    assert threading.active_count() == 1, "threads do not survive a fork"
+    gc.freeze()
+    with open(0, "rb", buffering=0) as pipe:
+        _wait_for_runs(pipe)
