@@ -18,16 +18,19 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from thess_agg_dagster.keys import LAKE
 from thess_agg_dagster.runs.instance import PROCESS_TAG, is_alive, process_tags
 from thess_agg_dagster.runs.private import (
     CheckRunHealthResult,
+    GrpcServerCodeLocationOrigin,
     InstanceRef,
     LaunchRunContext,
-    ManagedGrpcPythonEnvCodeLocationOrigin,
+    ModuleCodePointer,
     WorkerStatus,
     execute_run,
 )
@@ -40,13 +43,38 @@ _WARM = ".dagster/thess_agg_dagster_warm"
 _SECONDS_TO_BEGIN = 10
 
 
+class _Waiting:
+    """The process that waits for runs, started when there is a first one; it ends with this one, and its own last run."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def hand_over(self, launched: dict[str, str]) -> None:
+        with self._lock:
+            try:
+                self._write(launched)
+            except BrokenPipeError:
+                self._process = None  # it was killed
+                self._write(launched)
+
+    def _write(self, launched: dict[str, str]) -> None:
+        if self._process is None:
+            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(launched).encode() + b"\n")
+        self._process.stdin.flush()
+
+
+# Dagster makes launchers anew; there is one such process for all of them.
+_waiting = _Waiting()
+
+
 class WarmLauncher(dg.DefaultRunLauncher):
     """Launches the runs of this package from a process that waits for them, on this machine.
 
     That process has the code and the environment of when the first run was launched: restart Dagster after an upgrade.
     """
-
-    _waiting: subprocess.Popen[bytes] | None = None
 
     def launch_run(self, context: LaunchRunContext) -> None:
         run = context.dagster_run
@@ -54,18 +82,7 @@ class WarmLauncher(dg.DefaultRunLauncher):
             super().launch_run(context)
             return
         self._instance.add_run_tags(run.run_id, {_WARM: run.run_id})
-        line = json.dumps({"run_id": run.run_id, "instance": dg.serialize_value(self._instance.get_ref())})
-        try:
-            self._hand_over(line)
-        except BrokenPipeError:
-            self._hand_over(line)  # it was killed since the last one
-
-    def _hand_over(self, line: str) -> None:
-        if self._waiting is None or self._waiting.poll() is not None:
-            self._waiting = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE)
-        assert self._waiting.stdin is not None
-        self._waiting.stdin.write(line.encode() + b"\n")
-        self._waiting.stdin.flush()
+        _waiting.hand_over({"run_id": run.run_id, "instance": dg.serialize_value(self._instance.get_ref())})
 
     def terminate(self, run_id: str) -> bool:
         """Interrupt a run, as Ctrl-C would."""
@@ -100,11 +117,19 @@ class WarmLauncher(dg.DefaultRunLauncher):
 
 
 def _is_ours(run: dg.DagsterRun) -> bool:
-    location = run.remote_job_origin.repository_origin.code_location_origin if run.remote_job_origin else None
-    if not isinstance(location, ManagedGrpcPythonEnvCodeLocationOrigin):
+    """Whether a run is of these definitions, and its code location has this process's environment, so its lake."""
+    if run.job_code_origin is None or run.remote_job_origin is None:
         return False
-    target = location.loadable_target_origin
-    return target.module_name == _DEFINITIONS and target.executable_path in (None, sys.executable)
+    code, location = run.job_code_origin.repository_origin, run.remote_job_origin.repository_origin.code_location_origin
+    # A code server that was started by hand, on a port, may have an environment of its own; Dagster's own ones do not.
+    started_here = not isinstance(location, GrpcServerCodeLocationOrigin) or bool(location.socket)
+    return (
+        started_here
+        and location.location_name == (LAKE or "thess_agg_dagster")
+        and isinstance(code.code_pointer, ModuleCodePointer)
+        and code.code_pointer.module == _DEFINITIONS
+        and Path(code.executable_path).parent == Path(sys.executable).parent
+    )
 
 
 def _wait_for_runs(lines: io.FileIO) -> None:

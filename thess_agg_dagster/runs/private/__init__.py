@@ -7,10 +7,16 @@ an instance is handed to another process as its ``InstanceRef``; where a job is 
 
 from typing import Any
 
+from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
-from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.remote_origin import (
+    GrpcServerCodeLocationOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._serdes import ConfigurableClassData
@@ -19,10 +25,12 @@ __all__ = [
     "CheckRunHealthResult",
     "ConfigurableClassData",
     "DagsterUserCodeUnreachableError",
+    "GrpcServerCodeLocationOrigin",
     "InstanceRef",
     "LaunchRunContext",
     "LoadableTargetOrigin",
     "ManagedGrpcPythonEnvCodeLocationOrigin",
+    "ModuleCodePointer",
     "QueuedRunCoordinator",
     "RemoteJobOrigin",
     "RemoteRepositoryOrigin",
