@@ -59,9 +59,9 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallLake]:
 
 
 def due(lake: DataLake, instance: dg.DagsterInstance, **given: Any) -> list[str]:
-    params, latest, stamps = TimestampsAggregationParams(**given), latest_attempts(instance), lake.stamps()
+    params, latest, fingerprints = TimestampsAggregationParams(**given), latest_attempts(instance), lake.fingerprints()
     rows = read_time_serie(lake.time_serie).acquisitions
-    return [key for key, row in rows.items() if is_due(row, latest.get(key), lake, params, stamps)]
+    return [key for key, row in rows.items() if is_due(row, latest.get(key), lake, params, fingerprints)]
 
 
 def test_its_attempts_are_read(old: SmallLake) -> None:
@@ -213,8 +213,8 @@ def test_identities_stay(tmp_path: Path, given: dict[str, Any], expected: str) -
     lake = DataLake(tmp_path)
     acquisition = Acquisition(FIRST, ("S2A_A", "S2A_B"))
     params = TimestampsAggregationParams(**given)
-    stamps = {".tif": "1666 1690000000000000000", ".json": "9103 1690000000000000000"}
-    found = identify_bands(acquisition, lake, params, ["B04"], lambda path: stamps.get(path.suffix))
+    fingerprints = {".tif": "1666 1690000000000000000", ".json": "9103 1690000000000000000"}
+    found = identify_bands(acquisition, lake, params, ["B04"], lambda path: fingerprints.get(path.suffix))
     assert found == {"B04": expected}
 
 

@@ -33,8 +33,8 @@ def find_due(
     except TimeSerieError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     latest = latest_attempts(instance, published)
-    stamps = lake.stamps()
-    due = [key for key, row in acquisitions.items() if is_due(row, latest.get(key), lake, params, stamps)]
+    fingerprints = lake.fingerprints()
+    due = [key for key, row in acquisitions.items() if is_due(row, latest.get(key), lake, params, fingerprints)]
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     at_work = {run.tags.get("dagster/partition") for run in runs if AGGREGATED in (run.asset_selection or ())}
     wanted = [key for key in due if key not in at_work]

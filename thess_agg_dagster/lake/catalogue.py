@@ -50,12 +50,12 @@ def manifest_value(lake: DataLake, word: str, scene_id: str, band: str) -> str:
     Raises ``OSError`` where it is there and cannot be read.
     """
     path = lake.assets_manifest
-    stamp = fingerprint_of(path)
-    return _read_manifest(path, stamp).get((word, scene_id, band.lower()), "") if stamp else ""
+    fingerprint = fingerprint_of(path)
+    return _read_manifest(path, fingerprint).get((word, scene_id, band.lower()), "") if fingerprint else ""
 
 
 @lru_cache(maxsize=2)
-def _read_manifest(path: Path, stamp: str) -> Mapping[tuple[str, str, str], str]:
+def _read_manifest(path: Path, fingerprint: str) -> Mapping[tuple[str, str, str], str]:
     found: dict[tuple[str, str, str], str] = {}
     with open_text(path, errors="replace") as file:
         for row in _rows(csv.DictReader(file)):

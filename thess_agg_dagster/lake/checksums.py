@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import xxhash
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.fingerprints import etag_of, fingerprint_of
+from thess_agg_dagster.storage.fingerprints import Fingerprints, etag_of, fingerprint_of
 from thess_agg_dagster.storage.paths import as_os_errors, is_remote, open_file, read_if_there
 
 OURS = "xxh128"
@@ -108,16 +108,16 @@ def _parse_line(line: str) -> tuple[Checksum | None, str]:
 
 
 def expected_checksum(
-    lake: DataLake, scene_id: str, band: str, stamps: Callable[[Path], str | None] = fingerprint_of
+    lake: DataLake, scene_id: str, band: str, fingerprints: Fingerprints = fingerprint_of
 ) -> tuple[Checksum, str] | None:
     """What somebody published as a tile's checksum, and where it stands; ``None`` where nobody did.
 
-    ``stamps`` knows which files there are, where that is known already: a bucket is not asked for each that might be.
+    ``fingerprints`` tells which files exist; with a listing, a bucket gets no request per file that might exist.
     Raises :class:`ChecksumError` where it is not to be understood: a tile is not used unverified.
     """
     tile = lake.tile(scene_id, band)
     # 1. A file beside the tile.
-    for sibling in filter(stamps, checksum_files(tile)):
+    for sibling in filter(fingerprints, checksum_files(tile)):
         data = read_if_there(sibling, lake.folders)
         if data is not None:
             found = parse_checksum_file(data, tile.name)
@@ -127,7 +127,7 @@ def expected_checksum(
         return _understood(parse_checksum(given), given, lake.assets_manifest), str(lake.assets_manifest)
     # 3. The scene's STAC item.
     item = lake.scene_item(scene_id)
-    if stamps(item) and (
+    if fingerprints(item) and (
         found := parse_checksum(str(item_asset(read_item(item, lake.folders), band).get("file:checksum", "")))
     ):
         return found, str(item)
@@ -152,9 +152,9 @@ class BackgroundChecksums:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksums")
-        self._stamps = {path: fingerprint_of(path) for path in paths}
+        self._fingerprints = {path: fingerprint_of(path) for path in paths}
         self._found = {
-            path: self._pool.submit(_etag if is_remote(path) else checksum_of, path) for path in self._stamps
+            path: self._pool.submit(_etag if is_remote(path) else checksum_of, path) for path in self._fingerprints
         }
 
     def __enter__(self) -> BackgroundChecksums:
@@ -166,7 +166,7 @@ class BackgroundChecksums:
     def of(self, path: Path) -> Checksum:
         """A file's checksum. Raises ``OSError``; :class:`ChangedError` where the file is not what it was at first."""
         found = self._found[path].result()
-        if fingerprint_of(path) != self._stamps[path]:
+        if fingerprint_of(path) != self._fingerprints[path]:
             raise ChangedError(f"{path}: changed while it was read; run it again")
         return found
 

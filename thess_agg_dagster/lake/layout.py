@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from thess_agg_dagster.lake.run_names import is_run, run_name
 from thess_agg_dagster.storage.conditional import version_of
-from thess_agg_dagster.storage.fingerprints import fingerprints_below
+from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprints_below
 from thess_agg_dagster.storage.paths import REQUESTS, files_below, is_remote, lake_path, read_if_there
 
 #: The audit tables by short name.
@@ -199,8 +199,8 @@ class DataLake:
                 raise ValueError(f"{name[:80]!r} is not a plain name")
         return self.tiles_folder / scene_id / f"{band}{_tile_template(self.tiles)[1]}"
 
-    def stamps(self, scene_ids: Iterable[str] | None = None) -> Callable[[Path], str | None]:
-        """How the tiles and items of some scenes (or of all, and the mosaics) stand now: see ``storage.fingerprint_of``."""
+    def fingerprints(self, scene_ids: Iterable[str] | None = None) -> Fingerprints:
+        """The fingerprints that the tiles and STAC items of some scenes (or of all, and the mosaics) have now."""
         if scene_ids is None:
             return fingerprints_below([self.tiles_folder, self._items, self.aggregated])
         return fingerprints_below([folder for each in scene_ids for folder in self._of_scene(each)])

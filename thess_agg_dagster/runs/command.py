@@ -161,9 +161,11 @@ class _Session:
         self, series: TimeSerie, keys: Sequence[str], force: bool, published: Mapping[str, RecordedAttempt]
     ) -> list[str]:
         latest = {} if force else latest_attempts(self.instance, published)
-        stamps = self.lake.stamps()
+        fingerprints = self.lake.fingerprints()
         return [
-            key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, stamps)
+            key
+            for key in keys
+            if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, fingerprints)
         ]
 
     def dry_run(self, wanted: Sequence[str], force: bool) -> int:
@@ -172,7 +174,7 @@ class _Session:
         published = latest_successes(self.instance)
         due = [series.acquisitions[key] for key in self._due(series, _selected(series, wanted), force, published)]
         workers = workers_for(self.params, len(due))
-        found = forecast(due, self.lake, self.params, published, self.lake.stamps(), workers)
+        found = forecast(due, self.lake, self.params, published, self.lake.fingerprints(), workers)
         out = Console()
         out.width = max(out.width, 120)
         found.print(out, fetches=bool(self.params.download_from))

@@ -14,7 +14,8 @@ from thess_agg_dagster.lake.catalogue import item_asset, read_item
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.timestamp.freshness import Stamps, tile_names
+from thess_agg_dagster.storage.fingerprints import Fingerprints
+from thess_agg_dagster.timestamp.freshness import tile_names
 from thess_agg_dagster.timestamp.remote import located
 
 
@@ -53,7 +54,7 @@ def forecast(
     lake: DataLake,
     params: TimestampsAggregationParams,
     successes: Mapping[str, RecordedAttempt],
-    stamps: Stamps,
+    fingerprints: Fingerprints,
     workers: int,
 ) -> Forecast:
     """Of due timestamps. Reads the scenes' STAC items of missing tiles, and nothing of any tile."""
@@ -62,7 +63,7 @@ def forecast(
     for acquisition in acquisitions:
         for scene_id, band in tile_names(acquisition, params):
             path = located(lake, params).tile(scene_id, band)
-            if stamps(path) is None:
+            if fingerprints(path) is None:
                 missing.setdefault(acquisition.timestamp, []).append(path)
                 size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")
                 sizes[path] = size if isinstance(size, int) else None

@@ -10,6 +10,9 @@ from typing import Any, cast
 
 from thess_agg_dagster.storage.paths import NOT_THERE, REQUESTS, as_os_errors, is_remote
 
+#: How to look up the fingerprint of a file, e.g. in a listing made earlier; ``None``: there is no such file.
+Fingerprints = Callable[[Path], str | None]
+
 # What identifies a version of an object, by what the stores' libraries call it.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "last_modified", "LastModified")
 
@@ -43,7 +46,7 @@ def etag_of(path: Path) -> str:
         return _version(cast(Any, path.stat()).as_info())
 
 
-def fingerprints_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
+def fingerprints_below(folders: Sequence[Path]) -> Fingerprints:
     """:func:`fingerprint_of` for the files in some folders: in a bucket from one listing of each, made now."""
     folders = list(filter(is_remote, folders))
     if not folders:

@@ -44,7 +44,7 @@ def kept_bands(
         return {}
     current = set()
     if made is not None:
-        current = current_bands(made, acquisition, lake, params, lake.stamps(acquisition.scene_ids))
+        current = current_bands(made, acquisition, lake, params, lake.fingerprints(acquisition.scene_ids))
     kept = {
         record.band: replace(record, output_path=str(published.folder / f"{record.band}.tif"))
         for record in (made.bands if made else ())

@@ -22,9 +22,9 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
 from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote
-from thess_agg_dagster.timestamp.freshness import Stamps, identify_bands, tile_names, together
+from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.keep import kept_bands
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
 from thess_agg_dagster.timestamp.remote import located
@@ -106,10 +106,10 @@ def plan_timestamp(
     kept = kept_bands(acquisition, lake, asked, made)
     params = asked.with_bands([*asked.bands, *kept])
     # First of all: what changes from here on must look like a change to whoever compares later.
-    stamps = lake.stamps(acquisition.scene_ids)
-    identities = identify_bands(acquisition, lake, asked, params.bands, stamps)
+    fingerprints = lake.fingerprints(acquisition.scene_ids)
+    identities = identify_bands(acquisition, lake, asked, params.bands, fingerprints)
     scenes = _scenes(acquisition, lake)
-    mismatches = _mismatches(tile_names(acquisition, params), lake, stamps, params.threads)
+    mismatches = _mismatches(tile_names(acquisition, params), lake, fingerprints, params.threads)
     mask = mask_band(asked.bands)
     sources: dict[str, list[Source]] = {}
     problems: dict[str, list[Problem]] = {}
@@ -158,14 +158,14 @@ def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> 
 
 
 def _mismatches(
-    tiles: Sequence[tuple[str, str]], lake: DataLake, stamps: Stamps, threads: int | None
+    tiles: Sequence[tuple[str, str]], lake: DataLake, fingerprints: Fingerprints, threads: int | None
 ) -> dict[Path, Problem]:
     """Of tiles, by scene and band, those that are not what somebody published them to be."""
 
     def look(tile: tuple[str, str]) -> Problem | None:
         path = lake.tile(*tile)
         try:
-            expected = expected_checksum(lake, *tile, stamps)
+            expected = expected_checksum(lake, *tile, fingerprints)
             # A missing tile is found by who opens it; a stray is not opened at all.
             if expected is None or lake.leads_outside(path) or isinstance(path, RemoteTile):
                 return None  # nor is one that stays where it is read as a whole: its ETag tells of a change

@@ -123,9 +123,13 @@ def test_a_lost_instance_is_read_back(published: SmallLake, stranger: dg.Dagster
                 each[each["timestamp"] == key].drop(columns=lost, errors="ignore") for each in (again[name], table)
             )
             pd.testing.assert_frame_equal(found, expected)
-    series, stamps = read_time_serie(published.lake.time_serie), published.lake.stamps()
+    series, fingerprints = read_time_serie(published.lake.time_serie), published.lake.fingerprints()
     latest = latest_attempts(stranger)
-    due = [key for key, row in series.acquisitions.items() if is_due(row, latest[key], published.lake, params, stamps)]
+    due = [
+        key
+        for key, row in series.acquisitions.items()
+        if is_due(row, latest[key], published.lake, params, fingerprints)
+    ]
     assert due == []
 
 
@@ -137,14 +141,14 @@ def test_a_tile_that_changed_meanwhile_makes_its_timestamp_due(
         published.add_tile(next(iter(read_time_serie(published.lake.time_serie).acquisitions[key].scene_ids)), "B04")
     list(rebuilt(stranger, published.lake, TimestampsAggregationParams(stac=True)))
     published.instance = stranger
-    series, stamps, latest = (
+    series, fingerprints, latest = (
         read_time_serie(published.lake.time_serie),
-        published.lake.stamps(),
+        published.lake.fingerprints(),
         latest_attempts(stranger),
     )
     params = TimestampsAggregationParams(stac=True)
     for key in (FIRST, SECOND):
-        assert is_due(series.acquisitions[key], latest[key], published.lake, params, stamps)
+        assert is_due(series.acquisitions[key], latest[key], published.lake, params, fingerprints)
 
 
 def test_the_command_reads_back_and_tells_what_it_cannot(published: SmallLake, tmp_path: Path) -> None:

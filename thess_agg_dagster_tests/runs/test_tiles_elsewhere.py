@@ -26,7 +26,7 @@ def is_made(small_lake: SmallLake) -> bool:
     """Whether what is published is what would be made now."""
     lake, params = small_lake.lake, TimestampsAggregationParams(bands=["B04"])
     (acquisition,) = read_time_serie(lake.time_serie).acquisitions.values()
-    return not is_due(acquisition, latest_successes(small_lake.instance)[FIRST], lake, params, lake.stamps())
+    return not is_due(acquisition, latest_successes(small_lake.instance)[FIRST], lake, params, lake.fingerprints())
 
 
 def test_todays_layout_works_without_links(small_lake: SmallLake) -> None:

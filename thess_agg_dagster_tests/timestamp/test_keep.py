@@ -31,9 +31,9 @@ def published(lake: SmallLake) -> dict[str, str]:
 
 
 def due(lake: SmallLake, *bands: str) -> bool:
-    params, stamps = TimestampsAggregationParams(bands=list(bands)), lake.lake.stamps()
+    params, fingerprints = TimestampsAggregationParams(bands=list(bands)), lake.lake.fingerprints()
     row = read_time_serie(lake.lake.time_serie).acquisitions[FIRST]
-    return is_due(row, latest_attempts(lake.instance)[FIRST], lake.lake, params, stamps)
+    return is_due(row, latest_attempts(lake.instance)[FIRST], lake.lake, params, fingerprints)
 
 
 @in_folder_and_bucket
@@ -105,9 +105,9 @@ def test_what_was_removed_beside_the_mosaics_is_due(small_lake: SmallLake) -> No
     lake, params = small_lake.lake, TimestampsAggregationParams(bands=["B04"], stac=True)
     acquisition = read_time_serie(lake.time_serie).acquisitions[FIRST]
     found = small_lake.aggregate(FIRST, bands=["B04"], stac=True)
-    assert not is_due(acquisition, found, lake, params, lake.stamps())
+    assert not is_due(acquisition, found, lake, params, lake.fingerprints())
     for path in (lake.item(FIRST), lake.quicklook(FIRST)):
         kept = path.read_bytes()
         path.unlink()
-        assert is_due(acquisition, found, lake, params, lake.stamps())
+        assert is_due(acquisition, found, lake, params, lake.fingerprints())
         path.write_bytes(kept)

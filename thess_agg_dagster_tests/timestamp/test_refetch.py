@@ -199,7 +199,7 @@ def test_every_defect_heals_in_one_command(
 ) -> None:
     """Missing, empty, a page, cut, not the published one, one whose server is down; a token is needed, and kept."""
     lake = small_lake.lake
-    scenes = [scene(stamp, tile) for stamp in (FIRST, SECOND) for tile in ("T35TKF", "T34TFL")]
+    scenes = [scene(key, tile) for key in (FIRST, SECOND) for tile in ("T35TKF", "T34TFL")]
     tiles = [lake.tile(scene_id, band) for scene_id in scenes for band in BANDS]
     before = {path: path.read_bytes() for path in tiles}
     tiles[0].unlink()

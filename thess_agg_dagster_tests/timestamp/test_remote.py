@@ -106,9 +106,9 @@ def test_of_an_area_only_its_blocks_travel(
     (acquisition,) = read_time_serie(small_lake.lake.time_serie).acquisitions.values()
     made = latest_successes(small_lake.instance)[FIRST]
     given, lake = TimestampsAggregationParams(**params), small_lake.lake
-    assert not is_due(acquisition, made, lake, given, lake.stamps())
+    assert not is_due(acquisition, made, lake, given, lake.fingerprints())
     archive.files["/tiles/B04.jp2"] = tile_bytes(tmp_path, noise(2, (1024, 1024)), jpeg2000)
-    assert is_due(acquisition, made, lake, given, lake.stamps())
+    assert is_due(acquisition, made, lake, given, lake.fingerprints())
 
 
 def test_from_nowhere_else(archive: Archive, small_lake: SmallLake, tmp_path: Path) -> None:

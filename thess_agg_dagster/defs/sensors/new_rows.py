@@ -30,7 +30,7 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     cursor = json.loads(context.cursor) if context.cursor else {}
     fingerprint = exact_fingerprint_of(path)
     if fingerprint is None:
-        if not cursor.get("stamp"):
+        if not cursor.get("stamp"):  # a fingerprint; cursors of 0.1.0 call it so
             return dg.SkipReason(f"{path}: no such file yet")
         return _unusable(cursor, None, f"{path}: is gone; put it back (what is on disk stays)")
     if cursor.get("refused") == [fingerprint]:

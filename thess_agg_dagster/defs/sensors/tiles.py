@@ -138,7 +138,7 @@ def _failed_for_tiles(instance: dg.DagsterInstance, among: Collection[str]) -> d
 def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> bool:
     """Whether every tile that is needed exists and none is still being written."""
     lake = located(io_manager.lake, params)
-    fingerprints = lake.stamps(acquisition.scene_ids)
+    fingerprints = lake.fingerprints(acquisition.scene_ids)
     tiles = [lake.tile(*tile) for tile in tile_names(acquisition, params, required=True)]
     try:
         return all(fingerprints(tile) and not is_fresh(tile) for tile in tiles)
