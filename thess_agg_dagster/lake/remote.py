@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from thess_agg_dagster.lake.download import Downloader, DownloadError, HttpTransfer, shown
+from thess_agg_dagster.lake.download import Downloader, HttpTransfer
+from thess_agg_dagster.lake.download_policy import DownloadError, shown
 
 # What is asked for at least: headers are read in crumbs, blocks at once.
 _CRUMBS = 4096

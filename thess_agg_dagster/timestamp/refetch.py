@@ -16,7 +16,8 @@ import numpy as np
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
-from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, Progress, shown
+from thess_agg_dagster.lake.download import Downloader, Progress
+from thess_agg_dagster.lake.download_policy import DownloadError, DownloadPolicy, shown
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import keep_aside, staged_file
 from thess_agg_dagster.lake.remote import RemoteTile

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
-from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadPolicy
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.params import TimestampsAggregationParams

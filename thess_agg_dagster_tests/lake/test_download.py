@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from thess_agg_dagster.lake import download
-from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, shown
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadError, DownloadPolicy, shown
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, S3Server, make_bucket, serving
 
 DATA = np.random.default_rng(1).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
@@ -170,15 +171,15 @@ def test_a_token_stays_with_the_hosts_that_were_configured(
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "0.0.0.0"]
+    "host", ["localhost", "127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "[::1]", "0.0.0.0"]
 )
 def test_private_addresses_are_not_public(host: str) -> None:
-    assert not download._is_public(host)
+    assert not DownloadPolicy(()).allows_redirect(f"https://{host}/")
 
 
-@pytest.mark.parametrize("host", ["8.8.8.8", "2001:4860:4860::8888"])
+@pytest.mark.parametrize("host", ["8.8.8.8", "[2001:4860:4860::8888]"])
 def test_public_addresses_are(host: str) -> None:
-    assert download._is_public(host)
+    assert DownloadPolicy(()).allows_redirect(f"https://{host}/")
 
 
 # --- what may be asked for ------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadPolicy
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
