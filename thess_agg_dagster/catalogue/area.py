@@ -15,7 +15,7 @@ from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 from shapely.geometry.base import BaseGeometry
 
-from thess_agg_dagster.mosaic.area import AreaError, project_area
+from thess_agg_dagster.mosaic.area import AreaError, polygonal, project_area
 
 # Edges are followed in steps of so many degrees: off by 5 m in their middles, at most.
 _STEP = 0.1
@@ -66,7 +66,7 @@ def _near(points: NDArray[np.float64], longitude: float) -> NDArray[np.float64]:
 
 def _unrolled(shape: BaseGeometry, longitude: float) -> BaseGeometry:
     """The shape around a longitude, in one piece where it was cut or jumped at the antimeridian, valid."""
-    return _polygonal(shapely.transform(shape, lambda points: _near(points, longitude)))
+    return polygonal(shapely.transform(shape, lambda points: _near(points, longitude)))
 
 
 @lru_cache(maxsize=2)
@@ -79,19 +79,14 @@ def _projected(degrees: BaseGeometry, centre: tuple[float, float]) -> BaseGeomet
     transformer = _plane(centre)
     followed = shapely.segmentize(degrees, _STEP)
     there = shapely.transform(followed, lambda xy: np.column_stack(transformer.transform(xy[:, 0], xy[:, 1])))
-    return _polygonal(there) if np.isfinite(shapely.get_coordinates(there)).all() else shapely.Polygon()
+    return polygonal(there) if np.isfinite(shapely.get_coordinates(there)).all() else shapely.Polygon()
 
 
 def _pieces(unrolled: BaseGeometry) -> tuple[BaseGeometry, ...]:
     found = []
     for turn in (-360.0, 0.0, 360.0):
-        piece = _polygonal(shapely.intersection(unrolled, shapely.box(turn - 180, -90, turn + 180, 90)))
+        piece = polygonal(shapely.intersection(unrolled, shapely.box(turn - 180, -90, turn + 180, 90)))
         if not piece.is_empty:
             asked = piece if shapely.get_num_coordinates(piece) <= _MOST_POINTS else shapely.convex_hull(piece)
             found.append(shapely.affinity.translate(asked, -turn))
     return tuple(found)
-
-
-def _polygonal(shape: BaseGeometry) -> BaseGeometry:
-    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shape)))
-    return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])

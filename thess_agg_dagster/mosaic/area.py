@@ -97,7 +97,7 @@ def _united(shapes: list[BaseGeometry], crs: str | None, where: str) -> Geometry
     if not np.isfinite(shapely.get_coordinates(polygons)).all():
         raise AreaError(f"{where}: a corner of the polygon is infinite, or no number")
     try:
-        united = _polygonal(shapely.union_all([_polygonal(shapely.force_2d(polygon)) for polygon in polygons]))
+        united = polygonal(shapely.union_all([polygonal(shapely.force_2d(polygon)) for polygon in polygons]))
         known = CRS(crs)
     except shapely.errors.GEOSException as error:
         raise AreaError(f"{where}: holds a broken polygon ({error})") from error
@@ -116,7 +116,7 @@ def _united(shapes: list[BaseGeometry], crs: str | None, where: str) -> Geometry
     return Geometry(united, known)
 
 
-def _polygonal(shape: BaseGeometry) -> BaseGeometry:
+def polygonal(shape: BaseGeometry) -> BaseGeometry:
     """A valid shape of polygons alone: mended edges may leave lines and points behind."""
     parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shape)))
     return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])
@@ -140,14 +140,14 @@ def _projected(area: Geometry, crs: CRS, near: Geometry | None) -> Geometry:
         around = near.buffer(0.1 * max(near.boundingbox.span_x, near.boundingbox.span_y))
         if area.crs.geographic:
             # What lies around may be counted from the other side of the antimeridian.
-            there = _polygonal(around.geom if area.crs == crs else outline(around, _STEPS))
+            there = polygonal(around.geom if area.crs == crs else outline(around, _STEPS))
             shapes = [turned(area.geom, turns) for turns in (-1, 0, 1)]
         else:
             box = around.boundingbox
-            there = _polygonal(around.to_crs(area.crs, resolution=max(box.span_x, box.span_y) / _STEPS).geom)
+            there = polygonal(around.to_crs(area.crs, resolution=max(box.span_x, box.span_y) / _STEPS).geom)
             shapes = [area.geom]
         parts = [shapely.intersection(shape, there) for shape in shapes]
-        area = Geometry(_polygonal(shapely.union_all(parts)), area.crs)
+        area = Geometry(polygonal(shapely.union_all(parts)), area.crs)
         if area.is_empty:
             return Geometry(area.geom, crs)
     left, bottom, right, top = area.boundingbox.bbox
@@ -156,7 +156,7 @@ def _projected(area: Geometry, crs: CRS, near: Geometry | None) -> Geometry:
         raise AreaError(f"the aoi cannot be projected to {str(crs)[:60]}")
     if near is None:
         return projected
-    return Geometry(_polygonal(shapely.intersection(_polygonal(projected.geom), near.geom)), crs)
+    return Geometry(polygonal(shapely.intersection(polygonal(projected.geom), near.geom)), crs)
 
 
 def utm_zone(area: Geometry) -> CRS:
@@ -182,7 +182,7 @@ class AreaOnGrid:
         # With a rim, so that the grid's own edge cuts off no pixel.
         projected = project_area(area, grid.crs, grid.pad(1).extent).geom
         # A polygon may come out of a projection with its edges crossed by a hair.
-        polygon = _polygonal(shapely.transform(projected, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)))
+        polygon = polygonal(shapely.transform(projected, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)))
         shapely.prepare(polygon)
         return cls(polygon)
 
