@@ -97,7 +97,7 @@ def test_neither_are_those_made_with_other_parameters(tmp_path: Path) -> None:
         assert due(lake, instance, **GIVEN) == []
         assert due(lake, instance, **GIVEN | {"stac": False}) == []
         assert due(lake, instance, **GIVEN | {"harmonize": False}) == [FIRST, SECOND]
-        lake.item(SECOND).unlink()
+        lake.published(SECOND).item.unlink()
         assert due(lake, instance, **GIVEN) == [SECOND]
 
 

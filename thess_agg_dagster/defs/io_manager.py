@@ -132,7 +132,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
     def mosaics(self, timestamp: str) -> TimestampMosaics:
         """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""
         found = self.lake.published(timestamp)
-        paths = {band: found.folder / f"{band}.tif" for band in found.bands}
+        paths = {band: found.mosaic(band) for band in found.bands}
         if not paths or not fingerprint_of(self.lake.manifest(timestamp)):
             raise FileNotFoundError(
                 f"{self.lake.timestamp_folder(timestamp)}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"

@@ -101,6 +101,18 @@ class Published:
     def bands(self) -> list[str]:
         return [band for name in self.names if not is_beside(band := name.removesuffix(".tif"))]
 
+    def mosaic(self, band: str) -> Path:
+        return self.folder / f"{band}.tif"
+
+    @property
+    def quicklook(self) -> Path:
+        return self.folder / QUICKLOOK
+
+    @property
+    def item(self) -> Path:
+        """The STAC item, where there is one."""
+        return self.folder / ITEM
+
 
 def published_in(folder: Path) -> Published:
     """What is published in a timestamp's folder. Raises ``OSError``, but for where there is nothing."""
@@ -240,7 +252,7 @@ class DataLake:
         return folder.name.replace("_", ":")
 
     def published(self, timestamp: str) -> Published:
-        """Which files belong to a timestamp now; in a bucket its manifest is asked. Raises ``OSError``."""
+        """Which files belong to a timestamp now; in a bucket, one read of its manifest. Raises ``OSError``."""
         return published_in(self.timestamp_folder(timestamp))
 
     def version(self, timestamp: str) -> str | None:
@@ -259,10 +271,8 @@ class DataLake:
         return folder / name if is_run(name) else folder
 
     def mosaic(self, timestamp: str, band: str) -> Path:
-        return self.published(timestamp).folder / f"{band}.tif"
-
-    def quicklook(self, timestamp: str) -> Path:
-        return self.published(timestamp).folder / QUICKLOOK
+        """One published mosaic; for several files of a timestamp, ask :meth:`published` once."""
+        return self.published(timestamp).mosaic(band)
 
     @property
     def collection(self) -> Path:
@@ -307,7 +317,3 @@ class DataLake:
     def _published_below(self, folders: Iterable[Path]) -> Iterator[Published]:
         with ThreadPoolExecutor(REQUESTS) as pool:
             yield from pool.map(published_in, folders)
-
-    def item(self, timestamp: str) -> Path:
-        """The STAC item of a timestamp."""
-        return self.published(timestamp).folder / ITEM

@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.preview import Preview
+from thess_agg_dagster.mosaic.threads import run_all
 from thess_agg_dagster.mosaic.tiles import Tile, inspect_tile
 from thess_agg_dagster.storage.gdal import gdal_env
 
@@ -216,16 +216,7 @@ class _Maker:
         reader = next(iter(self._readers.values()))[0]
         rows, cols = reader.tile.shape
         try:
-            with ThreadPoolExecutor(threads, thread_name_prefix="composite") as pool:
-                chunks = reader.chunks(Box(0, rows, 0, cols))
-                futures = [pool.submit(self._block, chunk) for chunk in chunks]
-                try:
-                    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                    for future in done:
-                        future.result()
-                finally:
-                    self._stop.set()
-                    pool.shutdown(cancel_futures=True)
+            run_all(self._block, reader.chunks(Box(0, rows, 0, cols)), threads, "composite", self._stop)
         finally:
             for readers in self._readers.values():
                 for each in readers:

@@ -12,7 +12,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from thess_agg_dagster.mosaic.origins import OriginFiles, Origins, WindowOrigins
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.preview import Preview
+from thess_agg_dagster.mosaic.threads import run_all
 from thess_agg_dagster.mosaic.tiles import Tile
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.gdal import gdal_env
@@ -209,15 +209,7 @@ class _Merger:
                 jobs.append((window, reads))
             elif (outside := self._outside(window)) is not None:
                 self.outside_pixels += int(np.count_nonzero(outside))
-        with ThreadPoolExecutor(self._threads + 1, thread_name_prefix="mosaic") as pool:
-            futures = [pool.submit(self._window, window, reads) for window, reads in jobs]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            finally:
-                self._stop.set()
-                pool.shutdown(cancel_futures=True)
+        run_all(lambda job: self._window(*job), jobs, self._threads + 1, "mosaic", self._stop)
 
     def close(self) -> None:
         self.cache.close()

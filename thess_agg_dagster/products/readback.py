@@ -14,7 +14,7 @@ import rasterio
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake, path_in
+from thess_agg_dagster.lake.layout import DataLake, named_by, path_in
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.scl import cloud_share
@@ -46,7 +46,7 @@ def read_back(manifest: Mapping[str, Any], lake: DataLake, params: TimestampsAgg
         "success",
         "read back from manifest.json",
         [_band(band, entry, manifest, lake, inputs.get(band, "")) for band, entry in outputs.items()],
-        str(lake.published(timestamp).folder),
+        str(named_by(manifest, lake.timestamp_folder(timestamp)).folder),
         together(inputs) if inputs else "",
         scene_ids,
     )
@@ -78,7 +78,7 @@ def _is_as_read(entry: Mapping[str, Any], root: Path, manifest: Path) -> bool:
 
 
 def _band(band: str, entry: Mapping[str, Any], manifest: Mapping[str, Any], lake: DataLake, inputs: str) -> BandRecord:
-    path = lake.mosaic(manifest["timestamp"], band)
+    path = named_by(manifest, lake.timestamp_folder(manifest["timestamp"])).mosaic(band)
     tiles = [tile for tile in manifest["inputs"].get(band, []) if Path(tile["file"]).stem == band]
     parameters = manifest["parameters"]
     baselines = [radiometry_of(scene, read_item(lake.scene_item(scene)))[0] for scene in manifest["scenes"]]

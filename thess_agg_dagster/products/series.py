@@ -60,7 +60,7 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     for timestamp, published in lake.all_published():
         if f"{band}.tif" not in published.names:
             continue
-        path = published.folder / f"{band}.tif"
+        path = published.mosaic(band)
         try:
             instant = instant_of(timestamp).replace(tzinfo=None)  # as numpy wants it
         except (ValueError, OverflowError):

@@ -12,7 +12,7 @@ import rasterio
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import DataLake, Published
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.preview import PREVIEW
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -31,14 +31,17 @@ class KeepError(Exception):
 
 
 def kept_bands(
-    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, made: Attempt | None
+    acquisition: Acquisition,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    made: Attempt | None,
+    published: Published,
 ) -> dict[str, BandRecord]:
     """The records of published bands that ``params`` do not ask for and that are to stay; ``made`` is the latest success.
 
     Raises :class:`BandsLostError` where a band cannot stay, because its tiles or parameters have changed since, unless
     ``drop_bands`` says that it may go.
     """
-    published = lake.published(acquisition.timestamp)
     others = set(published.bands) - set(params.bands)
     if not others:
         return {}
@@ -46,7 +49,7 @@ def kept_bands(
     if made is not None:
         current = current_bands(made, acquisition, lake, params, lake.fingerprints(acquisition.scene_ids))
     kept = {
-        record.band: replace(record, output_path=str(published.folder / f"{record.band}.tif"))
+        record.band: replace(record, output_path=str(published.mosaic(record.band)))
         for record in (made.bands if made else ())
         if record.band in current & others
     }

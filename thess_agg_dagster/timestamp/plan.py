@@ -103,7 +103,8 @@ def plan_timestamp(
     asked = params
     lake = located(lake, params)
     replaces = lake.version(acquisition.timestamp)
-    kept = kept_bands(acquisition, lake, asked, made)
+    published = lake.published(acquisition.timestamp)
+    kept = kept_bands(acquisition, lake, asked, made, published)
     params = asked.with_bands([*asked.bands, *kept])
     # First of all: what changes from here on must look like a change to whoever compares later.
     fingerprints = lake.fingerprints(acquisition.scene_ids)
@@ -136,7 +137,7 @@ def plan_timestamp(
         {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
         identities,
         scenes,
-        params.stac or bool(fingerprint_of(lake.item(acquisition.timestamp))),  # one that is there is kept true
+        params.stac or bool(fingerprint_of(published.item)),  # one that is there is kept true
         params.as_json(),
         {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
         bool(params.download_from),

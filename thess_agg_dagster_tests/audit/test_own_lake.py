@@ -172,10 +172,10 @@ def test_a_collection_is_kept_while_there_are_items(published: SmallLake) -> Non
     published.tables()
     assert published.lake.collection.read_bytes() == before
     for key in (FIRST, SECOND):  # that nobody can read
-        published.lake.item(key).write_text("{")
+        published.lake.published(key).item.write_text("{")
     published.tables()
     assert published.lake.collection.read_bytes() == before
     for key in (FIRST, SECOND):
-        published.lake.item(key).unlink()
+        published.lake.published(key).item.unlink()
     published.tables()
     assert not published.lake.collection.exists()

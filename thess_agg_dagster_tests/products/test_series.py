@@ -259,7 +259,7 @@ def test_the_catalog_is_valid_and_tells_the_truth(two: SmallLake) -> None:
 
 def test_the_offset_that_stays_is_told(two: SmallLake) -> None:
     two.aggregate(FIRST, stac=True)
-    item = pystac.Item.from_file(str(two.lake.item(FIRST)))
+    item = pystac.Item.from_file(str(two.lake.published(FIRST).item))
     assert item.assets["B04"].extra_fields["raster:bands"][0]["offset"] == -0.1
 
 
@@ -268,11 +268,11 @@ def test_without_stac_there_is_no_catalog_but_one_that_stands_stays_true(two: Sm
     for stac, compress, there in ((False, "zstd", False), (True, "zstd", True), (False, "deflate", True)):
         two.aggregate(FIRST, stac=stac, compress=compress)
         two.tables()
-        assert two.lake.item(FIRST).exists() == there
+        assert two.lake.published(FIRST).item.exists() == there
         assert two.lake.collection.exists() == there
-    item = json.loads(two.lake.item(FIRST).read_bytes())
+    item = json.loads(two.lake.published(FIRST).item.read_bytes())
     assert item["assets"]["B04"]["file:size"] == len(two.lake.mosaic(FIRST, "B04").read_bytes())
-    two.lake.item(FIRST).unlink()
+    two.lake.published(FIRST).item.unlink()
     two.tables()
     assert not two.lake.collection.exists()
 

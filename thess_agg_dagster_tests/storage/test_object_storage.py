@@ -72,7 +72,7 @@ def test_the_pixels_are_those_of_a_local_lake(ready: SmallLake, tmp_path: Path) 
     assert [link["href"] for link in links if link["rel"] == "item"] == [
         f"./{folder.parent.name}/{folder.name}/item.json"
     ]
-    item = json.loads(ready.lake.item(FIRST).read_text())
+    item = json.loads(ready.lake.published(FIRST).item.read_text())
     assert {link["href"] for link in item["links"]} == {"../../collection.json"}
     assert item["assets"]["B04"]["href"] == "./B04.tif"
     assert item["assets"]["B04"]["file:size"] == ready.lake.mosaic(FIRST, "B04").stat().st_size

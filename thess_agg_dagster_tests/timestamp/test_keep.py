@@ -51,7 +51,7 @@ def test_they_stay_while_they_are_up_to_date(made: SmallLake) -> None:
     manifest = json.loads(made.lake.manifest(FIRST).read_bytes())
     assert [Path(each["file"]).name for each in manifest["outputs"]] == ["B04.tif", "B08.tif", "SCL.tif"]
     assert set(manifest["inputs"]) == {"B04", "B08", "SCL"} == set(manifest["parameters"]["bands"])
-    assert {"B04", "B08", "SCL"} <= set(json.loads(made.lake.item(FIRST).read_bytes())["assets"])
+    assert {"B04", "B08", "SCL"} <= set(json.loads(made.lake.published(FIRST).item.read_bytes())["assets"])
     assert not due(made, "B04", "B08", "SCL")
     assert set(made.tables()["band_report"]["status"]) == {"success"}
     # More bands: those that are not asked for stay then, too.
@@ -106,7 +106,7 @@ def test_what_was_removed_beside_the_mosaics_is_due(small_lake: SmallLake) -> No
     acquisition = read_time_serie(lake.time_serie).acquisitions[FIRST]
     found = small_lake.aggregate(FIRST, bands=["B04"], stac=True)
     assert not is_due(acquisition, found, lake, params, lake.fingerprints())
-    for path in (lake.item(FIRST), lake.quicklook(FIRST)):
+    for path in (lake.published(FIRST).item, lake.published(FIRST).quicklook):
         kept = path.read_bytes()
         path.unlink()
         assert is_due(acquisition, found, lake, params, lake.fingerprints())
