@@ -27,9 +27,9 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.grid import Box
-from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, local_copy, open_tile
+from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, open_tile
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
-from thess_agg_dagster.storage.paths import is_remote
+from thess_agg_dagster.storage.paths import is_remote, local_copy
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +17,7 @@ from rasterio.errors import RasterioError
 
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
-from thess_agg_dagster.storage.paths import is_remote
+from thess_agg_dagster.storage.paths import is_remote, local_copy
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -37,8 +34,6 @@ ProblemKind = Literal[
 
 # First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name; and how many are asked for.
 _FIRST_BYTES = 4096
-# Bytes that are copied at once.
-_PIECE = 2**20
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 
 # Dtypes a mosaic can keep exactly; 64-bit integers and complex numbers are refused by name.
@@ -230,19 +225,6 @@ def _inspect(path: Path) -> Tile:
                 "unreadable_input",
                 f"is not a readable GeoTIFF or JPEG 2000 file ({first_line(error)}); download the tile again",
             ) from error
-
-
-@contextmanager
-def local_copy(path: Path) -> Iterator[Path]:
-    """A temporary copy of an object in a bucket. Raises :class:`SystemFaultError` where the store does not give it."""
-    with tempfile.NamedTemporaryFile(suffix=path.suffix) as copy:
-        try:
-            with path.open("rb") as source:
-                shutil.copyfileobj(source, copy, _PIECE)
-            copy.flush()
-        except Exception as error:  # whatever the store's library raises
-            raise SystemFaultError(path, error) from error
-        yield Path(copy.name)
 
 
 def overview_of(tile: Tile, factor: float) -> Tile:

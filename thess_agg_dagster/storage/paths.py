@@ -10,11 +10,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
+
+from thess_agg_dagster.storage.errors import SystemFaultError
 
 # Bytes that travel at once, up or down.
 _PIECE = 8 * 2**20
@@ -159,3 +163,16 @@ def copy_object(source: Path, target: Path) -> None:
     with suppress(FileNotFoundError), as_os_errors(source):
         remote = cast(Any, source)
         remote.fs.cp_file(remote.path, cast(Any, target).path)
+
+
+@contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """A temporary copy of an object in a bucket. Raises :class:`SystemFaultError` where the store does not give it."""
+    with tempfile.NamedTemporaryFile(suffix=path.suffix) as copy:
+        try:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, copy, _PIECE)
+            copy.flush()
+        except Exception as error:  # whatever the store's library raises
+            raise SystemFaultError(path, error) from error
+        yield Path(copy.name)
