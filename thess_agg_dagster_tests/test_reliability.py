@@ -28,8 +28,8 @@ from thess_agg_dagster.runs import instance as instance_module
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.runs.instance import fail_abandoned_runs
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, THIRD, SmallLake, scene
+from thess_agg_dagster_tests.processes import ROOT, clean_environment, invoke, statuses
 from thess_agg_dagster_tests.rasters import write_tile
-from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, invoke, statuses
 
 UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.QUEUED]
 

@@ -30,8 +30,8 @@ from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.timestamp import freshness
 from thess_agg_dagster.timestamp.freshness import changed_inputs, current_bands, identify_bands, is_due, is_identified
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+from thess_agg_dagster_tests.processes import invoke
 from thess_agg_dagster_tests.rasters import DATA, read
-from thess_agg_dagster_tests.runs.test_command import invoke
 
 AOI = "POLYGON((23.25 40.55,23.45 40.55,23.45 40.65,23.25 40.65,23.25 40.55))"
 GIVEN: dict[str, Any] = {

@@ -19,7 +19,7 @@ from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.runs.rebuild import rebuilt
 from thess_agg_dagster.timestamp.freshness import is_due
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake, in_folder_and_bucket
-from thess_agg_dagster_tests.runs.test_command import invoke
+from thess_agg_dagster_tests.processes import invoke
 
 NOT_READ_BACK = ["run_id", "finished_at"]
 # What a manifest of 0.1.0 does not tell, and the mosaics do not either.

@@ -7,7 +7,7 @@ from typing import get_args
 
 from thess_agg_dagster.audit.outcome import STATUSES, BandStatus, TimestampStatus
 from thess_agg_dagster.mosaic.tiles import ProblemKind
-from thess_agg_dagster_tests.runs.test_command import ROOT
+from thess_agg_dagster_tests.processes import ROOT
 
 
 def names(kind: object) -> set[str]:

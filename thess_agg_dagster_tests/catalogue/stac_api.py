@@ -21,7 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from thess_agg_dagster_tests.services import Service, free_port, prepare_postgres
+from thess_agg_dagster_tests.processes import free_port
+from thess_agg_dagster_tests.services import Service, prepare_postgres
 
 COLLECTION = {
     "type": "Collection",

@@ -19,7 +19,8 @@ from thess_agg_dagster.catalogue.choose import Seen, Thresholds, anchor_of, best
 from thess_agg_dagster.catalogue.overpass import Overpass, group_overpasses
 from thess_agg_dagster.catalogue.scene import scene_of
 from thess_agg_dagster.mosaic.area import AreaError
-from thess_agg_dagster_tests.catalogue.items import FIRST, SIDE, TILES, item, square
+from thess_agg_dagster.sample import TILE_SIZE
+from thess_agg_dagster_tests.catalogue.items import FIRST, TILES, item, square
 
 GEODESIC = pyproj.Geod(ellps="WGS84")
 
@@ -36,7 +37,10 @@ def overpass(*items: dict[str, object]) -> Overpass:
 def tile_area(tile: str, left: float, right: float, top: float, bottom: float) -> SearchArea:
     """A part of a tile, in shares of its sides from its upper left corner."""
     code, x, y = TILES[tile]
-    return area_of(shapely.box(x + left * SIDE, y - bottom * SIDE, x + right * SIDE, y - top * SIDE), f"EPSG:{code}")
+    return area_of(
+        shapely.box(x + left * TILE_SIZE, y - bottom * TILE_SIZE, x + right * TILE_SIZE, y - top * TILE_SIZE),
+        f"EPSG:{code}",
+    )
 
 
 def test_coverage_and_clouds_are_weighted_by_area() -> None:

@@ -20,8 +20,8 @@ from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.storage.paths import is_remote
 from thess_agg_dagster.timestamp.freshness import identify_bands
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.processes import invoke
 from thess_agg_dagster_tests.rasters import noise, read
-from thess_agg_dagster_tests.runs.test_command import invoke
 
 
 def etag(path: Path) -> str:

@@ -29,8 +29,8 @@ from thess_agg_dagster.products.series import open_series
 from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, write_scene
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.processes import invoke
 from thess_agg_dagster_tests.rasters import DATA, noise, read
-from thess_agg_dagster_tests.runs.test_command import invoke
 
 # Across the border of the small lake's two tiles.
 AOI = "SRID=32634;POLYGON((694000 4499000, 703000 4498000, 702000 4491000, 695000 4490000, 694000 4499000))"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
-from thess_agg_dagster_tests.runs.test_command import invoke
+from thess_agg_dagster_tests.processes import invoke
 
 
 def lake_with_one_done(small_lake: SmallLake) -> tuple[str, Path]:

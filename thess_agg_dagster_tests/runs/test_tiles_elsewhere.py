@@ -15,8 +15,8 @@ from thess_agg_dagster.products.readback import read_back
 from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster.timestamp.freshness import is_due
 from thess_agg_dagster_tests.conftest import FIRST, SmallLake, scene
+from thess_agg_dagster_tests.processes import invoke, statuses
 from thess_agg_dagster_tests.rasters import noise, read
-from thess_agg_dagster_tests.runs.test_command import invoke, statuses
 from thess_agg_dagster_tests.servers import S3Server, make_bucket
 
 SCENE = scene(FIRST, "T34TFL")

@@ -25,8 +25,8 @@ from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name, store_env
 from thess_agg_dagster.storage.paths import is_remote, lake_path
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, scene
+from thess_agg_dagster_tests.processes import invoke, statuses
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
-from thess_agg_dagster_tests.runs.test_command import invoke, statuses
 from thess_agg_dagster_tests.servers import S3Server, make_bucket
 
 

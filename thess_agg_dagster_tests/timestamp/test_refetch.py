@@ -17,8 +17,8 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
 from thess_agg_dagster_tests.conftest import BANDS, EAST, FIRST, SECOND, WEST, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.processes import invoke
 from thess_agg_dagster_tests.rasters import noise, write_tile
-from thess_agg_dagster_tests.runs.test_command import invoke
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
 
 
