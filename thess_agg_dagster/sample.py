@@ -105,33 +105,33 @@ def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = Fals
     ):
         offset = offset_of(baseline_of(scene_id) or "00.00") if role_of(band) == "reflectance" else 0
         data = np.where(outside, 0, np.clip(values, 1, 10000) + offset).astype(dtype)[::step, ::step]
-        path = lake.tile(scene_id, band)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        options = (
-            {
-                "driver": "JP2OpenJPEG",
-                "codec": "JP2",
-                "quality": 100,
-                "reversible": "YES",
-            }
-            if jpeg2000
-            else {"driver": "GTiff", "compress": "deflate", "tiled": True}
+        _write_tile(
+            lake.tile(scene_id, band), data, epsg, Affine(pixel * step, 0, left, 0, -pixel * step, top), jpeg2000
         )
-        with rasterio.open(
-            path,
-            "w",
-            width=data.shape[1],
-            height=data.shape[0],
-            count=1,
-            dtype=dtype,
-            crs=f"EPSG:{epsg}",
-            transform=Affine(pixel * step, 0, left, 0, -pixel * step, top),
-            blockxsize=256,
-            blockysize=256,
-            **options,
-        ) as tile:
-            tile.write(data, 1)
-        path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
+
+
+def _write_tile(path: Path, data: NDArray[np.generic], epsg: int, transform: Affine, jpeg2000: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = (
+        {"driver": "JP2OpenJPEG", "codec": "JP2", "quality": 100, "reversible": "YES"}
+        if jpeg2000
+        else {"driver": "GTiff", "compress": "deflate", "tiled": True}
+    )
+    with rasterio.open(
+        path,
+        "w",
+        width=data.shape[1],
+        height=data.shape[0],
+        count=1,
+        dtype=data.dtype,
+        crs=f"EPSG:{epsg}",
+        transform=transform,
+        blockxsize=256,
+        blockysize=256,
+        **options,
+    ) as tile:
+        tile.write(data, 1)
+    path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
 
 
 def _on_lattice(epsg: int, left: float, top: float, nodes: int) -> tuple[Field, Field]:

@@ -85,7 +85,7 @@ AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  
     metadata={
         "dagster/column_schema": dg.TableSchema(
             [
-                dg.TableColumn("acq_datetime", description="ISO 8601; rows of the same time are united."),
+                dg.TableColumn("acq_datetime", description="ISO 8601; rows of the same time are merged."),
                 dg.TableColumn("tile_ids", description="Scene ids in merge order, between `,` `;` or `|`."),
             ]
         )
@@ -123,11 +123,7 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
                     for a in acquisitions[:_PREVIEW_ROWS]
                 ],
                 schema=dg.TableSchema(
-                    [
-                        dg.TableColumn("acq_datetime"),
-                        dg.TableColumn("tiles", "int"),
-                        dg.TableColumn("tile_ids"),
-                    ]
+                    [dg.TableColumn("acq_datetime"), dg.TableColumn("tiles", "int"), dg.TableColumn("tile_ids")]
                 ),
             ),
         },

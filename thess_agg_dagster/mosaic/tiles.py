@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -175,35 +175,7 @@ def _inspect(path: Path) -> Tile:
             if (driver := _driver(path)) is None:
                 raise refuse("unreadable_input", "the file is empty; download the tile again")
             with open_tile(path, driver) as source:
-                if source.count != 1:
-                    raise refuse("unreadable_input", f"has {source.count} bands; a tile holds exactly one")
-                if source.crs is None or not (source.crs.is_geographic or source.crs.is_projected):
-                    what = "has no CRS" if source.crs is None else "has a CRS that is not tied to the Earth"
-                    raise refuse("unknown_crs", f"{what}; assign the tile's UTM zone, e.g. with `rio edit-info --crs`")
-                transform = source.transform
-                if transform.is_identity or not all(map(math.isfinite, transform)):
-                    raise refuse("unknown_crs", "has no geotransform; download the tile again")
-                if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
-                    raise refuse("unreadable_input", "is rotated or not north-up; warp it north-up with `gdalwarp`")
-                size, place = (transform.a, -transform.e), (transform.c, transform.f)
-                if min(size) < _LEAST_PIXEL * max(1.0, *map(abs, place)) or max(size) > _LARGEST_PIXEL:
-                    where = f"pixels of {size[0]:g} x {size[1]:g} at {place[0]:g}, {place[1]:g}"
-                    raise refuse("unreadable_input", f"claims {where}; not a tile, download it again")
-                if source.dtypes[0] not in SUPPORTED_DTYPES:
-                    allowed = ", ".join(SUPPORTED_DTYPES)
-                    raise refuse("dtype_conflict", f"has dtype {source.dtypes[0]}; supported are {allowed}")
-                if source.width * source.height > MAX_PIXELS:
-                    raise refuse("unreadable_input", f"claims {source.width} x {source.height} pixels; not a tile")
-                block = math.prod(source.block_shapes[0]) * np.dtype(source.dtypes[0]).itemsize
-                if block > MAX_BLOCK_BYTES:
-                    much = f"{block / 1e6:.0f} MB, more than the {MAX_BLOCK_BYTES / 1e6:.0f} that are read at once"
-                    raise refuse(
-                        "unreadable_input",
-                        f"is packed in pieces of {much}; write it anew with `gdal_translate -co TILED=YES`",
-                    )
-                if MaskFlags.per_dataset in source.mask_flag_enums[0]:
-                    how = "write it into the pixels, e.g. with `gdalwarp -dstnodata 0`"
-                    raise refuse("unreadable_input", f"has a mask of its own, which mosaics do not look at; {how}")
+                _check(source, refuse)
                 return Tile(
                     path=path,
                     geobox=GeoBox.from_rio(source),
@@ -225,6 +197,39 @@ def _inspect(path: Path) -> Tile:
                 "unreadable_input",
                 f"is not a readable GeoTIFF or JPEG 2000 file ({first_line(error)}); download the tile again",
             ) from error
+
+
+def _check(source: DatasetReader, refuse: Callable[[ProblemKind, str], TileError]) -> None:
+    """Raise what a header says against using its tile."""
+    if source.count != 1:
+        raise refuse("unreadable_input", f"has {source.count} bands; a tile holds exactly one")
+    if source.crs is None or not (source.crs.is_geographic or source.crs.is_projected):
+        what = "has no CRS" if source.crs is None else "has a CRS that is not tied to the Earth"
+        raise refuse("unknown_crs", f"{what}; assign the tile's UTM zone, e.g. with `rio edit-info --crs`")
+    transform = source.transform
+    if transform.is_identity or not all(map(math.isfinite, transform)):
+        raise refuse("unknown_crs", "has no geotransform; download the tile again")
+    if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
+        raise refuse("unreadable_input", "is rotated or not north-up; warp it north-up with `gdalwarp`")
+    size, place = (transform.a, -transform.e), (transform.c, transform.f)
+    if min(size) < _LEAST_PIXEL * max(1.0, *map(abs, place)) or max(size) > _LARGEST_PIXEL:
+        where = f"pixels of {size[0]:g} x {size[1]:g} at {place[0]:g}, {place[1]:g}"
+        raise refuse("unreadable_input", f"claims {where}; not a tile, download it again")
+    if source.dtypes[0] not in SUPPORTED_DTYPES:
+        allowed = ", ".join(SUPPORTED_DTYPES)
+        raise refuse("dtype_conflict", f"has dtype {source.dtypes[0]}; supported are {allowed}")
+    if source.width * source.height > MAX_PIXELS:
+        raise refuse("unreadable_input", f"claims {source.width} x {source.height} pixels; not a tile")
+    block = math.prod(source.block_shapes[0]) * np.dtype(source.dtypes[0]).itemsize
+    if block > MAX_BLOCK_BYTES:
+        much = f"{block / 1e6:.0f} MB, more than the {MAX_BLOCK_BYTES / 1e6:.0f} that are read at once"
+        raise refuse(
+            "unreadable_input",
+            f"is packed in pieces of {much}; write it anew with `gdal_translate -co TILED=YES`",
+        )
+    if MaskFlags.per_dataset in source.mask_flag_enums[0]:
+        how = "write it into the pixels, e.g. with `gdalwarp -dstnodata 0`"
+        raise refuse("unreadable_input", f"has a mask of its own, which mosaics do not look at; {how}")
 
 
 def overview_of(tile: Tile, factor: float) -> Tile:

@@ -111,22 +111,7 @@ def plan_timestamp(
     identities = identify_bands(acquisition, lake, asked, params.bands, fingerprints)
     scenes = _scenes(acquisition, lake)
     mismatches = _mismatches(tile_names(acquisition, params), lake, fingerprints, params.threads)
-    mask = mask_band(asked.bands)
-    sources: dict[str, list[Source]] = {}
-    problems: dict[str, list[Problem]] = {}
-    for band in params.bands if scenes else ():
-        found = [
-            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, mask), scene.offset, scene.scene_id)
-            for scene in scenes
-        ]
-        names = [band, mask] if params.mask_scl_classes and band != mask else [band]
-        tiles = [lake.tile(scene.scene_id, name) for scene in scenes for name in names]
-        strays = [Problem("unreadable_input", _STRAY, path) for path in tiles if lake.leads_outside(path)]
-        if strays:
-            problems[band] = strays
-        else:
-            sources[band] = found
-            problems[band] = [mismatches[path] for path in tiles if path in mismatches]
+    sources, problems = _inputs(scenes, lake, params, mask_band(asked.bands), mismatches)
     mosaics, faults = plan_mosaics(sources, params.mosaic_options())
     for band, others in faults.items():
         problems[band] += others
@@ -148,6 +133,32 @@ def plan_timestamp(
         params.pixel_identity(),
         replaces,
     )
+
+
+def _inputs(
+    scenes: Sequence[Scene],
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    mask: str,
+    mismatches: Mapping[Path, Problem],
+) -> tuple[dict[str, list[Source]], dict[str, list[Problem]]]:
+    """The tiles of each band that may be read, and per band what is wrong before any is opened."""
+    sources: dict[str, list[Source]] = {}
+    problems: dict[str, list[Problem]] = {}
+    for band in params.bands if scenes else ():
+        found = [
+            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, mask), scene.offset, scene.scene_id)
+            for scene in scenes
+        ]
+        names = [band, mask] if params.mask_scl_classes and band != mask else [band]
+        tiles = [lake.tile(scene.scene_id, name) for scene in scenes for name in names]
+        strays = [Problem("unreadable_input", _STRAY, path) for path in tiles if lake.leads_outside(path)]
+        if strays:
+            problems[band] = strays
+        else:
+            sources[band] = found
+            problems[band] = [mismatches[path] for path in tiles if path in mismatches]
+    return sources, problems
 
 
 def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> Problem:

@@ -61,12 +61,8 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     last = now[-1] if len(wanted) > len(now) else looked_at[-1] if len(ahead) > len(looked_at) else None
     registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
     new = [key for key in series.acquisitions if key not in registered]
-    requests = [
-        request_of(
-            key, latest.get(key), "\n".join(wanted[key].scene_ids), "tile list changed" if key in latest else "new"
-        )
-        for key in now
-    ]
+    causes = {key: "tile list changed" if key in latest else "new" for key in now}
+    requests = [request_of(key, latest.get(key), "\n".join(wanted[key].scene_ids), causes[key]) for key in now]
     if not after:  # the asset tells which rows were refused, and shows the list
         requests.insert(
             0, dg.RunRequest(run_key=f"list {digest_of(json.dumps(fingerprint))}", asset_selection=[TIME_SERIE])
