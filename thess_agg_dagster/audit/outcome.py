@@ -22,8 +22,7 @@ TimestampStatus = Literal[
 
 
 class Status(NamedTuple):
-    """A status: what it means, its colour in pictures, whether the same run may end better when it is tried again, and
-    whether tiles that arrive later can mend it."""
+    """A status: its meaning, its colour in pictures, and whether a retry or tiles that arrive later can fix it."""
 
     meaning: str
     colour: str
@@ -43,11 +42,11 @@ STATUSES: Mapping[TimestampStatus | BandStatus, Status] = MappingProxyType(
         "skipped": Status("not made, because of another band", "#f0c987", retry=True),
         "missing_input": Status("a tile is missing", "#f28e2b", late_tiles=True),
         "unreadable_input": Status("a tile cannot be read", "#d1495b", late_tiles=True),
-        "checksum_mismatch": Status("a tile is not the published one", "#a23e6c", late_tiles=True),
-        "unknown_crs": Status("a tile has no usable place on Earth", "#9c5fb5", late_tiles=True),
-        "dtype_conflict": Status("dtypes that no mosaic can hold", "#7a6ff0", late_tiles=True),
+        "checksum_mismatch": Status("a tile differs from its published checksum", "#a23e6c", late_tiles=True),
+        "unknown_crs": Status("a tile is not georeferenced", "#9c5fb5", late_tiles=True),
+        "dtype_conflict": Status("no mosaic can hold the tiles' dtypes", "#7a6ff0", late_tiles=True),
         "outside_grid": Status("no tile lies in the grid or the aoi", "#4e9aa8", late_tiles=True),
-        "unknown_baseline": Status("nothing tells a scene's radiometric offset", "#b5838d", late_tiles=True),
+        "unknown_baseline": Status("a scene's radiometric offset is unknown", "#b5838d", late_tiles=True),
         "merge_failed": Status("tiles could not be merged", "#8c2d19", retry=True),
         "write_failed": Status("the mosaic could not be written", "#5b1a0d", retry=True),
         "exception": Status("the run ended before it could report", "#1a1a1a", retry=True),
@@ -71,7 +70,7 @@ class BandRecord:
     """One band of an attempt: a row of the band report. ``inputs`` identifies what its pixels were made of."""
 
     band: Annotated[str, Column("Name of the band.")]
-    status: Annotated[BandStatus, Column("What became of the latest attempt.")]
+    status: Annotated[BandStatus, Column("Outcome of the latest attempt.")]
     message: Annotated[str, Column("What is wrong and what to do; remarks on a success.")] = ""
     input_files: Annotated[Sequence[str], Column("Tiles in merge order, between |.")] = ()
     missing_files: Sequence[str] = ()

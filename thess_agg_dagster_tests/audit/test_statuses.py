@@ -27,5 +27,5 @@ def test_the_docs_tell_of_each() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.*?) ?\|$", (ROOT / "docs/LAKE.md").read_text(), re.M)
     told = {name: (meaning, mended) for name, meaning, mended in rows if name in STATUSES}
     for name, status in STATUSES.items():
-        mended = "tiles that arrive later" if status.late_tiles else "another try, where the system was at fault"
+        mended = "tiles that arrive later" if status.late_tiles else "a retry, if the system was at fault"
         assert told[name] == (status.meaning, mended if status.late_tiles or status.retry else "")
