@@ -1,8 +1,8 @@
-"""A small lake to try things on: real Sentinel-2 pixels on the true geometry of the tiles around Thessaloniki.
+"""A small lake to experiment with: real Sentinel-2 pixels on the true geometry of the tiles around Thessaloniki.
 
-``python -m thess_agg_dagster.sample FOLDER`` makes it. Scenes, timestamps and tiles are real, at a tenth of their
-resolution. The pixels are those of one cloudless scene of another coast (Virginia, 2016), laid over all tiles and dressed for each date:
-a season, clouds, the edge of the swath. One scene is left out on purpose.
+``python -m thess_agg_dagster.sample FOLDER`` creates it. Scenes, timestamps and tiles are real, at a tenth of their
+resolution. The pixels come from one cloudless scene of another coast (Virginia, 2016), repeated over all tiles and
+modified for each date: a season, clouds, the edge of the swath. One scene is left out on purpose.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ Field = NDArray[np.float64]
 
 
 def real_time_serie() -> list[dict[str, str]]:
-    """The 14 real acquisitions over Thessaloniki, as a scene-catalogue step wrote them."""
+    """The 14 real acquisitions over Thessaloniki, as a scene catalogue step wrote them."""
     text = (files("thess_agg_dagster") / "sample_time_serie.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
 def make_sample_lake(root: Path, pixel: int = 100) -> None:
-    """Write the sample lake: B04 and B08 at ``pixel`` metres, SCL at twice that, and an area. An older one is replaced."""
+    """Write the sample lake: B04 and B08 at ``pixel`` metres, SCL at twice that, and an area. Replaces an older one."""
     lake = DataLake(root)
     shutil.rmtree(root / "cache", ignore_errors=True)
     rows = real_time_serie()

@@ -1,4 +1,4 @@
-"""The area that is searched for: in longitude and latitude for others, in an equal-area projection for us."""
+"""The search area: in longitude and latitude for APIs, in an equal-area projection for measuring."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WIDEST = 90
 
 @dataclass(frozen=True)
 class SearchArea:
-    """An area of interest, measured around its own centre (Lambert azimuthal equal-area), where no antimeridian is."""
+    """An area of interest, measured around its own centre (Lambert azimuthal equal-area), far from any antimeridian."""
 
     shape: BaseGeometry
     centre: tuple[float, float]
@@ -35,7 +35,8 @@ class SearchArea:
 
     @classmethod
     def of(cls, area: Geometry) -> SearchArea:
-        """Edges go the shorter way around the Earth. Raises :class:`AreaError` for an area wider than a quarter of it."""
+        """Edges take the shorter way around the Earth. Raises :class:`AreaError` for an area wider than a quarter of
+        it."""
         degrees = project_area(area, CRS("EPSG:4326")).geom
         centre = _centre(shapely.get_coordinates(degrees))
         if np.ptp(_near(shapely.get_coordinates(degrees), centre[0])[:, 0]) > _WIDEST:
@@ -44,7 +45,7 @@ class SearchArea:
         return cls(_projected(unrolled, centre), centre, _pieces(unrolled))
 
     def project(self, footprint: BaseGeometry) -> BaseGeometry:
-        """A polygon in longitude and latitude, written in whatever way across the antimeridian, in the area's plane."""
+        """Project a polygon in longitude and latitude, however it crosses the antimeridian, to the area's plane."""
         return _projected(_unrolled(footprint, self.centre[0]), self.centre)
 
 

@@ -1,4 +1,4 @@
-"""What a lake's list holds already, and what a catalogue step wrote into it before."""
+"""What a lake's list contains, and what a catalogue step added to it earlier."""
 
 from __future__ import annotations
 

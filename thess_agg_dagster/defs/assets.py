@@ -1,4 +1,5 @@
-"""The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a look back."""
+"""The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a
+verification."""
 
 import os
 import re
@@ -141,8 +142,8 @@ with warnings.catch_warnings():
         partitions_def=timestamps,
         group_name=group("inputs"),
         tags={"dagster/kind/geotiff": ""},
-        description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: whoever downloads puts them there. Where they, "
-        "the tile list or the parameters have changed since, the timestamp is stale.",
+        description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: put there by a download step. If they, "
+        "the tile list or the parameters change, the timestamp is stale.",
     )
     def raw_tiles(
         context: dg.OpExecutionContext,
@@ -275,7 +276,7 @@ def _refetch(
     group_name=group("audit"),
     owners=OWNERS,
     kinds={"csv"},
-    description="The audit tables: what became of every timestamp and band, from the events of all runs, and a picture "
+    description="The audit tables: the outcome of every timestamp and band, from the events of all runs, and a picture "
     "of it: `tables/timestamps_aggregation_*.csv`, `tables/timestamps_aggregation.png`.",
     metadata={"dagster/column_schema": table_schema("status")}
     | {f"{name}_columns": table_schema(name) for name in ("summary", "band_report")},
@@ -315,8 +316,8 @@ def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str
     group_name=group("audit"),
     owners=OWNERS,
     kinds={"geotiff"},
-    description="Looks every published mosaic up again and compares it with what was recorded when it was made. The "
-    "schedule `verify_published` does this every night, once it is switched on.",
+    description="Compares every published mosaic with what was recorded when it was made. The "
+    "schedule `verify_published` does this every night, once you turn it on.",
 )
 def published_mosaics(
     context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]

@@ -1,4 +1,4 @@
-"""What a catalogue step may leave about scenes: their STAC items, and the manifest of the selected assets."""
+"""Files that a catalogue step may leave: the STAC items of scenes, and the manifest of the selected assets."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _COMMON_NAMES: Mapping[str, str] = MappingProxyType(
 
 
 def manifest_value(lake: DataLake, word: str, scene_id: str, band: str) -> str:
-    """``href`` or ``checksum`` of a tile in ``tables/assets_manifest_selected.csv``; empty where it has none.
+    """``href`` or ``checksum`` of a tile in ``tables/assets_manifest_selected.csv``; empty if there is none.
 
-    Raises ``OSError`` where it is there and cannot be read.
+    Raises ``OSError`` if the file exists but cannot be read.
     """
     path = lake.assets_manifest
     fingerprint = fingerprint_of(path)
@@ -85,7 +85,8 @@ def _rows(reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
 
 
 def read_item(path: Path, within: Sequence[Path] = ()) -> Mapping[str, Any]:
-    """A STAC item; empty where there is none, or something else. Raises ``OSError``: see ``storage.paths.open_file``."""
+    """A STAC item; empty if the file is missing or contains something else. Raises ``OSError``: see
+    ``storage.paths.open_file``."""
     try:
         item = json.loads(read_if_there(path, within) or b"{}")
     except (ValueError, RecursionError):
@@ -94,10 +95,10 @@ def read_item(path: Path, within: Sequence[Path] = ()) -> Mapping[str, Any]:
 
 
 def item_asset(item: Mapping[str, Any], band: str) -> Mapping[str, Any]:
-    """The asset of a band in its own resolution, or the one next to it; empty where there is none.
+    """The asset of a band in its native resolution, or the nearest to it; empty if there is none.
 
-    Told by the asset's key (``B04``, ``b04``, ``B04_10m``), else by the band's common name (``red``), else by the name
-    of its only band; whatever the order in which they stand.
+    The band is recognized by the asset's key (``B04``, ``b04``, ``B04_10m``), otherwise by its common name (``red``),
+    otherwise by the name of the asset's only band, regardless of the order of assets.
     """
     assets = item.get("assets")
     if not isinstance(assets, dict):

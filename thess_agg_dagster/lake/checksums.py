@@ -1,8 +1,9 @@
-"""Checksums: of what is read and written, and those that somebody else published for a tile.
+"""Checksums: of files that are read and written, and those that others published for a tile.
 
-Ours are XXH3 with 128 bits, written as ``xxh128:<hex>``: they find what rotted or was cut, not what was forged, and
-cost about as much as reading memory. (``xxh128sum -c`` checks them on a command line.) Others' are verified in
-whatever they chose. A tile in an object store is not read as a whole for our sake: its ETag stands for it.
+Ours are XXH3 with 128 bits, written as ``xxh128:<hex>``: they detect damaged and truncated files, not forged ones, and
+cost about as much as reading memory. (``xxh128sum -c`` verifies them on the command line.) Published ones are verified
+with whatever algorithm they use. A tile in an object store is not read completely for our checksum: its ETag is used
+instead.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def checksum_of(path: Path, algorithm: str = OURS) -> Checksum:
 
 
 def parse_checksum(text: str) -> Checksum | None:
-    """A checksum as people write them: ``sha256:<hex>``, a multihash, or a bare digest; ``None`` for anything else."""
+    """A checksum in a common notation: ``sha256:<hex>``, a multihash, or a bare digest; ``None`` for anything else."""
     text = text.strip()
     name, colon, digest = text.partition(":")
     if colon:
@@ -72,11 +73,11 @@ def parse_checksum(text: str) -> Checksum | None:
 
 
 class ChecksumError(ValueError):
-    """A checksum is published that cannot be read."""
+    """A published checksum that cannot be parsed."""
 
 
 def checksum_files(tile: Path) -> list[Path]:
-    """Where a checksum may stand beside a tile."""
+    """The files next to a tile that may contain its checksum."""
     return [tile.with_name(tile.name + suffix) for suffix in (".sha256", ".md5")]
 
 
@@ -110,10 +111,10 @@ def _parse_line(line: str) -> tuple[Checksum | None, str]:
 def expected_checksum(
     lake: DataLake, scene_id: str, band: str, fingerprints: Fingerprints = fingerprint_of
 ) -> tuple[Checksum, str] | None:
-    """What somebody published as a tile's checksum, and where it stands; ``None`` where nobody did.
+    """The published checksum of a tile and where it was found, or ``None`` if there is none.
 
-    ``fingerprints`` tells which files exist; with a listing, a bucket gets no request per file that might exist.
-    Raises :class:`ChecksumError` where it is not to be understood: a tile is not used unverified.
+    ``fingerprints`` tells which files exist; with a listing, a bucket gets no request per file that might exist. Raises
+    :class:`ChecksumError` if it cannot be parsed: a tile is never used unverified.
     """
     tile = lake.tile(scene_id, band)
     # 1. A file beside the tile.
@@ -137,18 +138,21 @@ def expected_checksum(
 def _understood(found: Checksum | None, given: str, where: Path) -> Checksum:
     if found is None:
         raise ChecksumError(
-            f"the checksum in {where} cannot be understood ({given[:80]!r}); mend it, e.g. with sha256sum, or remove it"
+            f"the checksum in {where} cannot be parsed ({given[:80]!r}); correct it, e.g. with sha256sum, or remove it"
         )
     return found
 
 
 class ChangedError(Exception):
-    """A file was changed while it was in use."""
+    """A file changed while it was in use."""
 
 
 class BackgroundChecksums:
-    """Checksums of files, taken on a thread of its own while somebody else reads them: what one has read, the other finds
-    in memory. Of those in an object store, ``etag:<ETag>``. A context manager; leaving it waits for nothing."""
+    """Checksums of files, computed on a separate thread while other threads read the files, so that the bytes are read
+    from disk once.
+
+    Files in an object store get ``etag:<ETag>``. A context manager; leaving it does not wait for pending checksums.
+    """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksums")
@@ -164,7 +168,7 @@ class BackgroundChecksums:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def of(self, path: Path) -> Checksum:
-        """A file's checksum. Raises ``OSError``; :class:`ChangedError` where the file is not what it was at first."""
+        """A file's checksum. Raises ``OSError``, and :class:`ChangedError` if the file has changed since the beginning."""
         found = self._found[path].result()
         if fingerprint_of(path) != self._fingerprints[path]:
             raise ChangedError(f"{path}: changed while it was read; run it again")

@@ -1,7 +1,7 @@
-"""Downloads: one file from where it is allowed to come from, whole or not at all.
+"""Downloads: one file from an allowed source, completely or not at all.
 
-``https`` (with a bearer token from an OAuth2 token endpoint where one is configured), ``s3``, ``gs`` and ``file``. What breaks
-on the way is asked for again from where it stopped; what a server refuses is not.
+Sources are ``https`` (with a bearer token from an OAuth2 token endpoint, if configured), ``s3``, ``gs`` and ``file``.
+Interrupted downloads resume where they stopped; requests that a server refuses are not repeated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Progress = Callable[[int], None]
 
 
 class Downloader:
-    """Downloads files under a policy. Threads may share one."""
+    """Downloads files under a policy. Thread-safe."""
 
     def __init__(self, policy: DownloadPolicy) -> None:
         self.policy = policy
@@ -44,7 +44,7 @@ class Downloader:
         self._connections = threading.BoundedSemaphore(policy.connections)
 
     def fetch(self, href: str, target: Path, progress: Progress = lambda _: None) -> None:
-        """Download ``href`` to ``target``, which is gone or incomplete where this raises :class:`DownloadError`."""
+        """Download ``href`` to ``target``. Raises :class:`DownloadError`; then ``target`` is missing or incomplete."""
         if not self.policy.allows(href):
             raise DownloadError(f"{shown(href)} is not among the allowed sources ({', '.join(self.policy.allowed)})")
         once = {**dict.fromkeys(STORES, _StoreTransfer), "file": _FileTransfer}.get(urlsplit(href).scheme, HttpTransfer)
@@ -53,7 +53,7 @@ class Downloader:
         self.run(transfer)
 
     def run(self, transfer: _Transfer) -> None:
-        """Have a transfer go on until it is done. Raises :class:`DownloadError`."""
+        """Continue a transfer, with retries, until it is done. Raises :class:`DownloadError`."""
         for attempt in Retrying(
             stop=stop_after_attempt(self.policy.attempts),
             wait=self._wait,
@@ -138,9 +138,9 @@ class HttpTransfer(_Transfer):
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
             wait = retry_after(answer.headers.get("Retry-After", ""))
             if wait > LONGEST_WAIT:
-                raise DownloadError(f"{status} and asks to wait for {wait:.0f} s")
+                raise DownloadError(f"{status} and asks for a wait of {wait:.0f} s")
             raise RetryError(status, wait)
-        hint = {401: "; check user and password", 403: "; no permission", 404: "; it is not there"}
+        hint = {401: "; check user and password", 403: "; no permission", 404: "; no such file"}
         raise DownloadError(status + hint.get(answer.status_code, ""))
 
     def _open(self, headers: dict[str, str]) -> requests.Response:
@@ -188,14 +188,14 @@ class _StoreTransfer(_Transfer):
                     file.write(piece)
                     self.progress(len(piece))
         except FileNotFoundError:
-            raise DownloadError(f"{shown(self.href)}: it is not there") from None
+            raise DownloadError(f"{shown(self.href)}: no such file") from None
         except PermissionError:
             raise DownloadError(f"{shown(self.href)}: no permission; check the credentials") from None
         except Exception as error:  # of botocore, aiohttp, ...
             raise RetryError(f"{shown(self.href)}: {type(error).__name__}") from None
         if self._have != size:
             self.target.unlink()
-            raise RetryError(f"{shown(self.href)}: has {size} bytes, other than those that came")
+            raise RetryError(f"{shown(self.href)}: has {size} bytes, but another number arrived")
 
 
 class _FileTransfer(_Transfer):

@@ -21,11 +21,11 @@ LONGEST_WAIT = 300.0
 
 
 class DownloadError(Exception):
-    """A file cannot be had. The text holds no secret."""
+    """A file cannot be downloaded. The text contains no secrets."""
 
 
 class RetryError(DownloadError):
-    """It may be had later: after ``wait`` seconds, where the server said so."""
+    """A later attempt may succeed, after ``wait`` seconds if the server said so."""
 
     def __init__(self, why: str, wait: float = 0.0) -> None:
         super().__init__(why)
@@ -34,11 +34,11 @@ class RetryError(DownloadError):
 
 @dataclass(frozen=True)
 class DownloadPolicy:
-    """From where files may come, and how they are asked for.
+    """Where files may come from, and how they are requested.
 
     ``allowed`` are hosts (``host`` or ``host:port``, for ``https``), ``http://host:port``, ``s3://bucket/prefix``,
-    ``gs://bucket/prefix`` and ``file:///folder``: nothing else is asked first, and only these hosts get the token. A redirect may lead to another
-    host by ``https``, if its address is a public one.
+    ``gs://bucket/prefix`` and ``file:///folder``. No other source is contacted first, and only these hosts get the
+    token. A redirect may lead to another host by ``https``, if its address is public.
     """
 
     allowed: tuple[str, ...]
@@ -54,7 +54,7 @@ class DownloadPolicy:
     first_wait: float = 1.0
 
     def allows(self, href: str) -> bool:
-        """Whether a file may be asked for."""
+        """Whether a file may be requested from this address."""
         url = urlsplit(href)
         if url.scheme == "https":  # a host alone means each of its ports
             return _host(href) in self.allowed or url.hostname in self.allowed
@@ -77,7 +77,7 @@ class DownloadPolicy:
 
 
 def shown(href: str) -> str:
-    """An address without what may be secret: user, password, query."""
+    """An address without the parts that may be secret: user, password, query."""
     url = urlsplit(href)
     return urlunsplit((url.scheme, _host(href), url.path, "", ""))
 
@@ -92,7 +92,7 @@ def _below(href: str, prefix: str) -> bool:
 
 
 class Token:
-    """A bearer token from an OAuth2 token endpoint, renewed before it ends."""
+    """A bearer token from an OAuth2 token endpoint, renewed before it expires."""
 
     def __init__(self, policy: DownloadPolicy) -> None:
         self._policy = policy
@@ -109,7 +109,7 @@ class Token:
             return self._value
 
     def forget(self) -> None:
-        """The server does not take it any more."""
+        """Discard the token, because a server no longer accepts it."""
         with self._lock:
             self._value = None
 
@@ -145,7 +145,7 @@ class Token:
         except ValueError:
             found = {}
         if not isinstance(found, dict) or not isinstance(found.get("access_token"), str):
-            raise DownloadError(f"{shown(url)}: gives no token ({answer.status_code}); check user and password")
+            raise DownloadError(f"{shown(url)}: returns no token ({answer.status_code}); check user and password")
         self._value = found["access_token"]
         self._refresh = found.get("refresh_token") if isinstance(found.get("refresh_token"), str) else None
         lifetime = found.get("expires_in")
@@ -157,7 +157,7 @@ def unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def retry_after(text: str) -> float:
-    """Seconds, from seconds or a date; 0 for anything else."""
+    """The seconds in a ``Retry-After`` header, given as seconds or a date; 0 for anything else."""
     if text.strip().isdigit():
         return float(text)
     try:

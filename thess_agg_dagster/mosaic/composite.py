@@ -1,7 +1,7 @@
 """Composites: mosaics of many times on one grid become one, block by block.
 
-Threads take blocks; each decodes its block of every time once, and reduces it in strips of rows. Memory is bounded whatever
-the number of times: more than fit wait in a temporary file.
+Each thread takes a block, decodes it once per time, and reduces it in strips of rows. Memory is bounded whatever the
+number of times: blocks that do not fit wait in a temporary file.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ def _plan(series: Series, options: CompositeOptions) -> MosaicPlan:
 
 def _check(series: Sequence[Series], options: CompositeOptions) -> None:
     if options.method not in reducers.METHODS:
-        raise CompositeError(f"{options.method!r} is no method of a composite; there are {', '.join(reducers.METHODS)}")
+        raise CompositeError(
+            f"{options.method!r} is not a method of composites; choose from {', '.join(reducers.METHODS)}"
+        )
     for each in series[1:]:
         if each.grid != series[0].grid or len(each.tiles) != len(series[0].tiles):
             raise CompositeError(f"{each.band} and {series[0].band} do not share one grid and the same times")

@@ -1,6 +1,6 @@
-"""Shapes in longitude and latitude, where 180 and -180 degrees are one line (RFC 7946, 3.1.9 and 5.2).
+"""Shapes in longitude and latitude, where 180 and -180 degrees are the same line (RFC 7946, 3.1.9 and 5.2).
 
-Inside, a shape is in one piece, with longitudes that go on beyond 180; GeoJSON has it cut there.
+Internally, a shape is in one piece, with longitudes beyond 180; in GeoJSON it is cut there.
 """
 
 from __future__ import annotations

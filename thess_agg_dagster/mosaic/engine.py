@@ -1,8 +1,7 @@
-"""The engine: a planned mosaic, written window by window.
+"""The engine: writes a planned mosaic, window by window.
 
-Threads take windows of the target grid; each fetches the source pixels it needs from the shared
-:class:`BlockCache`, merges them, and writes. Memory is bounded by windows and that cache, whatever the
-size of the mosaic.
+Each thread takes a window of the target grid, gets the source pixels it needs from the shared :class:`BlockCache`,
+merges them, and writes. Memory is bounded by the windows and that cache, whatever the size of the mosaic.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class MosaicStats:
 def write_mosaic(
     plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, str]] = dict, beside: OriginFiles | None = None
 ) -> MosaicStats:
-    """Make a planned mosaic at ``path``.
+    """Write a planned mosaic to ``path``.
 
     Parameters
     ----------
@@ -139,16 +138,16 @@ def _cause(error: BaseException) -> str:
 
 
 def write_problem(path: Path, plan: MosaicPlan, error: RasterioError | OSError) -> str:
-    """Why a raster cannot be written, and what to look at."""
+    """Why a raster cannot be written, and what to check."""
     rows, cols = plan.grid.shape
     # A cloud-optimized one is made from a draft, by way of overviews.
     needed = rows * cols * np.dtype(plan.dtype).itemsize / 1e6 * (3 if plan.options.format == "cog" else 1)
     try:
         room = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
     except OSError:
-        room = "its folder cannot be looked at"
+        room = "its folder cannot be inspected"
     return (
-        f"{path}: cannot be written ({_cause(error)}); it takes up to {needed:.0f} MB before compression, {room}; "
+        f"{path}: cannot be written ({_cause(error)}); it needs up to {needed:.0f} MB before compression, {room}; "
         "check disk space, quota and permissions"
     )
 
@@ -299,7 +298,7 @@ class _Merger:
 
 
 def holds_classes(plan: MosaicPlan) -> bool:
-    """Whether the pixels of a mosaic are classes: its tiles' are, and merging leaves them so."""
+    """Whether the pixels of a mosaic are classes: those of its tiles are, and merging keeps them so."""
     return role_of(plan.band) == "classes" and plan.options.merge_method not in ("sum", "count")
 
 

@@ -1,4 +1,4 @@
-"""GeoTIFF files: how a mosaic is laid out and compressed, made cloud-optimized, and looked up again."""
+"""GeoTIFF files: how a mosaic is laid out, compressed, made cloud-optimized, and verified."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _COG_ENV = {"GDAL_CACHEMAX": 16 * 2**20, "COG_TMP_COMPRESSION": "NONE"}
 
 
 def threads_of(plan: MosaicPlan) -> int:
-    """Threads to compute and compress on."""
+    """The number of threads for computing and compressing."""
     return plan.options.threads or os.cpu_count() or 1
 
 
@@ -79,7 +79,7 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
 
 
 class Target:
-    """A GeoTIFF in the making, filled by windows of whole blocks."""
+    """A GeoTIFF under construction, filled by windows of whole blocks."""
 
     def __init__(self, file: DatasetWriter) -> None:
         self.file = file
@@ -113,9 +113,9 @@ class Target:
 
 @contextmanager
 def new_geotiff(path: Path, plan: MosaicPlan) -> Iterator[Target]:
-    """A mosaic's file to write into; when the block ends it is verified, and cloud-optimized where asked for.
+    """A mosaic's file to write to; when the block ends it is verified, and made cloud-optimized if requested.
 
-    Call inside ``gdal_env``. Half a file may stay after an error. Raises ``OSError`` or ``RasterioError``.
+    Call inside ``gdal_env``. After an error, half a file may remain. Raises ``OSError`` or ``RasterioError``.
     """
     cog = plan.options.format == "cog"
     draft = path.with_name(f".{path.name}.draft") if cog else path
@@ -159,7 +159,7 @@ def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
         with rasterio.Env(**_COG_ENV, GDAL_NUM_THREADS=str(threads_of(plan))):
             rasterio.shutil.copy(draft, path, **options)
     except Exception as error:  # what GDAL says comes as a class that rasterio keeps to itself
-        raise OSError(f"no cloud-optimized GeoTIFF could be made of it: {first_line(error)}") from error
+        raise OSError(f"it could not be converted to a cloud-optimized GeoTIFF: {first_line(error)}") from error
 
 
 def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bool = False) -> None:

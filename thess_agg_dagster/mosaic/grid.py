@@ -1,4 +1,4 @@
-"""Target grids: which pixels a mosaic has, and how they are walked."""
+"""Target grids: which pixels a mosaic has, and in which windows they are processed."""
 
 from __future__ import annotations
 

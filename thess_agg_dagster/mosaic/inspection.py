@@ -89,13 +89,13 @@ def inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> Ins
             problems.append(Problem("dtype_conflict", str(error), source.path))
         if harmonized and source.offset is None:
             why = (
-                "nothing tells its processing baseline (the scene id has no Nxxxx), so its offset cannot be removed; "
-                "name the scene in full, or turn harmonize off"
+                "its processing baseline is unknown (the scene id has no Nxxxx), so its offset cannot be removed; "
+                "use the full scene id, or turn harmonize off"
             )
             problems.append(Problem("unknown_baseline", why, source.path))
         if harmonized and source.offset and (tile.dtype.startswith("float") or not fits(source.offset, tile.dtype)):
             why = (
-                f"has dtype {tile.dtype}; the offset of {source.offset} is one of Sentinel-2's digital numbers, which are "
+                f"has dtype {tile.dtype}; the offset of {source.offset} applies to Sentinel-2's digital numbers, which are "
                 "uint16; turn harmonize off"
             )
             problems.append(Problem("dtype_conflict", why, source.path))

@@ -1,4 +1,4 @@
-"""Layers at work: the pixels of one tile for one part of the grid, masked, harmonized and resampled."""
+"""Layers: the pixels of one tile for one part of the grid, masked, harmonized and resampled."""
 
 from __future__ import annotations
 

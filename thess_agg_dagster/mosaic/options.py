@@ -1,4 +1,4 @@
-"""Options: how mosaics are made. A field has the name and the default of the parameter that decides it."""
+"""Options for making mosaics. Each field has the name and default of its parameter."""
 
 from __future__ import annotations
 

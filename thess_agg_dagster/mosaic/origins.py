@@ -1,7 +1,7 @@
-"""Origins: which tile each pixel of a mosaic came from, and how many tiles had one for it.
+"""Origins: which tile each pixel of a mosaic comes from, and how many tiles had a valid one.
 
-Both are known while a window is merged, so ``source`` costs no second look; to count, the engine has to read what lies
-behind the first tile, too.
+Both are known while a window is merged, so ``source`` costs no extra reads; counting makes the engine read what is
+hidden behind the first tile, too.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 
 class Placement(ABC):
-    """A tile on the target grid. ``footprint`` is the rectangle of the grid outside which it has no pixel."""
+    """A tile on the target grid, with pixels only inside ``footprint``, a rectangle of the grid."""
 
     def __init__(self, tile: Tile, empty: float, grid: GeoBox) -> None:
         self.tile = tile

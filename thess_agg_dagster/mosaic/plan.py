@@ -1,4 +1,4 @@
-"""Plans: everything a mosaic needs to know before its first pixel is read."""
+"""Plans: everything that must be known about a mosaic before its first pixel is read."""
 
 from __future__ import annotations
 
@@ -198,19 +198,20 @@ def _notes(
         yield Note("dtype", f"dtype promoted from {', '.join(others)} to {dtype}")
     tags = dict.fromkeys(f"{value:g}" for value in inspected.empty_values)
     if len(tags) > 1:
-        yield Note("empty_values", f"tiles call different values empty ({', '.join(tags)})")
+        yield Note("empty_values", f"tiles have different nodata values ({', '.join(tags)})")
     sizes = dict.fromkeys(tile.geobox.resolution.map(abs).xy for tile in tiles if tile.geobox.crs == grid.crs)
     if len(sizes) > 1:
-        yield Note("pixel_sizes", f"tiles of different pixel sizes brought to {grid.resolution.x:g}")
+        yield Note("pixel_sizes", f"tiles of different pixel sizes resampled to {grid.resolution.x:g}")
     pixel = grid.resolution.map(abs).xy
     same = [layer.tile.geobox for layer in layers if layer.tile.geobox.resolution.map(abs).xy == pixel]
     if off := sum(tile.crs == grid.crs and not is_aligned(tile, grid) for tile in same):
         yield Note(
-            "off_grid", f"{off} of {len(layers)} tiles resampled, because their pixels do not lie on the mosaic's"
+            "off_grid",
+            f"{off} of {len(layers)} tiles resampled, because their pixels are not aligned with the mosaic's",
         )
     if role_of(band) == "unknown" and (options.harmonize or any(_interpolates(layer, grid) for layer in layers)):
         what = "it counts as neither classes (SCL) nor reflectance (B01 to B12)"
-        yield Note("unknown_band", f"its name does not tell what it is; {what}")
+        yield Note("unknown_band", f"its name is not a known one; {what}")
     if len(layers) < len(tiles):
         yield Note("outside_grid", f"{len(tiles) - len(layers)} of {len(tiles)} tiles lie outside the grid")
     if any(layer.tile.overview is not None for layer in layers):

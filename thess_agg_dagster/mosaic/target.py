@@ -1,4 +1,4 @@
-"""Targets: which grid the mosaics of one timestamp get, be it the tiles' own or one for a whole series."""
+"""Targets: the grid of a timestamp's mosaics, either that of its tiles or one for a whole series."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def resolve_pixel(tiles: Sequence[GeoBox], crs: CRS, resolution: float | None) -
     if _crs(tile).units == crs.units:
         return abs(tile.resolution.x), abs(tile.resolution.y)
     raise ValueError(
-        f"{crs} counts in {crs.units[0]} and the tiles in {_crs(tile).units[0]}; give resolution, in {crs.units[0]}"
+        f"{crs} is in {crs.units[0]} and the tiles in {_crs(tile).units[0]}; give resolution, in {crs.units[0]}"
     )
 
 
@@ -154,7 +154,7 @@ def target_grid(tiles: Sequence[Tile], target: Target, step: float | None = None
             [
                 Problem(
                     "outside_grid",
-                    f"the grid would have {cols} x {rows} pixels; give a coarser resolution, or less ground",
+                    f"the grid would have {cols} x {rows} pixels; give a coarser resolution, or a smaller area",
                 )
             ]
         )

@@ -1,4 +1,4 @@
-"""Threads: pieces of work in a pool, until they are done or one of them fails."""
+"""Threads: run work in a pool until all of it is done or something fails."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def run_all(work: Callable[[T], None], items: Iterable[T], threads: int, name: str, stop: threading.Event) -> None:
-    """Call ``work`` on each item, in order, on so many threads.
+    """Call ``work`` on each item, in order, on this many threads.
 
-    Raises what the first call to fail raised. ``stop`` is set on the way out: calls that are under way end early, those that have
-    not begun never do.
+    Raises the first exception. ``stop`` is set before returning, so that running calls can end early; calls that have
+    not begun are cancelled.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
         futures = [pool.submit(work, item) for item in items]

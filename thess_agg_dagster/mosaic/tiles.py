@@ -189,7 +189,7 @@ def _inspect(path: Path) -> Tile:
             why = "no such file; download the tile again or take the scene off the list"
             raise refuse("missing_input", why) from error
         except PermissionError as error:
-            raise refuse("unreadable_input", "may not be read; correct the permissions") from error
+            raise refuse("unreadable_input", "permission denied; correct the permissions") from error
         except (RasterioError, OSError) as error:
             if is_transient(error):
                 raise SystemFaultError(path, error) from error
@@ -225,11 +225,11 @@ def _check(source: DatasetReader, refuse: Callable[[ProblemKind, str], TileError
         much = f"{block / 1e6:.0f} MB, more than the {MAX_BLOCK_BYTES / 1e6:.0f} that are read at once"
         raise refuse(
             "unreadable_input",
-            f"is packed in pieces of {much}; write it anew with `gdal_translate -co TILED=YES`",
+            f"is packed in pieces of {much}; rewrite it with `gdal_translate -co TILED=YES`",
         )
     if MaskFlags.per_dataset in source.mask_flag_enums[0]:
         how = "write it into the pixels, e.g. with `gdalwarp -dstnodata 0`"
-        raise refuse("unreadable_input", f"has a mask of its own, which mosaics do not look at; {how}")
+        raise refuse("unreadable_input", f"has an internal mask, which is not supported; {how}")
 
 
 def overview_of(tile: Tile, factor: float) -> Tile:

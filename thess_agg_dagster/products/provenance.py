@@ -1,4 +1,4 @@
-"""Provenance: from which bytes, with which parameters and versions a mosaic was made; beside it, and inside."""
+"""Provenance: the files, parameters and versions that a mosaic was made from, recorded inside it and next to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The attempt of a published timestamp, read back from its ``manifest.json``; what an older one lacks, from the mosaics."""
+"""The attempt of a published timestamp, restored from its ``manifest.json``; what older manifests lack comes from the
+mosaics."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ from thess_agg_dagster.timestamp.freshness import identify_bands, together
 def read_back(manifest: Mapping[str, Any], lake: DataLake, params: TimestampsAggregationParams) -> Attempt:
     """The attempt that published a timestamp of this lake.
 
-    Raises ``OSError`` and ``rasterio.errors.RasterioError`` where a mosaic cannot be read, ``KeyError`` and the like where
-    the manifest is none of ours.
+    Raises ``OSError`` and ``rasterio.errors.RasterioError`` if a mosaic cannot be read, ``KeyError`` and similar errors
+    if the manifest is not one of ours.
     """
     recorded = manifest.get("attempt")
     if isinstance(recorded, dict):
@@ -44,7 +45,7 @@ def read_back(manifest: Mapping[str, Any], lake: DataLake, params: TimestampsAgg
     return Attempt(
         timestamp,
         "success",
-        "read back from manifest.json",
+        "restored from manifest.json",
         [_band(band, entry, manifest, lake, inputs.get(band, "")) for band, entry in outputs.items()],
         str(named_by(manifest, lake.timestamp_folder(timestamp)).folder),
         together(inputs) if inputs else "",

@@ -1,4 +1,4 @@
-"""A series of mosaics as one array, for what comes after: indices, composites, anomalies."""
+"""A series of mosaics as one array, for further processing: indices, composites, anomalies."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def _published(lake: DataLake, band: str) -> dict[datetime, tuple[str, Path]]:
         except (ValueError, OverflowError):
             continue  # a folder of another origin
         if instant in found:
-            raise ValueError(f"{found[instant][1].parent} and {path.parent} are of one instant; remove one of them")
+            raise ValueError(
+                f"{found[instant][1].parent} and {path.parent} are of the same instant; remove one of them"
+            )
         found[instant] = timestamp, path
     if not found:
         raise FileNotFoundError(f"{lake.aggregated}: no mosaics of {band}; aggregate some first")

@@ -1,4 +1,4 @@
-"""The time series at a glance: one picture of all timestamps and bands, for people."""
+"""The time series at a glance: one picture of all timestamps and bands."""
 
 from __future__ import annotations
 

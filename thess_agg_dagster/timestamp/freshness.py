@@ -1,7 +1,7 @@
-"""Whether what is published of a timestamp is what would be made of it now: what identifies a mosaic, and what is due.
+"""Freshness: what identifies a mosaic, and whether a published timestamp is out of date.
 
-A mosaic is identified by the version of its pixels, the parameters that decide them, and how its tiles stand. The
-release's number has no part in it: an upgrade makes nothing due.
+A mosaic is identified by the version of its pixels, the parameters that determine them, and the state of its tiles. The
+release number is not included: an upgrade makes nothing due.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from thess_agg_dagster.timestamp.remote import located
 
 
 def code_version() -> str | None:
-    """What Dagster compares published timestamps by: the version of the pixels.
+    """The version of the pixels, by which Dagster compares published timestamps.
 
-    The first one has no name: 0.1.0 told Dagster of none, and what it published would be stale.
+    The first version has no name: 0.1.0 gave Dagster none, and what it published would become stale.
     """
     return None if PIXELS_VERSION == 1 else str(PIXELS_VERSION)
 
@@ -36,7 +36,7 @@ def code_version() -> str | None:
 def tile_names(
     acquisition: Acquisition, params: TimestampsAggregationParams, required: bool = False
 ) -> list[tuple[str, str]]:
-    """Scene id and band of the tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
+    """Scene id and band of the tiles that a timestamp reads; with ``required``, only those that it needs in any case."""
     bands = list(params.bands)
     if params.mask_scl_classes and not (required and params.missing_scl == "unmasked"):
         bands.append(mask_band(bands))
@@ -50,10 +50,11 @@ def identify_bands(
     bands: Iterable[str],
     fingerprints: Fingerprints | None = None,
 ) -> dict[str, str]:
-    """Per band a short text that changes with what decides its pixels: parameters, the tile list, and size or
-    modification time (or ETag) of any file that is read for it.
+    """A short text per band that changes with everything that determines its pixels: parameters, the tile list, and
+    size and modification time (or ETag) of every file that is read for it.
 
-    ``fingerprints`` looks up those of the lake's files; a caller that already has a listing passes it. Raises ``AreaError``.
+    ``fingerprints`` looks up those of the lake's files; a caller that already has a listing passes it. Raises
+    ``AreaError``.
     """
     fingerprints = fingerprints or lake.fingerprints(acquisition.scene_ids)
     lake = located(lake, params)
@@ -81,17 +82,17 @@ def identify_inputs(
     params: TimestampsAggregationParams,
     fingerprints: Fingerprints | None = None,
 ) -> str:
-    """What identifies the mosaics of all bands that ``params`` ask for, as a short text: see :func:`identify_bands`."""
+    """A short text that identifies the mosaics of all bands in ``params``: see :func:`identify_bands`."""
     return together(identify_bands(acquisition, lake, params, params.bands, fingerprints))
 
 
 def together(bands: Mapping[str, str]) -> str:
-    """One text for what identifies each of some bands."""
+    """One text from those that identify several bands."""
     return hashlib.sha256(json.dumps(bands, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def is_identified(recorded: str, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> bool:
-    """Whether a text that was recorded earlier, maybe by an earlier release, still identifies the inputs."""
+    """Whether a recorded text, maybe from an earlier release, still identifies the inputs."""
     fingerprints = lake.fingerprints(acquisition.scene_ids)
     return recorded == identify_inputs(acquisition, lake, params, fingerprints) or _is_of_0_1_0(
         recorded, acquisition, lake, params, params.bands, fingerprints
@@ -105,7 +106,7 @@ def current_bands(
     params: TimestampsAggregationParams,
     fingerprints: Fingerprints,
 ) -> set[str]:
-    """The bands of a success that would be made the same again, by what was recorded of them."""
+    """The bands of a successful attempt that, according to its records, would come out the same again."""
     bands = [band.band for band in made.bands]
     if not made.schema:
         return set(bands) if _is_of_0_1_0(made.inputs, acquisition, lake, params, bands, fingerprints) else set()
@@ -116,10 +117,8 @@ def current_bands(
 def changed_inputs(
     published: Mapping[str, RecordedAttempt], lake: DataLake, params: TimestampsAggregationParams
 ) -> dict[str, str]:
-    """What identifies the inputs now, of published timestamps that were made of other ones (or with other parameters).
-
-    Raises ``TimeSerieError`` and ``AreaError``.
-    """
+    """The identities of published timestamps whose inputs or parameters have changed since. Raises ``TimeSerieError``
+    and ``AreaError``."""
     acquisitions = read_time_serie(lake.time_serie).acquisitions
     fingerprints = lake.fingerprints()
     return {
@@ -137,7 +136,7 @@ def is_due(
     params: TimestampsAggregationParams,
     fingerprints: Fingerprints,
 ) -> bool:
-    """Whether there is no success yet, or one of other inputs or parameters, or something of it is gone."""
+    """Whether a timestamp has no success yet, its inputs or parameters have changed, or a published file is missing."""
     if last is None or last.attempt.status != "success":
         return True
     if not set(params.bands) <= current_bands(last.attempt, acquisition, lake, params, fingerprints):

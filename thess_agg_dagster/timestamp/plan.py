@@ -1,4 +1,4 @@
-"""What one timestamp will become: a planned mosaic per band, or everything that stands in the way."""
+"""Plans: for each band of a timestamp, a planned mosaic or everything that prevents it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STRAY = "is a symbolic link out of the lake, which is not followed; put the fil
 
 
 class Scene(NamedTuple):
-    """A scene, its processing baseline, and the offset that its reflectance bands carry; ``None`` where not known."""
+    """A scene, its processing baseline, and the offset of its reflectance bands; ``None`` if unknown."""
 
     scene_id: str
     baseline: str | None
@@ -42,7 +42,7 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class TimestampPlan:
-    """One timestamp, decided. Every band stands in exactly one of ``mosaics`` and ``problems``."""
+    """The plan of one timestamp. Every band is in exactly one of ``mosaics`` and ``problems``."""
 
     timestamp: str
     scene_ids: Sequence[str]
@@ -75,11 +75,11 @@ class TimestampPlan:
 
     @property
     def inputs(self) -> str:
-        """What identifies the inputs of all bands that were asked for."""
+        """Identifies the inputs of all requested bands."""
         return together({band: self.identities[band] for band in self.asked})
 
     def summary(self) -> str:
-        """What is about to be made, in one line."""
+        """A one-line description of what is about to be made."""
         bands = ", ".join(f"{m.band} ({m.grid.width} x {m.grid.height})" for m in self.mosaics.values())
         return f"Merging {len(self.scene_ids)} tiles into {bands}"
 
@@ -95,10 +95,10 @@ def plan_timestamp(
     fetched: Mapping[Path, Refetched | str] = MappingProxyType({}),
     made: Attempt | None = None,
 ) -> TimestampPlan:
-    """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found.
+    """Plan every band of a timestamp from its tiles' headers; finds all problems of all bands.
 
-    ``fetched`` is what became of the tiles that had to be fetched again, ``made`` the latest success: its bands that are
-    not asked for now stay. Raises :class:`BandsLostError` where one cannot.
+    ``fetched`` is the result for tiles that had to be downloaded again; ``made`` is the latest success, whose other
+    bands stay. Raises :class:`BandsLostError` if one cannot.
     """
     asked = params
     lake = located(lake, params)
@@ -190,7 +190,7 @@ def _mismatches(
             return None
         if found == expected[0]:
             return None
-        reason = f"has {found}, published is {expected[0]} (in {expected[1]}); download the tile again"
+        reason = f"has {found}, but {expected[0]} was published (in {expected[1]}); download the tile again"
         return Problem("checksum_mismatch", reason, path)
 
     with ThreadPoolExecutor(REQUESTS if is_remote(lake.tiles_folder) else threads) as pool:

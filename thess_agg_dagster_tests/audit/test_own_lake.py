@@ -85,9 +85,9 @@ def test_the_instance_of_another_lake_changes_nothing(published: SmallLake, tmp_
     # One timestamp of its own does not make the others so.
     published.instance.add_dynamic_partitions("timestamp", [FIRST])
     other.aggregate(FIRST)
-    with pytest.raises(dg.Failure, match="that of another lake"):
+    with pytest.raises(dg.Failure, match="belongs to another lake"):
         other.tables()
-    with pytest.raises(ValueError, match="that of another lake"):
+    with pytest.raises(ValueError, match="belongs to another lake"):
         list(rebuilt(published.instance, other.lake, TimestampsAggregationParams()))
 
 
@@ -157,8 +157,8 @@ def test_the_command_reads_back_and_tells_what_it_cannot(published: SmallLake, t
     published.lake.manifest(SECOND).write_text(json.dumps({"timestamp": SECOND}))
     first = invoke(*arguments)
     assert first.exit_code == 1
-    assert f"{FIRST}  is read back" in first.stdout
-    assert f"{published.lake.manifest(SECOND)}: cannot be read back (KeyError" in first.stderr
+    assert f"{FIRST}  restored" in first.stdout
+    assert f"{published.lake.manifest(SECOND)}: cannot be restored (KeyError" in first.stderr
     published.lake.manifest(SECOND).write_text(good)
     assert invoke(*arguments).exit_code == 0
     assert published.tables_on_disk()["status"]["status"].tolist() == ["success", "success"]

@@ -154,9 +154,9 @@ def seen_at(day: str, coverage: float = 1.0, cloud: float | None = 0.0) -> Seen:
     [
         (seen_at("2023-02-02"), None),
         (seen_at("2023-02-02", cloud=60), None),
-        (seen_at("2023-02-02", cloud=60.1), "60.1 % of clouds, at most 60 % are asked for"),
+        (seen_at("2023-02-02", cloud=60.1), "60.1 % clouds; at most 60 % is allowed"),
         (seen_at("2023-02-02", 0.5), None),
-        (seen_at("2023-02-02", 0.49), "covers 49.0% of the area, 50.0% are asked for"),
+        (seen_at("2023-02-02", 0.49), "covers 49.0% of the area; at least 50.0% is required"),
     ],
 )
 def test_thresholds(seen: Seen, why: str | None) -> None:
@@ -179,8 +179,8 @@ def test_the_best_of_each_anchor_date() -> None:
         date(2023, 1, 11): date(2023, 1, 10),
     }
     reasons = {seen.overpass.timestamp[:10]: why for seen, why in others}
-    assert reasons["2023-01-01"] == "2023-01-04 09:00:00.024000+00:00 is the better one for the anchor date 2023-01-01"
-    assert reasons["2023-01-22"] == "the list has one for the anchor date 2023-01-21 already"
+    assert reasons["2023-01-01"] == "2023-01-04 09:00:00.024000+00:00 is better for the anchor date 2023-01-01"
+    assert reasons["2023-01-22"] == "the list already has one for the anchor date 2023-01-21"
     assert len(reasons) == 4
 
 

@@ -101,5 +101,5 @@ def test_seams_are_drawn_where_two_scenes_meet(numbered: tuple[SmallLake, list[s
 def test_what_cannot_be() -> None:
     with pytest.raises(ValidationError, match="seams need provenance"):
         TimestampsAggregationParams(seams=True)
-    with pytest.raises(ValidationError, match="'source_B04' has the name of a file that stands beside the bands"):
+    with pytest.raises(ValidationError, match="'source_B04' is the name of a file that is written next to the bands"):
         TimestampsAggregationParams(bands=["source_B04"])

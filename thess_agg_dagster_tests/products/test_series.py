@@ -195,7 +195,7 @@ def test_a_scene_id_without_a_baseline_cannot_be_harmonized(small_lake: SmallLak
     small_lake.read_list()
     found = small_lake.aggregate(FIRST, bands=["B04"], harmonize=True).attempt
     assert (found.status, found.bands[0].status) == ("failed_invalid_inputs", "unknown_baseline")
-    assert "nothing tells its processing baseline" in found.message
+    assert "its processing baseline is unknown" in found.message
 
 
 # --- catalog --------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_folders_of_another_origin_and_instants_twice(two: SmallLake) -> None:
     shutil.copytree(folder, folder.with_name("old backup"))
     assert open_series(two.root, "B04").sizes["time"] == 1
     shutil.copytree(folder, folder.with_name(folder.name.removesuffix("+00_00")))
-    with pytest.raises(ValueError, match="are of one instant; remove one of them"):
+    with pytest.raises(ValueError, match="are of the same instant; remove one of them"):
         open_series(two.root, "B04")
 
 

@@ -95,4 +95,4 @@ def test_tiles_in_a_folder_and_mosaics_in_a_bucket(small_lake: SmallLake, s3_ser
 def test_a_template_that_is_none_is_refused(arguments: tuple[str, ...]) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2
-    assert "tiles='raw/s2' is no template of tiles' paths" in " ".join(result.stderr.split())
+    assert "tiles='raw/s2' is not a template of tile paths" in " ".join(result.stderr.split())

@@ -71,7 +71,7 @@ def test_one_out_of_date_goes_by_word_only(made: SmallLake) -> None:
     found = made.aggregate(FIRST, bands=["B04"]).attempt
     assert found.status == "exception"
     assert f"B08 in {made.lake.timestamp_folder(FIRST)} would be removed" in found.message
-    assert "ask for all of B04, B08, or set drop_bands" in found.message
+    assert "set bands to B04, B08, or set drop_bands" in found.message
     assert published(made) == before
     assert made.aggregate(FIRST, bands=["B04"], drop_bands=True).attempt.status == "success"
     assert {name for name in published(made) if name.endswith(".tif")} == {"B04.tif", "SCL.tif"}
@@ -95,7 +95,7 @@ def test_a_damaged_one_is_not_passed_on(made: SmallLake) -> None:
     assert {band.band: band.status for band in found.bands} == {
         "B04": "skipped", "B08": "merge_failed", "SCL": "skipped",
     }  # fmt: skip
-    assert "was published; ask for B08, too" in found.message
+    assert "was published; include B08 in the bands" in found.message
     assert published(made) == before
 
 

@@ -1,4 +1,4 @@
-"""A new or changed list."""
+"""The sensor for a new or changed list."""
 
 import json
 from typing import Any
@@ -32,21 +32,21 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     if fingerprint is None:
         if not cursor.get("stamp"):  # a fingerprint; cursors of 0.1.0 call it so
             return dg.SkipReason(f"{path}: no such file yet")
-        return _unusable(cursor, None, f"{path}: is gone; put it back (what is on disk stays)")
+        return _unusable(cursor, None, f"{path}: is gone; put it back (files on disk stay)")
     if cursor.get("refused") == [fingerprint]:
         return dg.SkipReason(f"{path} is unusable, and has not changed; its check `schema` says why")
     if fingerprint == cursor.get("stamp") and not cursor.get("after"):
         return dg.SkipReason(f"{path} has not changed")
     if is_fresh(path):
         return dg.SkipReason(
-            f"{path} changed less than {common.SETTLE_SECONDS} s ago; it may still be written, so it waits"
+            f"{path} changed less than {common.SETTLE_SECONDS} s ago; waiting, because it may not be complete"
         )
     try:
         series = read_time_serie(path)
     except TimeSerieError as error:
         return _unusable(cursor, fingerprint, str(error))
     if exact_fingerprint_of(path) != fingerprint:
-        return dg.SkipReason(f"{path} changed while it was read; it is looked at again")
+        return dg.SkipReason(f"{path} changed while it was read; it will be read again")
     # Sorted, so that a list too long for one tick goes on where the last one stopped.
     after = cursor.get("after") or "" if fingerprint == cursor.get("stamp") else ""
     ahead = sorted(key for key in series.acquisitions if key > after)
