@@ -135,7 +135,7 @@ def _write_tile(path: Path, data: NDArray[np.generic], epsg: int, transform: Aff
 
 
 def _on_lattice(epsg: int, left: float, top: float, nodes: int) -> tuple[Field, Field]:
-    """Where a lattice over a tile, its edges included, lies on the plane of zone 34."""
+    """The coordinates, on the plane of zone 34, of a lattice over a tile, including its edges."""
     steps = np.linspace(0, TILE_SIZE, nodes)
     x, y = np.meshgrid(left + steps, top - steps)
     east, north = project(f"EPSG:{epsg}", f"EPSG:{_PLANE}", x.ravel(), y.ravel())
@@ -151,7 +151,7 @@ def _spread(values: Field, size: int) -> Field:
 
 
 def _coordinates(epsg: int, left: float, top: float, size: int) -> tuple[Field, Field]:
-    """Where the pixels of a tile lie on the plane of zone 34."""
+    """The coordinates of a tile's pixels on the plane of zone 34."""
     east, north = _on_lattice(epsg, left, top, 24)
     return _spread(east, size), _spread(north, size)
 

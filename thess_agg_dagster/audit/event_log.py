@@ -73,7 +73,7 @@ def why_stale(made: Attempt, parameters: str, scene_ids: Sequence[str], bands: S
 
 
 def _asked_for_since(made: Attempt, parameters: str, scene_ids: Sequence[str]) -> list[str]:
-    """What parameters and tile list ask for otherwise than a success was made; it may not know its parameters."""
+    """Changes in parameters and tile list since a success, whose parameters may be unknown."""
     told = []
     if made.parameters and made.parameters != parameters:
         before, after = json.loads(made.parameters), json.loads(parameters)

@@ -164,7 +164,7 @@ def _here(attempt: Attempt, lake: DataLake) -> Attempt:
 
 
 def _silent_message(reason: str, before: RecordedAttempt | None) -> str:
-    """What is known of a run that left no attempt; what was wrong before it may be so still."""
+    """What is known about a run without an attempt; the problem before it may still exist."""
     parts = [": ".join(filter(None, (_SILENT, reason))), "look at it in the UI, then run it again"]
     if before is not None and before.attempt.status == "success":
         parts.append("the previous version stays published")
@@ -222,7 +222,7 @@ def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
 
 
 def _cell(name: str, value: Any) -> Any:
-    """A value of a record as it stands in a table."""
+    """A value of a record as text for a table."""
     if name == "bounds":
         return "|".join(f"{edge:.15g}" for edge in value)
     if name == "input_checksums":  # one for each of the input files, equal ones too

@@ -16,7 +16,7 @@ _NOTHING = 1e-4
 
 @dataclass(frozen=True)
 class Seen:
-    """What an overpass shows of an area, and the scenes needed for it, in merge order."""
+    """The part of an area that an overpass shows, and the scenes needed for it, in merge order."""
 
     overpass: Overpass
     scenes: tuple[Scene, ...]

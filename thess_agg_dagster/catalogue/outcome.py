@@ -1,4 +1,4 @@
-"""What is requested from a catalogue, and the outcome."""
+"""Requests to a catalogue, and their outcomes."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ def _overpass(key: OverpassKey, scenes: Sequence[Scene]) -> Overpass:
 
 
 def _newest(products: Sequence[Scene]) -> tuple[list[Scene], dict[Scene, tuple[Scene, ...]]]:
-    """Of the products of one tile and datatake the newest of each part of the tile, and the older ones with theirs."""
+    """For one tile and datatake, the newest product of each part of the tile, and the older products with the newer
+    ones that replace them."""
     kept: list[Scene] = []
     replaced: dict[Scene, tuple[Scene, ...]] = {}
     for product in sorted(products, key=lambda each: each.age, reverse=True):

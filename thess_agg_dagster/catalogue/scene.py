@@ -33,8 +33,8 @@ _BY_HAND = "99.99"
 
 
 class OverpassKey(NamedTuple):
-    """What all scenes of one overpass have in common. Times are not enough: they differ between tiles and may cross
-    midnight."""
+    """The properties shared by all scenes of one overpass. Times are not enough: they differ between tiles and may
+    cross midnight."""
 
     platform: str
     datatake: datetime

@@ -121,7 +121,7 @@ def find_items(
 
 
 def _said(error: BaseException) -> str:
-    """What the first of a chain of errors says: pystac wraps what a server answers."""
+    """The text of the first of a chain of errors: pystac wraps the server's answer."""
     while isinstance(error.__cause__ or error.__context__, STACError | APIError | _CutError):
         error = error.__cause__ or error.__context__ or error
     status = getattr(error, "status_code", None)

@@ -1,4 +1,4 @@
-"""What a catalogue step writes to the lake: first items and addresses, then the list, with an account of every scene."""
+"""Writing to the lake: first items and addresses, then the list, and an account of every scene."""
 
 from __future__ import annotations
 

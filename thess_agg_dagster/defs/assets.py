@@ -302,7 +302,7 @@ def timestamps_aggregation(
 
 
 def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str, RecordedAttempt]:
-    """What the instance knows to be published; fails where that is not what the lake holds."""
+    """The published timestamps according to the instance; fails if they do not match the lake."""
     published = latest_successes(context.instance)
     if refusal := why_not_ours(context.instance, lake, published):
         raise dg.Failure(refusal, allow_retries=False)

@@ -60,9 +60,10 @@ def _replace(place: Path, data: bytes, replaces: str | None) -> None:
 
 
 def _stays(name: str, target: Path, before: Published) -> bool:
-    """Whether an object below the timestamp's folder is none of those that the run of ``target`` replaced, or found abandoned.
+    """Whether an object below the timestamp's folder is to be kept: it was neither replaced by the run of ``target``
+    nor abandoned.
 
-    Whoever began a day before this run has found another manifest than this run's, and can never replace that.
+    A run that began a day before this one found another manifest, so it can never replace this run's.
     """
     run, below, _ = name.partition("/")
     if not below:  # as 0.1.0 put them, or somebody's own

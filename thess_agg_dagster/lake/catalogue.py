@@ -114,7 +114,7 @@ def item_asset(item: Mapping[str, Any], band: str) -> Mapping[str, Any]:
 
 
 def _rank(key: str, asset: Mapping[str, Any], band: str) -> int | None:
-    """How well an asset is known to be of a band: 0 best; ``None``: it is not."""
+    """How certain it is that an asset is of a band, 0 being best; ``None`` if it is not."""
     if re.fullmatch(rf"{re.escape(band)}(_\d+m)?", key):
         return 0
     if key == _COMMON_NAMES.get(band.upper()):

@@ -100,7 +100,7 @@ _TAGGED = re.compile(r"\\?(?:SHA2-)?([A-Za-z0-9-]+) ?\((.*)\) ?= ?([0-9a-fA-F]+)
 
 
 def _parse_line(line: str) -> tuple[Checksum | None, str]:
-    """The checksum on a line, and the name that stands with it."""
+    """The checksum on a line, and the file name next to it."""
     if tagged := _TAGGED.fullmatch(line):
         algorithm = tagged[1] if tagged[1].lower().startswith(("md", "sha", "xx")) else f"sha{tagged[1]}"
         return parse_checksum(f"{algorithm}:{tagged[3]}"), tagged[2]

@@ -64,7 +64,7 @@ class Downloader:
                 transfer.go_on()
 
     def _wait(self, state: RetryCallState) -> float:
-        """What the server asks for, else longer each time, never all at once."""
+        """Wait as long as the server asks for, otherwise longer each time, with some randomness."""
         error = state.outcome.exception() if state.outcome else None
         backoff: float = self.policy.first_wait * 2 ** (state.attempt_number - 1) * random.uniform(0.5, 1.5)
         return max(backoff, error.wait if isinstance(error, RetryError) else 0.0)

@@ -260,7 +260,7 @@ class DataLake:
         return published_in(self.timestamp_folder(timestamp))
 
     def version(self, timestamp: str) -> str | None:
-        """The version of a timestamp's manifest in a bucket; ``None`` where there is none, and in a folder."""
+        """The version of a timestamp's manifest in a bucket; ``None`` if there is none, and in a folder."""
         manifest = self.manifest(timestamp)
         return version_of(manifest) if is_remote(manifest) else None
 

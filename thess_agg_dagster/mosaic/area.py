@@ -161,7 +161,7 @@ def _projected(area: Geometry, crs: CRS, near: Geometry | None) -> Geometry:
 
 
 def utm_zone(area: Geometry) -> CRS:
-    """The UTM zone of an area's centre. Raises :class:`AreaError` where there is none."""
+    """The UTM zone of an area's centre. Raises :class:`AreaError` if there is none."""
     lon, lat = area.centroid.to_crs(DEGREES).coords[0]
     if not -80 <= lat <= 84:
         raise AreaError(

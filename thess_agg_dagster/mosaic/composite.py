@@ -102,8 +102,8 @@ def open_mosaics(band: str, paths: Sequence[Path]) -> Series:
 
 @dataclass(frozen=True)
 class CompositeStats:
-    """What making a band's composite took and gave. ``valid_share`` counts pixels of the whole grid, 0 to 1; ``seconds`` is
-    the time of all bands that were made together."""
+    """Statistics of a composite. ``valid_share`` is relative to all pixels of the grid, 0 to 1; ``seconds`` is the time
+    for all bands that were made together."""
 
     valid_share: float
     seconds: float

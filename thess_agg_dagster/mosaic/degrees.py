@@ -25,12 +25,12 @@ def longitude(degrees: float) -> float:
 
 
 def turned(shape: BaseGeometry, turns: int) -> BaseGeometry:
-    """The same shape, so many times around the Earth."""
+    """The same shape, moved by this many turns around the Earth."""
     return shapely.transform(shape, lambda xy: xy + np.array((360.0 * turns, 0.0))) if turns else shape
 
 
 def in_one_piece(shape: BaseGeometry) -> BaseGeometry:
-    """What is cut at the antimeridian, joined there: where that makes the whole narrower."""
+    """Join a shape that is cut at the antimeridian, if that makes it narrower."""
     parts = shapely.get_parts(shape)
     joined = shapely.union_all([turned(part, int(part.bounds[2] <= 0)) for part in parts])
     return joined if _width(joined) < _width(shape) else shape

@@ -53,15 +53,17 @@ class WriteError(Exception):
 
 @dataclass(frozen=True)
 class MosaicStats:
-    """What making a mosaic took and gave.
+    """Statistics of a mosaic.
 
-    ``valid_share`` and ``masked_share`` count pixels of the whole grid (where all but an area is emptied: of the area),
-    0 to 1; the masked ones would hold a value without the SCL mask. ``overwritten_pixels`` are valid, but have the value
-    of the mosaic's nodata and read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at most
-    800 a side. ``histogram`` counts the pixels of each class of a mosaic of classes, shape ``(256,)`` (255:
-    whatever is no uint8), where some tile has a pixel; ``None`` for other bands, and where ``count`` or ``sum`` made
-    other numbers of the classes. Where origins are written, ``tile_shares`` tells which share of the valid pixels came
-    from each tile, by its number, and ``origins`` is the preview of the source.
+    ``valid_share`` and ``masked_share`` are relative to all pixels of the grid (or of the area, if everything outside
+    it is emptied), 0 to 1; masked pixels would have a value without the SCL mask. ``overwritten_pixels`` are valid, but
+    have the mosaic's nodata value and so read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at
+    most 800 a side.
+
+    ``histogram`` counts the pixels of each class in a mosaic of classes, shape ``(256,)`` (255: everything that is not
+    uint8), where some tile has a pixel; ``None`` for other bands, and if ``count`` or ``sum`` turned the classes into
+    other numbers. If origins are written, ``tile_shares`` is the share of the valid pixels that comes from each tile,
+    by its number, and ``origins`` is the preview of the source.
     """
 
     valid_pixels: int
@@ -132,7 +134,7 @@ def write_mosaic(
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong: rasterio says it in the cause, the system in the error itself."""
+    """The cause of an error: rasterio keeps it as the cause, the system in the error itself."""
     itself = isinstance(error, OSError) and not isinstance(error, RasterioError)
     return first_line(error if itself else error.__cause__ or error)
 
@@ -303,7 +305,7 @@ def holds_classes(plan: MosaicPlan) -> bool:
 
 
 def _counted(classes: Pixels) -> NDArray[np.int64]:
-    """How many there are of each class, 255 for all that is no uint8."""
+    """The number of pixels per class, with 255 for everything that is not uint8."""
     if classes.dtype != np.uint8:
         classes = np.where((classes >= 0) & (classes < 255), classes, 255).astype(np.uint8)
     return np.bincount(classes, minlength=256)

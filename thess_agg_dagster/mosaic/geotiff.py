@@ -135,10 +135,10 @@ def new_geotiff(path: Path, plan: MosaicPlan) -> Iterator[Target]:
 
 
 def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
-    """Write a GeoTIFF anew as a cloud-optimized one: the same pixels, overviews of half the size each, all in order.
+    """Rewrite a GeoTIFF as a cloud-optimized one: the same pixels, and overviews each half the size of the last.
 
-    Overviews of classes are nearest, of continuous bands average. Call inside ``gdal_env``; :func:`verify` the result.
-    Raises ``OSError``.
+    Overviews are nearest for classes and average for continuous bands. Call inside ``gdal_env``; :func:`verify` the
+    result. Raises ``OSError``.
     """
     options: dict[str, Any] = {
         "driver": "COG",
@@ -185,7 +185,7 @@ def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bo
 
 
 def _end(written: DatasetReader, row: int, col: int, **level: int) -> int:
-    """Where a block ends in the file; 0 where it is empty."""
+    """The end of a block in the file; 0 if it is empty."""
     offset, length = (
         int(written.get_tag_item(f"BLOCK_{name}_{col}_{row}", "TIFF", bidx=1, **level) or 0)
         for name in ("OFFSET", "SIZE")

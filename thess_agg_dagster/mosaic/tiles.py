@@ -233,9 +233,11 @@ def _check(source: DatasetReader, refuse: Callable[[ProblemKind, str], TileError
 
 
 def overview_of(tile: Tile, factor: float) -> Tile:
-    """The tile's coarsest overview (or JPEG 2000 resolution level) that is reduced by at most ``factor``, else itself.
+    """The tile's coarsest overview (or JPEG 2000 resolution level) that is reduced by at most ``factor``, or the tile
+    itself.
 
-    One that ``factor`` is a whole multiple of is preferred: what remains is then a mean of whole pixels.
+    An overview of which ``factor`` is a whole multiple is preferred, since the remaining step is then a mean of whole
+    pixels.
     """
     # A factor between two CRSs is not quite a whole number.
     with gdal_env(), open_tile(tile.path, tile.driver) as source:

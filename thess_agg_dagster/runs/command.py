@@ -114,7 +114,7 @@ main.add_command(rebuild)
 
 
 def _refuse_options(context: click.Context) -> None:
-    """A subcommand has options of its own: one that stands before it would be lost without a word."""
+    """Refuse options before a subcommand, which has options of its own: they would be ignored silently."""
     source = click.core.ParameterSource.COMMANDLINE
     lost = [name for name in context.params if context.get_parameter_source(name) == source]
     if lost:

@@ -131,10 +131,10 @@ class FleetLauncher(CeleryRunLauncher):
 
     @contextmanager
     def heartbeat(self, run_id: str) -> Iterator[None]:
-        """While the block lasts, a thread of this process tells Redis that the run goes on.
+        """Tell Redis, from a thread of this process, that the run is alive, until the block ends.
 
-        It is the process of the run that tells, not Celery's worker: that one falls silent while it shuts down and waits
-        for its runs, and may die before they do.
+        The run's own process sends it, not Celery's worker, which falls silent while it shuts down and waits for its
+        runs, and may die before they do.
         """
         ended = threading.Event()
 

@@ -145,7 +145,7 @@ def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
 
 
 def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
-    """What a run that was re-executed inherited, and carries until it is claimed."""
+    """The tag that a re-executed run inherits, and carries until it is claimed."""
     parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
     return parent.tags.get(PROCESS_TAG) if parent else None
 

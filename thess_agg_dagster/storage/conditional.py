@@ -60,7 +60,7 @@ def _condition(protocol: str, version: str | None) -> dict[str, Any]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error tells of, as botocore and azure keep it."""
+    """The HTTP status in an error, as botocore and azure store it."""
     cause = error.__cause__
     response = getattr(cause, "response", None)
     if isinstance(response, dict):

@@ -64,8 +64,11 @@ class TimestampPlan:
     replaces: str | None = None
 
     def beside(self, plan: MosaicPlan, folder: Path) -> OriginFiles | None:
-        """What is written beside a band's mosaic: which scene each pixel came from, and of the finest band (the first of
-        them) how many scenes had one. Bands differ in their empty pixels, so each has a source of its own."""
+        """The files to write next to a band's mosaic: which scene each pixel comes from and, for the finest band (the
+        first of them), how many scenes had one.
+
+        Bands differ in their empty pixels, so each has a source of its own.
+        """
         if not self.provenance:
             return None
         finest = min(self.mosaics.values(), key=lambda mosaic: abs(mosaic.grid.resolution.x))
@@ -172,7 +175,7 @@ def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> 
 def _mismatches(
     tiles: Sequence[tuple[str, str]], lake: DataLake, fingerprints: Fingerprints, threads: int | None
 ) -> dict[Path, Problem]:
-    """Of tiles, by scene and band, those that are not what somebody published them to be."""
+    """The tiles (scene and band) that differ from their published checksums."""
 
     def look(tile: tuple[str, str]) -> Problem | None:
         path = lake.tile(*tile)

@@ -1,4 +1,4 @@
-"""What the audit says about a plan: rows for its bands, and the attempt."""
+"""The audit's view of a plan: rows for its bands, and the attempt."""
 
 from __future__ import annotations
 

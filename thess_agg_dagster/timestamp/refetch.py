@@ -183,7 +183,7 @@ def _first_good(
 
 
 class _OtherError(DownloadError):
-    """What came is not the tile."""
+    """The downloaded file is not the tile."""
 
 
 def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> None:

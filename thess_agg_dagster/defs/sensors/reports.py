@@ -99,6 +99,6 @@ def _up_to(reports: Iterable[dg.EventLogRecord]) -> int:
 
 
 def _value(reports: Iterable[dg.EventLogRecord], name: str) -> object:
-    """What the latest report says of itself."""
+    """A value from the metadata of the latest report."""
     found = next((event.metadata.get(name) for record in reports if (event := record.asset_materialization)), None)
     return found.value if found else None
