@@ -299,7 +299,7 @@ def test_a_date_that_is_all_cloud_is_a_warning(two: SmallLake) -> None:
     assert found.masked_share == pytest.approx(found.bands[2].valid_share, abs=0.01)
     check = two.checks()["mosaics_valid"]
     assert (check.passed, check.severity.value) == (False, "WARN")
-    assert "all is masked" in str(check.description)
+    assert "everything is masked" in str(check.description)
 
 
 # --- a series -------------------------------------------------------------------------------------------------

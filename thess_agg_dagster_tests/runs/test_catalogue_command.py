@@ -166,5 +166,5 @@ def test_a_dry_run_tells_and_writes_nothing(api: StacApi, aoi: Path, tmp_path: P
     assert "Dry run: nothing was written" in result.stdout
     assert not lake.exists()
     nothing = invoke(*options, "--to", "2023-02-01", "--data-lake", str(lake))
-    assert "The catalogue has nothing over the area" in nothing.stdout
+    assert "The catalogue has nothing for this area" in nothing.stdout
     assert json.loads(aoi.read_text())["type"] == "Polygon"
