@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
 
-demo: .venv/run  ## aggregate a small sample lake and show what came of it
+demo: .venv/run  ## aggregate a small sample lake and show the result
 	@echo "Making a sample lake (real pixels on the real tiles of Thessaloniki, a few seconds) ..."
 	@$(BIN)/python -m thess_agg_dagster.sample $(SAMPLE)
 	@# One scene is missing on purpose: exit status 1 ("some timestamp failed") is what a demo should end with.
@@ -20,34 +20,34 @@ demo: .venv/run  ## aggregate a small sample lake and show what came of it
 	@echo "and at   $(SAMPLE)/tables/timestamps_aggregation.png"
 	@echo "The UI on this lake:  make dev"
 
-test: .venv/ready  ## run all tests that need nothing but Python
+test: .venv/ready  ## run all tests that need only Python
 	$(BIN)/python -m pytest
 
-test-all: .venv/ready debian  ## those, in a browser, and with the services of a fleet: what CI runs
+test-all: .venv/ready debian  ## run all tests, including those in a browser and with the services of a fleet, as CI does
 	$(BIN)/python -m pytest -m "not soak"
 
-test-browser: .venv/ready debian  ## the UI in a real browser
+test-browser: .venv/ready debian  ## test the UI in a real browser
 	$(BIN)/python -m pytest -m browser -n 0
 
-test-fleet: .venv/ready debian  ## a fleet with real services
+test-fleet: .venv/ready debian  ## test a fleet with real services
 	$(BIN)/python -m pytest -m fleet -n 2
 
-test-strace: .venv/ready debian  ## what a power cut leaves, and a fault at every system call
+test-strace: .venv/ready debian  ## test power cuts, and faults at every system call
 	$(BIN)/python -m pytest -m "strace and not soak" -n 2
 
-test-stac: .venv/ready debian  ## searches of a real STAC API
+test-stac: .venv/ready debian  ## test searches of a real STAC API
 	$(BIN)/python -m pytest -m stac -n 0
 
-debian:  ## what these need of Debian, as root: chromium, postgresql with PostGIS, redis-server, strace
+debian:  ## install the Debian packages that these need, as root: chromium, postgresql with PostGIS, redis-server, strace
 	command -v chromium >/dev/null && command -v redis-server >/dev/null && command -v strace >/dev/null && ls /usr/share/postgresql/*/extension/postgis.control >/dev/null \
 	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium postgresql-postgis redis-server strace)
 
-screenshots: .venv/ready debian  ## the same, keeping the README's pictures
+screenshots: .venv/ready debian  ## test the UI and update the pictures in README and docs
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
 
 # Dagster warns of another dagster.yaml where it is started, and that `dg dev` is to come: it starts in the lake's own folder
 # (paths that were given relative to this one are made absolute before), and is not asked to tell.
-dev: .venv/run  ## the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
+dev: .venv/run  ## start the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
 	@export DATA_LAKE=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \
 	export DAGSTER_HOME=$$($(BIN)/python -m thess_agg_dagster.runs.instance "$$DATA_LAKE"); \
 	for name in DATA_LAKE THESS_TABLES THESS_AOI; do \
@@ -61,31 +61,31 @@ timestamps-aggregation: timestamp-aggregation
 timestamp-aggregation: .venv/run  ## aggregate every timestamp of $DATA_LAKE
 	DATA_LAKE=$(DATA_LAKE) $(BIN)/python -m thess_agg_dagster
 
-lint: .venv/ready  ## style and types
+lint: .venv/ready  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## measure on full-size tiles against other tools and the codecs' limit (about 25 minutes, 3 GB in bench-lake)
+bench: .venv/ready  ## compare full-size tiles with other tools and the limit set by the codecs (about 25 minutes, 3 GB in bench-lake)
 	$(BIN)/python -m benchmarks.run
 
-bench-options: .venv/ready  ## what areas, masks, coarser pixels and COGs cost (about 10 minutes, in the same folder)
+bench-options: .venv/ready  ## measure the cost of areas, masks, coarser pixels and COGs (about 10 minutes, in the same folder)
 	$(BIN)/python -m benchmarks.run --options
 
-bench-scaling: .venv/ready debian  ## what 100 to 10 000 timestamps cost in databases, sensors and pages (an hour)
+bench-scaling: .venv/ready debian  ## measure the cost of 100 to 10 000 timestamps in databases, sensors and pages (an hour)
 	$(BIN)/python -m benchmarks.scaling
 
-bench-quick: .venv/ready  ## the same at a third of the size, printed only
+bench-quick: .venv/ready  ## run the benchmark at a third of the size, without writing results
 	$(BIN)/python -m benchmarks.run --quick
 
-bench-fleet: .venv/ready debian  ## timestamps a second with one and two workers of a fleet
+bench-fleet: .venv/ready debian  ## measure timestamps per second with one and two workers of a fleet
 	$(BIN)/python -m benchmarks.fleet
 
-soak: .venv/ready  ## minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
+soak: .venv/ready  ## run minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[soak]"
 	$(BIN)/python -m pytest -m soak -s -n 0
 
-mutants: .venv/ready  ## faults put into the modules that decide, one at a time: how many their tests notice (MODULES="mosaic/rules ...", SAMPLE=40 of each)
+mutants: .venv/ready  ## mutate the modules that decide, one fault at a time, and count how many the tests detect (MODULES="mosaic/rules ...", SAMPLE=40 of each)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[mutants]"
 	nice -n 19 $(BIN)/python -m thess_agg_dagster_tests.mutants $(MODULES)
 

@@ -23,8 +23,8 @@ import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
+from benchmarks.measure import peak_megabytes
 from benchmarks.tiles import SCENE
-from benchmarks.ways import _peak_megabytes
 
 HERE = Path(__file__).parent
 TIMES, BLOCK = 12, 512
@@ -159,7 +159,7 @@ def main(size: int, rounds: int, lake: Path, way: str | None) -> None:
 
         started = time.perf_counter()
         WAYS[way](mosaics, out)
-        print(time.perf_counter() - started, _peak_megabytes())
+        print(time.perf_counter() - started, peak_megabytes())
         return
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
     pixels: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.uint16]]] = {}

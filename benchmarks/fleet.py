@@ -18,7 +18,7 @@ from typing import Any
 
 import dagster as dg
 
-from benchmarks.orchestration import make_lake, seconds
+from benchmarks.orchestration import make_lake, python
 from thess_agg_dagster.keys import TIME_SERIE
 from thess_agg_dagster.runs.fleet import ONLY_LAKE
 from thess_agg_dagster.runs.instance import UNFINISHED
@@ -84,7 +84,7 @@ def measure(folder: Path) -> Figures:
     def command(workers: int) -> None:
         way = f"`python -m thess_agg_dagster`, {workers} worker{'s' * (workers > 1)}, with its start and its report"
         arguments = ("--data-lake", str(lake.root), "--force", "--max-workers", str(workers))
-        figures.wall[way].append(seconds("-m", "thess_agg_dagster", *arguments))
+        figures.wall[way].append(python("-m", "thess_agg_dagster", *arguments))
 
     def ui() -> None:
         with dagster_dev(lake.root) as opened:

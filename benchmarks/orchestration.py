@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import rasterio
-from affine import Affine
 
+from benchmarks.measure import seconds
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.sample import TILE_SIZE, TILES
+from thess_agg_dagster_tests.processes import clean_environment
+from thess_agg_dagster_tests.rasters import write_tile
 
 TIMESTAMPS = 46
 ROUNDS = 5
@@ -37,32 +37,25 @@ def make_lake(root: Path, timestamps: int = TIMESTAMPS) -> DataLake:
         for scene in scenes:
             epsg, left, top = TILES[scene[-6:]]
             for band, pixel, dtype in (("B04", 200, "uint16"), ("B08", 200, "uint16"), ("SCL", 400, "uint8")):
-                path = lake.tile(scene, band)
-                path.parent.mkdir(parents=True, exist_ok=True)
                 size = TILE_SIZE // pixel
-                profile = {"driver": "GTiff", "width": size, "height": size, "count": 1, "dtype": dtype}
-                profile |= {"crs": f"EPSG:{epsg}", "transform": Affine(pixel, 0, left, 0, -pixel, top)}
-                with rasterio.open(path, "w", **profile) as file:
-                    file.write(rng.integers(1, 12, (size, size)).astype(dtype), 1)
+                pixels = rng.integers(1, 12, (size, size)).astype(dtype)
+                place: dict[str, Any] = {"crs": f"EPSG:{epsg}", "corner": (left, top), "pixel": pixel}
+                write_tile(lake.tile(scene, band), pixels, **place, tiled=False, compress="none")
     lake.tables_folder.mkdir(parents=True)
     lake.time_serie.write_text("\n".join(rows) + "\n")
     return lake
 
 
-def seconds(*command: str) -> float:
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "THESS_", "DATA_LAKE"))
-    }
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, env=clean, capture_output=True)
-    return time.perf_counter() - started
+def python(*arguments: str) -> float:
+    """How long a fresh Python takes for this, in an environment without settings of ours."""
+    return seconds([sys.executable, *arguments], clean_environment(), quiet=True)
 
 
 def main() -> None:
     figures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         lake = make_lake(Path(folder))
-        wall = seconds("-m", "thess_agg_dagster", "--data-lake", folder)
+        wall = python("-m", "thess_agg_dagster", "--data-lake", folder)
         report = pd.read_csv(lake.audit_table("band_report"))
         workers = min(os.cpu_count() or 1, 4)
         engine = report["seconds"].sum() / workers
@@ -72,8 +65,8 @@ def main() -> None:
         )
     plain, ours = [], []
     for _ in range(ROUNDS):
-        plain.append(seconds("-c", "import dagster"))
-        ours.append(seconds("-c", "import thess_agg_dagster.definitions"))
+        plain.append(python("-c", "import dagster"))
+        ours.append(python("-c", "import thess_agg_dagster.definitions"))
     ratio = statistics.median(b / a for a, b in zip(plain, ours, strict=True))
     figures["importing the definitions"] = (
         f"{statistics.median(ours):.2f} s, {ratio:.2f} times `import dagster` alone ({statistics.median(plain):.2f} s)"

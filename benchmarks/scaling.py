@@ -14,7 +14,6 @@ import os
 import pwd
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from benchmarks.run import machine
 from thess_agg_dagster.keys import AGGREGATED, RAW_TILES, REPORT, TIME_SERIE, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.sample import real_time_serie, write_scene
+from thess_agg_dagster_tests.processes import clean_environment, free_port
 
 HERE = Path(__file__).parent
 POSTGRES = Path("/usr/lib/postgresql/15/bin")
@@ -68,12 +68,6 @@ def keys_of(count: int) -> list[str]:
     """Partition keys in the form of real ones, three hours apart."""
     start = datetime(2017, 1, 1, 9, 21, 9, 24000, tzinfo=UTC)
     return [(start + timedelta(hours=3 * number)).isoformat(sep=" ") for number in range(count)]
-
-
-def clean_environment() -> dict[str, str]:
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "THESS_", "DATA_LAKE"))
-    }
 
 
 # --- the place: a lake, an instance, and its database ---
@@ -131,12 +125,6 @@ def make_mosaics(lake: DataLake, keys: list[str]) -> None:
             folder.mkdir(parents=True)
             for band in BANDS:
                 lake.mosaic(key, band).touch()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager

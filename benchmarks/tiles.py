@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
 
 from thess_agg_dagster.sample import TILE_SIZE, TILES
+from thess_agg_dagster_tests.rasters import DATA, write_tile
 
-SCENE = Path(__file__).parent.parent / "thess_agg_dagster_tests" / "data" / "B04.tif"
+SCENE = DATA / "B04.tif"
 
 #: Tiles of each case, in merge order. The twelve are four rows of three along an overpass.
 CASES: dict[str, list[str]] = {
@@ -44,29 +44,14 @@ def scl_beside(tile: Path) -> Path:
 
 
 def _write(path: Path, name: str, pixel: int, jpeg2000: bool, pixels: NDArray[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     base, row = name[:6], int(name[6:] or 0)
     epsg, left, top = TILES[base]
-    options: dict[str, Any]
-    if jpeg2000:
-        options = {"driver": "JP2OpenJPEG", "quality": 100, "reversible": "YES", "blockxsize": 1024, "blockysize": 1024}
-    else:
-        options = {"driver": "GTiff", "compress": "deflate", "predictor": 2, "tiled": True}
-        options |= {"blockxsize": 512, "blockysize": 512}
+    options: dict[str, Any] = {"block": 1024} if jpeg2000 else {"block": 512, "predictor": 2}
     partial = path.with_name(f"partial-{path.name}")
-    with rasterio.open(
-        partial,
-        "w",
-        width=pixels.shape[1],
-        height=pixels.shape[0],
-        count=1,
-        dtype=pixels.dtype,
-        crs=f"EPSG:{epsg}",
-        transform=Affine(pixel, 0, left, 0, -pixel, top - 100_000 * row),
-        num_threads="all_cpus",
-        **options,
-    ) as file:
-        file.write(pixels, 1)
+    write_tile(
+        partial, pixels, crs=f"EPSG:{epsg}", corner=(left, top - 100_000 * row), pixel=pixel, jpeg2000=jpeg2000,
+        num_threads="all_cpus", **options,
+    )  # fmt: skip
     partial.rename(path)
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from rasterio.merge import merge
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from benchmarks.measure import peak_megabytes, seconds
 from benchmarks.tiles import scl_beside
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.geotiff import creation_options
@@ -138,14 +137,14 @@ def gdalwarp(tiles: list[Path], out: Path) -> float:
     command = ["gdalwarp", "-q", "-overwrite", "-multi", "-wo", f"NUM_THREADS={CORES}", "-wm", "512"]
     command += ["-t_srs", str(grid.crs), "-te", *bounds, "-tr", str(grid.resolution.x), str(-grid.resolution.y)]
     command += ["-srcnodata", "0", "-dstnodata", "0", *_gdal_options(tiles), *map(str, reversed(tiles)), str(out)]
-    return _timed(command)
+    return seconds(command)
 
 
 def vrt_translate(tiles: list[Path], out: Path) -> float:
     """``gdalbuildvrt`` + ``gdal_translate``: only for tiles of one zone; the last file wins here, too."""
     vrt = out.with_suffix(".vrt")
     nodata = ["-srcnodata", "0", "-vrtnodata", "0"]
-    return _timed(["gdalbuildvrt", "-q", "-overwrite", *nodata, str(vrt), *map(str, reversed(tiles))]) + _timed(
+    return seconds(["gdalbuildvrt", "-q", "-overwrite", *nodata, str(vrt), *map(str, reversed(tiles))]) + seconds(
         ["gdal_translate", "-q", "--config", "GDAL_NUM_THREADS", str(CORES), *_gdal_options(tiles), str(vrt), str(out)]
     )
 
@@ -265,21 +264,6 @@ def _gdal_options(tiles: list[Path]) -> list[str]:
     return [part for name, value in _creation_options(tiles).items() for part in ("-co", f"{name.upper()}={value}")]
 
 
-def _peak_megabytes() -> float:
-    """Peak memory of this process, or of the tool it ran. (VmHWM starts anew at exec; ru_maxrss does not.)"""
-    tool = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    if tool:
-        return tool / 1000
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1000
-
-
-def _timed(command: list[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, check=True)
-    return time.perf_counter() - started
-
-
 if __name__ == "__main__":
     name, out, *tiles = sys.argv[1:]
-    print(WAYS[name]([Path(tile) for tile in tiles], Path(out)), _peak_megabytes())
+    print(WAYS[name]([Path(tile) for tile in tiles], Path(out)), peak_megabytes())

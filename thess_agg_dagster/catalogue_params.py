@@ -1,4 +1,4 @@
-"""Parameters of a search, as :mod:`thess_agg_dagster.params` has those of an aggregation."""
+"""Parameters of a catalogue search, declared like those of an aggregation in :mod:`thess_agg_dagster.params`."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from thess_agg_dagster.parameter import environment_field
 
 
 class CatalogueParams(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """What is searched for in a catalogue, and what is taken of it.
+    """What to search for in a catalogue, and what to choose.
 
-    From the run config or the command line, else from the environment as ``THESS_CATALOGUE_<NAME>`` (``_FROM`` and ``_TO``
-    are the dates).
+    Each parameter comes from the run config or the command line, otherwise from the environment as
+    ``THESS_CATALOGUE_<NAME>`` (``_FROM`` and ``_TO`` are the dates).
     """
 
     aoi: str | None = environment_field(
         "catalogue_aoi", None, "Area: a GeoJSON or GeoPackage file, or a polygon as WKT."
     )
-    from_date: str | None = environment_field("catalogue_from", None, "First day, as 2023-01-01 (UTC).")
-    to_date: str | None = environment_field("catalogue_to", None, "Last day, which counts, too. Default: today.")
-    profile: str = environment_field("catalogue_profile", DEFAULT, f"Whose catalogue: {', '.join(PROFILES)}.")
+    from_date: str | None = environment_field("catalogue_from", None, "First day, e.g. 2023-01-01 (UTC).")
+    to_date: str | None = environment_field("catalogue_to", None, "Last day, inclusive. Default: today.")
+    profile: str = environment_field("catalogue_profile", DEFAULT, f"Catalogue: {', '.join(PROFILES)}.")
     stac_url: str | None = environment_field("catalogue_stac_url", None, "Any other STAC API. Default: the profile's.")
     collection: str | None = environment_field("catalogue_collection", None, "Collection. Default: the profile's.")
     max_cloud: float = environment_field(
         "catalogue_max_cloud",
         60.0,
-        "Percent of clouds over the area, at most; unknown ones are let through. Default: 60.",
+        "Highest percentage of clouds over the area; unknown cloud cover passes. Default: 60.",
     )
     min_coverage: float = environment_field(
-        "catalogue_min_coverage", 0.5, "Share of the area that an overpass must show. Default: 0.5."
+        "catalogue_min_coverage", 0.5, "Share of the area that an overpass must cover. Default: 0.5."
     )
     every: int | None = environment_field(
         "catalogue_every",
         None,
-        "Take the best overpass for each of the dates that lie so many days apart. Default: all.",
+        "Only the best overpass near each anchor date, this many days apart. Default: all.",
     )
     upgrade: bool = environment_field(
-        "catalogue_upgrade", False, "Replace what is listed by newer products of the same overpass, and add late tiles."
+        "catalogue_upgrade", False, "Replace listed products with newer ones of the same overpass, and add late tiles."
     )
 
     @field_validator("from_date", "to_date")
@@ -58,14 +58,14 @@ class CatalogueParams(dg.ConfigurableResource):  # type: ignore[type-arg]
                 date.fromisoformat(value)
             except ValueError as error:
                 name = str(info.field_name).removesuffix("_date")
-                raise ValueError(f"{name}={value!r} is not a date, as 2023-01-31") from error
+                raise ValueError(f"{name}={value!r} is not a date such as 2023-01-31") from error
         return value
 
     @field_validator("profile")
     @classmethod
     def _profile(cls, value: str) -> str:
         if value not in PROFILES:
-            raise ValueError(f"profile={value!r} is not one of {', '.join(PROFILES)}; others are given by stac_url")
+            raise ValueError(f"profile={value!r} is not one of {', '.join(PROFILES)}; for any other, set stac_url")
         return value
 
     @field_validator("stac_url")
@@ -90,7 +90,8 @@ class CatalogueParams(dg.ConfigurableResource):  # type: ignore[type-arg]
         return value if value is None or is_wkt(value) else str(Path(value).expanduser().absolute())
 
     def request(self, bands: Sequence[str]) -> Request | None:
-        """What to ask; ``None``: no area or no date is configured. Reads the aoi; raises ``AreaError`` and ``ValueError``."""
+        """The search request, or ``None`` if no area or no date is configured. Reads the aoi; raises ``AreaError`` and
+        ``ValueError``."""
         if self.aoi is None or self.from_date is None:
             return None
         profile = PROFILES[self.profile]

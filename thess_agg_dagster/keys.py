@@ -1,7 +1,7 @@
-"""What the assets and their partitions are called in Dagster.
+"""Names of the assets and their partitions in Dagster.
 
-Several lakes share one Dagster when each is a code location of its own, with ``THESS_LAKE=<name>`` in the environment of
-its processes: all of its keys then begin with that name.
+Several lakes can share one Dagster if each is a code location of its own, with ``THESS_LAKE=<name>`` in the environment
+of its processes: all its keys then begin with that name.
 """
 
 import os
@@ -12,7 +12,7 @@ import dagster as dg
 #: Name of the lake among others; empty: it is the only one.
 LAKE = os.environ.get("THESS_LAKE", "").strip()
 if LAKE and not re.fullmatch(r"[a-z][a-z0-9_]*", LAKE, re.ASCII):
-    raise ValueError(f"THESS_LAKE={LAKE!r} is not a name of small letters, digits and underscores")
+    raise ValueError(f"THESS_LAKE={LAKE!r} is not a name of lowercase letters, digits and underscores")
 
 _PREFIX = [LAKE] if LAKE else []
 

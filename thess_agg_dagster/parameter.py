@@ -1,4 +1,4 @@
-"""How a parameter is declared: once, in a model, for the command line, the launchpad, the environment and the docs alike."""
+"""How parameters are declared: once, in a model, for command line, launchpad, environment and docs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Group: TypeAlias = Literal["Mosaic", "Grid", "Area", "Masking", "Output", "Downl
 
 
 class FromEnvironment:
-    """A default that the environment may set, read anew in every process that makes the parameters."""
+    """A default that can be set in the environment, which is read each time the parameters are created."""
 
     def __init__(self, default: Any, name: str = "") -> None:
         self.default = default
@@ -35,7 +35,7 @@ class FromEnvironment:
 def parameter(
     default: Any, group: Group, *, pixels: bool = False, metavar: str | None = None, unset: str | None = None
 ) -> Any:
-    """A field of :class:`Parameters`. Its help is the string under it.
+    """A field of :class:`Parameters`; the string below it is its help.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ def parameter(
 
 
 def environment_field(name: str, default: Any, description: str) -> Any:
-    """A field of any other model that the environment may set, under that name."""
+    """A field of any other model that can be set in the environment, under that name."""
     return Field(default_factory=FromEnvironment(default, name), validate_default=True, description=description)
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """All that is known of a parameter. ``kind`` is the type of its value; of each, where it has ``many``."""
+    """Everything known about a parameter. ``kind`` is the type of its value or, if it has ``many``, of each value."""
 
     name: str
     kind: type
@@ -80,7 +80,7 @@ class Parameter:
 
     @property
     def shown_default(self) -> str:
-        """The default as a user would give it, or what stands for it; ``""`` where nothing does."""
+        """The default as a user would write it, or what happens if it is unset; ``""`` if neither is known."""
         if self.default is None or self.kind is bool:
             return self.unset or ""
         if self.many:
@@ -103,7 +103,7 @@ def _type_of(annotation: Any) -> tuple[type, bool, tuple[str, ...]]:
 
 
 class Parameters(BaseModel):
-    """Fields that are each a :func:`parameter`: from the run config, else from the environment, else the default."""
+    """Fields made by :func:`parameter`, each set by the run config, otherwise the environment, otherwise its default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -129,23 +129,23 @@ class Parameters(BaseModel):
             try:
                 return [declared.kind(part) for part in parts]
             except ValueError as error:
-                raise ValueError(f"{info.field_name}={value!r} are not numbers between commas") from error
+                raise ValueError(f"{info.field_name}={value!r} are not comma-separated numbers") from error
         if declared.allowed and value is not None and value not in declared.allowed:
             raise ValueError(f"{info.field_name}={value!r} is not one of {', '.join(declared.allowed)}")
         return value
 
     def values(self) -> dict[str, Any]:
-        """All of them, as plain values."""
+        """All parameters as plain values."""
         given = {name: getattr(self, name) for name in self.declared()}
         return {name: str(value) if isinstance(value, StrEnum) else value for name, value in given.items()}
 
     def run_config(self) -> dict[str, Any]:
-        """These parameters as run config; unset ones are left out, as is NaN, which is no JSON."""
+        """These parameters as run config, without unset ones and NaN, which JSON does not have."""
         return {name: value for name, value in self.values().items() if value is not None and not _is_nan(value)}
 
     @classmethod
     def markdown(cls) -> str:
-        """A table of each group."""
+        """One table per group."""
         return "\n".join(line for group in get_args(Group) for line in cls._table(group))
 
     @classmethod

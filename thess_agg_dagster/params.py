@@ -1,4 +1,5 @@
-"""Parameters of an aggregation: one set of names for command line, run config, environment and engine.
+"""Parameters of an aggregation, with the same names on the command line, in run config, in the environment and in the
+engine.
 
 ``python -m thess_agg_dagster.params > docs/PARAMETERS.md`` writes the page of the docs.
 """
@@ -43,72 +44,71 @@ class TimestampsAggregationParams(Parameters):
     """How timestamps are aggregated.
 
     Each parameter comes from the run config (``resources: params: config:`` in the launchpad) or the command line of
-    ``python -m thess_agg_dagster``; else from the environment (``THESS_BANDS=B04,B08``: for backfills and sensors);
-    else it has its default. Raises ``pydantic.ValidationError`` that lists what is allowed.
+    ``python -m thess_agg_dagster``; otherwise from the environment (``THESS_BANDS=B04,B08``: for backfills and
+    sensors); otherwise it has its default. Raises ``pydantic.ValidationError``, which lists the allowed values.
     """
 
     bands: list[str] = parameter(["B04", "B08", "SCL"], "Mosaic", metavar="B04,B08,SCL")
-    """Bands to mosaic, one file each: any names; a tile is `<scene_id>/<band>.tif`."""
+    """Bands to mosaic, one file each. Any names are allowed; a tile is `<scene_id>/<band>.tif`."""
 
     drop_bands: bool = parameter(False, "Mosaic")
-    """Let published bands go that are out of date and not among the bands asked for; up-to-date ones always stay."""
+    """Remove published bands that are out of date and not among `bands`; up-to-date ones always stay."""
 
     merge_method: Merging = parameter("first", "Mosaic", pixels=True)
-    """Which pixel wins where tiles overlap, as in rasterio.merge."""
+    """Which pixel to use where tiles overlap, as in rasterio.merge."""
 
     resampling: Resampling = parameter("nearest", "Mosaic", pixels=True)
-    """For tiles in another CRS or off the grid; SCL is never interpolated."""
+    """For tiles in another CRS or not aligned with the grid; SCL is never interpolated."""
 
     harmonize: bool = parameter(False, "Mosaic", pixels=True)
-    """Remove the offset of 1000 that reflectances of processing baseline 04.00 and later carry."""
+    """Remove the offset of 1000 from reflectances of processing baseline 04.00 and later."""
 
     target_crs: str = parameter(FIRST, "Grid", pixels=True, metavar="first|majority|CRS")
-    """CRS of the mosaics: the first tile's, that of most tiles, or any, e.g. EPSG:32634. For a fixed grid around an aoi the
-    first two stand for the UTM zone of its centre."""
+    """CRS of the mosaics: that of the first tile, that of most tiles, or any other, e.g. EPSG:32634. With a fixed grid around an
+    aoi, first and majority both mean the UTM zone of its centre."""
 
     grid: Grid = parameter("tiles", "Grid", pixels=True)
-    """Which pixels the mosaics have: those that the tiles of a timestamp cover, or fixed ones (bounds, or those of the aoi:
-    the same CRS, transform and shape for all timestamps)."""
+    """Extent of the mosaics: what the tiles of the timestamp cover, or fixed by bounds or the aoi (then all timestamps have the
+    same CRS, transform and shape)."""
 
     bounds: list[float] | None = parameter(
         None, "Grid", pixels=True, metavar="LEFT,BOTTOM,RIGHT,TOP", unset="around the aoi"
     )
-    """For a fixed grid, in units of target_crs: whole pixels of all bands."""
+    """Bounds of a fixed grid, in units of target_crs; they must be whole pixels of all bands."""
 
-    resolution: float | None = parameter(None, "Grid", pixels=True, unset="the tiles', band by band")
+    resolution: float | None = parameter(None, "Grid", pixels=True, unset="that of the tiles, per band")
     """Pixel size of all bands, in units of the CRS."""
 
-    match_band: str | None = parameter(None, "Grid", pixels=True, metavar="BAND", unset="each on its own")
-    """Write all bands on the grid of this one, e.g. B04."""
+    match_band: str | None = parameter(None, "Grid", pixels=True, metavar="BAND", unset="each band on its own grid")
+    """Write all bands on the grid of this band, e.g. B04."""
 
     reduction: Resampling = parameter("average", "Grid", pixels=True)
-    """How tiles are brought to the coarser pixels of resolution or match_band; SCL gets the most frequent class, with
-    nearest the nearest."""
+    """How to resample tiles to the coarser pixels of resolution or match_band; SCL gets the most frequent class, or with nearest
+    the nearest one."""
 
     overviews: bool = parameter(False, "Grid", pixels=True)
-    """Start a reduction from a tile's overviews or JPEG 2000 resolution levels: much faster, not exact, and empty pixels mix
-    into the edge of the swath. Never for SCL, nor for what is masked."""
+    """Start a reduction from a tile's overviews or JPEG 2000 resolution levels: much faster but not exact, and empty pixels
+    bleed into the edge of the swath. Never used for SCL or masked bands."""
 
     aoi: str | None = parameter(None, "Area", pixels=True, metavar="FILE|WKT", unset="none")
     """Clip to the bounds of an area of interest: a GeoJSON or GeoPackage file, or a polygon as WKT (in EPSG:4326, or
     SRID=32634;POLYGON(...))."""
 
     aoi_mask: bool = parameter(False, "Area", pixels=True)
-    """Empty what lies in the bounds of the aoi, but outside of the polygon itself."""
+    """Empty the pixels within the bounds of the aoi but outside the polygon itself."""
 
     mask_scl_classes: list[int] = parameter([], "Masking", pixels=True, metavar="3,8,9,10")
-    """SCL classes that empty a pixel of the other bands before merging, e.g. shadows (3) and clouds (8, 9, 10)."""
+    """SCL classes to mask: their pixels are emptied in the other bands before merging, e.g. shadows (3) and clouds (8, 9, 10)."""
 
     missing_scl: MissingScl = parameter("fail", "Masking", pixels=True)
-    """What happens with a scene that has no SCL to mask with. (Where SCL is one of the bands, its own mosaic fails all the
-    same.)"""
+    """What to do with a scene that has no SCL to mask with. (If SCL is one of the bands, its own mosaic fails in any case.)"""
 
     nodata: float = parameter(math.nan, "Output", pixels=True)
-    """Value of empty pixels in the mosaics; nan is no override: integer mosaics keep the tiles' value (0 where untagged),
+    """Value of empty pixels in the mosaics. nan means no override: integer mosaics keep the tiles' value (0 if untagged) and
     float mosaics get NaN."""
 
     dtype: Dtype | None = parameter(None, "Output", pixels=True, unset="the tiles'")
-    """Dtype of the mosaics; float32 has NaN for empty."""
+    """Dtype of the mosaics; in float32, empty pixels are NaN."""
 
     compress: Compression = parameter("zstd", "Output", pixels=True)
     """Compression of the mosaics."""
@@ -117,35 +117,35 @@ class TimestampsAggregationParams(Parameters):
     """Format of the mosaics; cog is cloud-optimized, with overviews."""
 
     stac: bool = parameter(False, "Output")
-    """Write a STAC item beside each timestamp's mosaics, and a collection of all of them with the report."""
+    """Write a STAC item next to each timestamp's mosaics and, with the report, a collection of all items."""
 
     provenance: bool = parameter(False, "Output")
-    """Write which scene each pixel came from (source.tif) and how many had a valid one (observations.tif)."""
+    """Write which scene each pixel comes from (source.tif) and how many scenes had a valid pixel (observations.tif)."""
 
     seams: bool = parameter(False, "Output")
-    """With provenance: draw on the quicklook where one scene ends and another begins."""
+    """With provenance: draw the borders between scenes on the quicklook."""
 
     download_from: list[str] = parameter([], "Download", metavar="HOST|s3://BUCKET|file:///FOLDER,...")
-    """Where tiles that are missing, unreadable or not what was published may be fetched from, by the addresses in
-    tables/assets_manifest_selected.csv or the scenes' STAC items; hosts are asked by https."""
+    """Sources to download tiles from if they are missing, unreadable or differ from their published checksum. The addresses are
+    those in tables/assets_manifest_selected.csv or the scenes' STAC items; hosts are contacted by https."""
 
     download_token_url: str | None = parameter(None, "Download", metavar="URL", unset="none")
-    """OAuth2 token endpoint of these hosts; THESS_DOWNLOAD_USER and THESS_DOWNLOAD_PASSWORD stand in the environment."""
+    """OAuth2 token endpoint of these hosts; set THESS_DOWNLOAD_USER and THESS_DOWNLOAD_PASSWORD in the environment."""
 
     download_client_id: str = parameter("cdse-public", "Download", metavar="ID")
     """OAuth2 client id; the default is the Copernicus Data Space's."""
 
     download_connections: int = parameter(4, "Download")
-    """Downloads at a time in a process."""
+    """Concurrent downloads per process."""
 
     max_workers: int | None = parameter(None, "Running", unset="one per core, at most 4")
-    """Timestamps at a time in `python -m thess_agg_dagster`; each is a process."""
+    """Timestamps that `python -m thess_agg_dagster` aggregates concurrently, each in its own process."""
 
     threads: int | None = parameter(None, "Running", unset="cores / max_workers")
-    """Threads within a mosaic."""
+    """Threads per mosaic."""
 
     debug: bool = parameter(False, "Running")
-    """`python -m thess_agg_dagster` only: one timestamp after the other, stop at the first error with its full traceback."""
+    """`python -m thess_agg_dagster` only: aggregate one timestamp at a time and stop at the first error with its full traceback."""
 
     @field_validator("bands")
     @classmethod
@@ -160,7 +160,7 @@ class TimestampsAggregationParams(Parameters):
                 )
             if is_beside(band):
                 raise ValueError(
-                    f"band {band!r} has the name of a file that stands beside the bands; call it otherwise"
+                    f"band {band!r} is the name of a file that is written next to the bands; use another name"
                 )
         return unique
 
@@ -179,7 +179,7 @@ class TimestampsAggregationParams(Parameters):
                 crs = CRS(value)
             except CRSError as error:
                 raise ValueError(
-                    f"target_crs={value!r} is not one of {FIRST}, {MAJORITY}, nor a CRS ({error})"
+                    f"target_crs={value!r} is not one of {FIRST}, {MAJORITY}, and not a CRS ({error})"
                 ) from error
             if not (crs.geographic or crs.projected):
                 raise ValueError(f"target_crs={value!r} is neither geographic nor projected; a mosaic is flat")
@@ -191,7 +191,9 @@ class TimestampsAggregationParams(Parameters):
         if value is not None and not (
             len(value) == 4 and all(map(math.isfinite, value)) and value[0] < value[2] and value[1] < value[3]
         ):
-            raise ValueError(f"bounds={value} are not left, bottom, right, top, the first two below the last two")
+            raise ValueError(
+                f"bounds={value} are not left, bottom, right, top; left must be below right and bottom below top"
+            )
         return value
 
     @field_validator("aoi")
@@ -212,7 +214,7 @@ class TimestampsAggregationParams(Parameters):
     def _classes(cls, value: list[int]) -> list[int]:
         if unknown := [number for number in value if number not in CLASSES]:
             known = ", ".join(f"{number} ({name})" for number, (name, _) in CLASSES.items())
-            raise ValueError(f"mask_scl_classes: {unknown[0]} is no class of SCL; there are {known}")
+            raise ValueError(f"mask_scl_classes: {unknown[0]} is not a class of SCL; choose from {known}")
         return sorted(set(value))
 
     @model_validator(mode="after")
@@ -227,7 +229,7 @@ class TimestampsAggregationParams(Parameters):
             raise ValueError("aoi_mask needs an aoi")
         if self.bounds is not None and self.aoi is not None and not self.aoi_mask:
             raise ValueError(
-                "bounds and aoi both say what to clip to; leave one out, or empty what is outside with aoi_mask"
+                "bounds and aoi both define what to clip to; leave one out, or set aoi_mask to empty what is outside the aoi"
             )
         if self.overviews and self.resolution is None and self.match_band is None:
             raise ValueError("overviews are for a reduction; give a resolution, or match_band")
@@ -246,11 +248,11 @@ class TimestampsAggregationParams(Parameters):
 
     @classmethod
     def from_environment(cls) -> TimestampsAggregationParams:
-        """The parameters that this process starts with, each given by name: only such does the launchpad show."""
+        """The parameters of this process, each passed by name, because the launchpad shows only those."""
         return cls(**cls().run_config())
 
     def mosaic_options(self) -> MosaicOptions:
-        """What the engine needs to know. Reads the aoi; raises ``AreaError`` where it cannot be used."""
+        """The options of the engine. Reads the aoi; raises ``AreaError`` if it cannot be used."""
         # A parameter goes to the engine under its own name.
         given = self.values() | {
             "aoi": None if self.aoi is None else read_area(self.aoi),
@@ -261,25 +263,22 @@ class TimestampsAggregationParams(Parameters):
         return MosaicOptions(**{field.name: given[field.name] for field in fields(MosaicOptions)})
 
     def with_bands(self, bands: Sequence[str]) -> TimestampsAggregationParams:
-        """These parameters for other bands."""
+        """A copy of these parameters with other bands."""
         return type(self)(**self.values() | {"bands": list(bands)})
 
     def pixel_identity(self) -> str:
-        """The parameters that decide what a mosaic holds, as text: the same text, the same pixels.
+        """The parameters that determine a mosaic's pixels, as text: the same text means the same pixels.
 
-        Only those that differ from their defaults, so that one that a later release adds makes nothing due. Which bands
-        are made changes none of them. The aoi counts by its shape, not by its name. Raises ``AreaError`` where it cannot
-        be used.
+        Parameters at their defaults are left out, so that a parameter added in a later release makes nothing due. The
+        choice of bands does not count. The aoi counts by its shape, not its name. Raises ``AreaError`` if the aoi
+        cannot be used.
         """
         defaults = {name: _spelled(each.default) for name, each in self.declared().items() if each.pixels}
         values = self._recorded(defaults)
         return json.dumps({name: value for name, value in values.items() if value != defaults[name]}, sort_keys=True)
 
     def as_json(self) -> str:
-        """The parameters that mosaics were made with, as they are kept beside and inside them: all that say what is made.
-
-        Raises ``AreaError``.
-        """
+        """The parameters that say what is made, as recorded in the mosaics and next to them. Raises ``AreaError``."""
         made = [name for name, each in self.declared().items() if each.pixels]
         return json.dumps(self._recorded([*made, "bands", "stac", "provenance"]), sort_keys=True, allow_nan=False)
 
@@ -297,16 +296,17 @@ def _spelled(value: Any) -> Any:
 
 
 def page() -> str:
-    """The page of the docs."""
+    """The parameters' page of the docs, as Markdown."""
     return f"""# Parameters
 
-On the command line (`--merge-method max`), in run config or the launchpad (`resources: params: config: {{merge_method:
-max}}`), or in the environment (`THESS_MERGE_METHOD=max`: for backfills and sensors), in that order.
+Set parameters on the command line (`--merge-method max`), in run config or the launchpad (`resources: params: config:
+{{merge_method: max}}`), or in the environment (`THESS_MERGE_METHOD=max`: for backfills and sensors). The first of these that is
+set takes precedence.
 
-Where things lie is not among them: `--data-lake` (`DATA_LAKE`), `--tiles` (`THESS_TILES`) and `THESS_TABLES`, in run config
-`resources: io_manager: config:`, are in [LAKE.md](LAKE.md#what-goes-in).
+Locations are not parameters: `--data-lake` (`DATA_LAKE`), `--tiles` (`THESS_TILES`) and `THESS_TABLES`, or in run config
+`resources: io_manager: config:`, are described in [LAKE.md](LAKE.md#what-goes-in).
 
-More on `provenance` and `seams`: [LAKE.md](LAKE.md#which-pixel-from-where); on downloads: [DOWNLOADS.md](DOWNLOADS.md).
+For `provenance` and `seams`, see [LAKE.md](LAKE.md#which-pixel-from-where); for downloads, [DOWNLOADS.md](DOWNLOADS.md).
 {TimestampsAggregationParams.markdown()}
 """
 

@@ -1,8 +1,8 @@
-"""A small lake to try things on: real Sentinel-2 pixels on the true geometry of the tiles around Thessaloniki.
+"""A small lake to experiment with: real Sentinel-2 pixels on the true geometry of the tiles around Thessaloniki.
 
-``python -m thess_agg_dagster.sample FOLDER`` makes it. Scenes, timestamps and tiles are real, at a tenth of their
-resolution. The pixels are those of one cloudless scene of another coast (Virginia, 2016), laid over all tiles and dressed for each date:
-a season, clouds, the edge of the swath. One scene is left out on purpose.
+``python -m thess_agg_dagster.sample FOLDER`` creates it. Scenes, timestamps and tiles are real, at a tenth of their
+resolution. The pixels come from one cloudless scene of another coast (Virginia, 2016), repeated over all tiles and
+modified for each date: a season, clouds, the edge of the swath. One scene is left out on purpose.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ Field = NDArray[np.float64]
 
 
 def real_time_serie() -> list[dict[str, str]]:
-    """The 14 real acquisitions over Thessaloniki, as a scene-catalogue step wrote them."""
+    """The 14 real acquisitions over Thessaloniki, as a scene catalogue step wrote them."""
     text = (files("thess_agg_dagster") / "sample_time_serie.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
 def make_sample_lake(root: Path, pixel: int = 100) -> None:
-    """Write the sample lake: B04 and B08 at ``pixel`` metres, SCL at twice that, and an area. An older one is replaced."""
+    """Write the sample lake: B04 and B08 at ``pixel`` metres, SCL at twice that, and an area. Replaces an older one."""
     lake = DataLake(root)
     shutil.rmtree(root / "cache", ignore_errors=True)
     rows = real_time_serie()
@@ -105,37 +105,37 @@ def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = Fals
     ):
         offset = offset_of(baseline_of(scene_id) or "00.00") if role_of(band) == "reflectance" else 0
         data = np.where(outside, 0, np.clip(values, 1, 10000) + offset).astype(dtype)[::step, ::step]
-        path = lake.tile(scene_id, band)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        options = (
-            {
-                "driver": "JP2OpenJPEG",
-                "codec": "JP2",
-                "quality": 100,
-                "reversible": "YES",
-            }
-            if jpeg2000
-            else {"driver": "GTiff", "compress": "deflate", "tiled": True}
+        _write_tile(
+            lake.tile(scene_id, band), data, epsg, Affine(pixel * step, 0, left, 0, -pixel * step, top), jpeg2000
         )
-        with rasterio.open(
-            path,
-            "w",
-            width=data.shape[1],
-            height=data.shape[0],
-            count=1,
-            dtype=dtype,
-            crs=f"EPSG:{epsg}",
-            transform=Affine(pixel * step, 0, left, 0, -pixel * step, top),
-            blockxsize=256,
-            blockysize=256,
-            **options,
-        ) as tile:
-            tile.write(data, 1)
-        path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
+
+
+def _write_tile(path: Path, data: NDArray[np.generic], epsg: int, transform: Affine, jpeg2000: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = (
+        {"driver": "JP2OpenJPEG", "codec": "JP2", "quality": 100, "reversible": "YES"}
+        if jpeg2000
+        else {"driver": "GTiff", "compress": "deflate", "tiled": True}
+    )
+    with rasterio.open(
+        path,
+        "w",
+        width=data.shape[1],
+        height=data.shape[0],
+        count=1,
+        dtype=data.dtype,
+        crs=f"EPSG:{epsg}",
+        transform=transform,
+        blockxsize=256,
+        blockysize=256,
+        **options,
+    ) as tile:
+        tile.write(data, 1)
+    path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
 
 
 def _on_lattice(epsg: int, left: float, top: float, nodes: int) -> tuple[Field, Field]:
-    """Where a lattice over a tile, its edges included, lies on the plane of zone 34."""
+    """The coordinates, on the plane of zone 34, of a lattice over a tile, including its edges."""
     steps = np.linspace(0, TILE_SIZE, nodes)
     x, y = np.meshgrid(left + steps, top - steps)
     east, north = project(f"EPSG:{epsg}", f"EPSG:{_PLANE}", x.ravel(), y.ravel())
@@ -151,7 +151,7 @@ def _spread(values: Field, size: int) -> Field:
 
 
 def _coordinates(epsg: int, left: float, top: float, size: int) -> tuple[Field, Field]:
-    """Where the pixels of a tile lie on the plane of zone 34."""
+    """The coordinates of a tile's pixels on the plane of zone 34."""
     east, north = _on_lattice(epsg, left, top, 24)
     return _spread(east, size), _spread(north, size)
 

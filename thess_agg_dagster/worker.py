@@ -1,3 +1,3 @@
-"""The name that users' dagster.yaml and command lines know for :mod:`thess_agg_dagster.runs.worker`."""
+"""Alias that users' dagster.yaml files and command lines use for :mod:`thess_agg_dagster.runs.worker`."""
 
 from thess_agg_dagster.runs.worker import app as app

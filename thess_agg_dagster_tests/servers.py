@@ -44,6 +44,17 @@ class Archive:
 
 
 @contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of an HTTP server on loopback, whose requests ``handler`` answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@contextmanager
 def serving(archive: Archive) -> Iterator[Archive]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -131,13 +142,8 @@ def serving(archive: Archive) -> Iterator[Archive]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        archive.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield archive
-        finally:
-            server.shutdown()
+    with listening(Handler) as archive.url:
+        yield archive
 
 
 #: What a process needs to reach :func:`serving_s3`, beside AWS_ENDPOINT_URL.

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,18 +23,9 @@ import dagster as dg
 import yaml
 
 from thess_agg_dagster.keys import AGGREGATED
-from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment
+from thess_agg_dagster_tests.processes import ROOT, clean_environment, free_port
 
 PROFILE = ROOT / "deploy" / "fleet"
-
-
-def free_port() -> int:
-    """A port below those that outgoing connections get: it stays free while a server restarts."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as free, suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
 
 
 class Client:

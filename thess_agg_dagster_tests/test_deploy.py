@@ -12,12 +12,11 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ from kubernetes.utils.quantity import parse_quantity
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.parameter import ENVIRONMENT_PREFIX
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster_tests.processes import free_port
+from thess_agg_dagster_tests.servers import listening
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -237,8 +238,8 @@ def _cluster(kubeconfig: Path) -> Iterator[list[dict[str, Any]]]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        cluster = {"server": f"http://127.0.0.1:{server.server_address[1]}"}
+    with listening(Handler) as url:
+        cluster = {"server": url}
         config = {
             "clusters": [{"name": "here", "cluster": cluster}],
             "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
@@ -246,15 +247,7 @@ def _cluster(kubeconfig: Path) -> Iterator[list[dict[str, Any]]]:
             "current-context": "here",
         }
         kubeconfig.write_text(yaml.safe_dump(config))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield jobs
-        server.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.mark.fleet
@@ -274,7 +267,7 @@ def test_every_lake_launches_pods_of_its_own(tmp_path: Path) -> None:
         root.time_serie.write_text("acq_datetime,tile_ids\n")
         others = [variable for variable in lake["env"] if variable["name"] != "DATA_LAKE"]
         lakes[lake["name"]] = lake | {"env": [{"name": "DATA_LAKE", "value": str(root.root)}, *others]}
-    ports = {name: _free_port() for name in lakes}
+    ports = {name: free_port() for name in lakes}
     locations = [
         {"grpc_server": {"host": "127.0.0.1", "port": port, "location_name": name}} for name, port in ports.items()
     ]

@@ -19,8 +19,8 @@ import pytest
 import rasterio
 
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, scene
+from thess_agg_dagster_tests.processes import ROOT, clean_environment, statuses
 from thess_agg_dagster_tests.rasters import read
-from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, statuses
 from thess_agg_dagster_tests.services import Client
 
 SUCCESS = dg.DagsterRunStatus.SUCCESS

@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +27,9 @@ from thess_agg_dagster.runs import instance as instance_module
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.runs.instance import fail_abandoned_runs
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, THIRD, SmallLake, scene
+from thess_agg_dagster_tests.processes import ROOT, clean_environment, invoke, statuses
 from thess_agg_dagster_tests.rasters import write_tile
-from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, invoke, statuses
+from thess_agg_dagster_tests.servers import listening
 
 UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.QUEUED]
 
@@ -458,10 +458,7 @@ def test_documents_that_name_files_or_urls_are_not_obeyed(small_lake: SmallLake,
 
         def log_message(self, *_: object) -> None: ...
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Canary)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(Canary) as url:
         file = write_tile(tmp_path / "canary.tif", np.full((60, 60), 4242, "uint16"))
         ids = small_lake.add_timestamp(FIRST, ["B04"])
         small_lake.lake.tile(ids[1], "B04").write_text(DOCUMENTS[name].format(file=file, url=url))
@@ -481,6 +478,3 @@ def test_documents_that_name_files_or_urls_are_not_obeyed(small_lake: SmallLake,
 
         assert asked == []
         assert file.stat().st_atime_ns == before
-    finally:
-        server.shutdown()
-        server.server_close()

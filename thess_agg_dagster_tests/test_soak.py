@@ -27,7 +27,7 @@ from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
 from thess_agg_dagster_tests.defs.test_sensors import Sensor
 from thess_agg_dagster_tests.fuzz import fuzz_lists, fuzz_tiles
-from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, statuses
+from thess_agg_dagster_tests.processes import ROOT, clean_environment, statuses
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
 from thess_agg_dagster_tests.timestamp.test_refetch import publish
 

@@ -30,8 +30,8 @@ from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.timestamp import freshness
 from thess_agg_dagster.timestamp.freshness import changed_inputs, current_bands, identify_bands, is_due, is_identified
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
+from thess_agg_dagster_tests.processes import invoke
 from thess_agg_dagster_tests.rasters import DATA, read
-from thess_agg_dagster_tests.runs.test_command import invoke
 
 AOI = "POLYGON((23.25 40.55,23.45 40.55,23.45 40.65,23.25 40.65,23.25 40.55))"
 GIVEN: dict[str, Any] = {
@@ -59,9 +59,9 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallLake]:
 
 
 def due(lake: DataLake, instance: dg.DagsterInstance, **given: Any) -> list[str]:
-    params, latest, stamps = TimestampsAggregationParams(**given), latest_attempts(instance), lake.stamps()
+    params, latest, fingerprints = TimestampsAggregationParams(**given), latest_attempts(instance), lake.fingerprints()
     rows = read_time_serie(lake.time_serie).acquisitions
-    return [key for key, row in rows.items() if is_due(row, latest.get(key), lake, params, stamps)]
+    return [key for key, row in rows.items() if is_due(row, latest.get(key), lake, params, fingerprints)]
 
 
 def test_its_attempts_are_read(old: SmallLake) -> None:
@@ -97,7 +97,7 @@ def test_neither_are_those_made_with_other_parameters(tmp_path: Path) -> None:
         assert due(lake, instance, **GIVEN) == []
         assert due(lake, instance, **GIVEN | {"stac": False}) == []
         assert due(lake, instance, **GIVEN | {"harmonize": False}) == [FIRST, SECOND]
-        lake.item(SECOND).unlink()
+        lake.published(SECOND).item.unlink()
         assert due(lake, instance, **GIVEN) == [SECOND]
 
 
@@ -134,7 +134,7 @@ def test_the_command_skips_reports_and_verifies(tmp_path: Path) -> None:
     assert list(summary["output_folder"]) == [str(lake.timestamp_folder(key)) for key in (FIRST, SECOND)]
 
     verified = invoke("--data-lake", str(lake.root), "--verify")
-    assert (verified.exit_code, "6 mosaics looked at" in verified.stderr) == (0, True), verified.output
+    assert (verified.exit_code, "6 mosaics checked" in verified.stderr) == (0, True), verified.output
     lake.mosaic(FIRST, "B08").unlink()
     mosaic = lake.mosaic(SECOND, "B04")
     mosaic.write_bytes(mosaic.read_bytes()[:-1] + b"x")
@@ -213,8 +213,8 @@ def test_identities_stay(tmp_path: Path, given: dict[str, Any], expected: str) -
     lake = DataLake(tmp_path)
     acquisition = Acquisition(FIRST, ("S2A_A", "S2A_B"))
     params = TimestampsAggregationParams(**given)
-    stamps = {".tif": "1666 1690000000000000000", ".json": "9103 1690000000000000000"}
-    found = identify_bands(acquisition, lake, params, ["B04"], lambda path: stamps.get(path.suffix))
+    fingerprints = {".tif": "1666 1690000000000000000", ".json": "9103 1690000000000000000"}
+    found = identify_bands(acquisition, lake, params, ["B04"], lambda path: fingerprints.get(path.suffix))
     assert found == {"B04": expected}
 
 

@@ -1,1 +1,1 @@
-"""What became of every attempt: outcomes, the event log, tables."""
+"""The outcome of every attempt: records, the event log, tables."""

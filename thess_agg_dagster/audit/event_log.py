@@ -1,4 +1,4 @@
-"""Dagster's event log: outcomes are written there as events, and read back."""
+"""Dagster's event log: outcomes are written to it as events, and read back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_SCENES = 100
 
 
 def attempt_metadata(attempt: Attempt) -> dict[str, Any]:
-    """The attempt as event metadata: what a person looks for first, the whole record last."""
+    """The attempt as event metadata: first what people look for, last the complete record."""
     shown: dict[str, Any] = {"status": attempt.status}
     if attempt.message:
         shown["message"] = attempt.message
@@ -47,17 +47,17 @@ def attempt_metadata(attempt: Attempt) -> dict[str, Any]:
 
 
 def spelled_out(parameters: str) -> str:
-    """The parameters of an attempt, as a person reads them."""
+    """The parameters of an attempt, in readable form."""
     differing = json.loads(parameters)
-    return ", ".join(f"{name}={value}" for name, value in differing.items()) or "all as by default"
+    return ", ".join(f"{name}={value}" for name, value in differing.items()) or "all defaults"
 
 
 def changes_since(made: Attempt, now: Attempt) -> str:
-    """Why a timestamp was made anew: what is other than at its last success."""
+    """Why a timestamp was made again: what has changed since its last success."""
     told = _asked_for_since(made, now.parameters, now.scene_ids)
     read = {path: sum for band in made.bands for path, sum in zip(band.input_files, band.input_checksums, strict=False)}
     told += [
-        f"{path} has other content"
+        f"the content of {path} has changed"
         for band in now.bands
         for path, sum in zip(band.input_files, band.input_checksums, strict=False)
         if read.get(path, sum) != sum
@@ -66,14 +66,14 @@ def changes_since(made: Attempt, now: Attempt) -> str:
 
 
 def why_stale(made: Attempt, parameters: str, scene_ids: Sequence[str], bands: Sequence[str]) -> str:
-    """What a success would be made otherwise of now, given that it would; Dagster calls all of it a new data version."""
+    """What has changed since a success that is now stale; Dagster shows only a new data version."""
     told = _asked_for_since(made, parameters, scene_ids)
     told += [f"band {band} added" for band in bands if band not in {each.band for each in made.bands}]
-    return "; ".join(told) or "tiles: their files, checksums or STAC items are other ones"
+    return "; ".join(told) or "tiles: files, checksums or STAC items have changed"
 
 
 def _asked_for_since(made: Attempt, parameters: str, scene_ids: Sequence[str]) -> list[str]:
-    """What parameters and tile list ask for otherwise than a success was made; it may not know its parameters."""
+    """Changes in parameters and tile list since a success, whose parameters may be unknown."""
     told = []
     if made.parameters and made.parameters != parameters:
         before, after = json.loads(made.parameters), json.loads(parameters)
@@ -96,13 +96,13 @@ def failure_observation(attempt: Attempt) -> dg.AssetObservation:
 
 
 def first_sight(timestamp: str, scene_ids: Sequence[str] = ()) -> dg.AssetObservation:
-    """The event of a timestamp's raw tiles when it is registered: Dagster compares later ones with it."""
+    """The event of a timestamp's raw tiles on registration, with which Dagster compares later ones."""
     return inputs_observed(timestamp, "registered", scene_ids)
 
 
 def inputs_observed(timestamp: str, inputs: str, scene_ids: Sequence[str], changed: str = "") -> dg.AssetObservation:
-    """The event that tells Dagster the data version of a timestamp's raw tiles, and a person which scenes they are of and
-    what ``changed`` since its mosaics were made."""
+    """The event that gives Dagster the data version of a timestamp's raw tiles, and readers the scenes and what
+    ``changed`` since its mosaics were made."""
     rows = [dg.TableRecord({"scene_id": scene_id}) for scene_id in scene_ids[:_MOST_SCENES]]
     seen: dict[str, Any] = ({"changed": changed} if changed else {}) | {
         "scenes": len(scene_ids),
@@ -114,9 +114,9 @@ def inputs_observed(timestamp: str, inputs: str, scene_ids: Sequence[str], chang
 
 @contextmanager
 def stopping_is_final() -> Iterator[None]:
-    """Fail for good where a run is stopped (Ctrl-C, SIGTERM, "terminate" in the UI).
+    """Fail without retries if a run is stopped (Ctrl-C, SIGTERM, "terminate" in the UI).
 
-    Dagster takes an interrupt for a fault of the machine: a step with a retry policy would start over, and go on.
+    Dagster treats an interrupt like a fault of the machine: a step with a retry policy would start again.
     """
     try:
         yield
@@ -124,7 +124,7 @@ def stopping_is_final() -> Iterator[None]:
         raise dg.Failure(STOPPED, allow_retries=False) from interrupt
 
 
-STOPPED = "stopped before it was finished; what was published before stays; run it again"
+STOPPED = "stopped before it finished; the previous version stays published; run it again"
 
 _BANDS_SCHEMA = dg.TableSchema(
     [
@@ -138,7 +138,7 @@ _BANDS_SCHEMA = dg.TableSchema(
         dg.TableColumn("masked", description="Share of the grid's pixels that the SCL mask emptied."),
         dg.TableColumn("seconds", "float"),
         dg.TableColumn("MB", "float"),
-        dg.TableColumn("reprojected", description="Tiles that came from another CRS or pixel grid."),
+        dg.TableColumn("reprojected", description="Tiles reprojected from another CRS or pixel grid."),
         dg.TableColumn("message"),
     ]
 )
@@ -168,11 +168,11 @@ def latest_attempts(
     successes: Mapping[str, RecordedAttempt] | None = None,
     among: Collection[str] | None = None,
 ) -> dict[str, RecordedAttempt]:
-    """The latest attempt of each timestamp (``among`` some, or all), asked for by the thousand; fewer queries where the
-    ``successes`` are known.
+    """The latest attempt of each timestamp (all, or those in ``among``), read in batches of thousands; known
+    ``successes`` save queries.
 
-    A success is a materialization, a failure an observation; whichever is younger counts. Where the youngest of either
-    kind is not ours ("mark as materialized" in the UI), nothing is known of that kind: such a timestamp is run again.
+    A success is a materialization, a failure an observation; the more recent one counts. If the most recent of a kind
+    is not ours ("mark as materialized" in the UI), nothing is known of that kind, and the timestamp is run again.
     """
     latest = dict(latest_successes(instance, among) if successes is None else successes)
     failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations, among)
@@ -183,12 +183,12 @@ def latest_attempts(
 
 
 def latest_successes(instance: dg.DagsterInstance, among: Collection[str] | None = None) -> dict[str, RecordedAttempt]:
-    """The latest attempt of each timestamp that published something, whatever came after."""
+    """The latest successful attempt of each timestamp, whatever happened since."""
     return _latest(instance, dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations, among)
 
 
 def failed_since(instance: dg.DagsterInstance, event: int) -> Mapping[str, int]:
-    """Timestamps that failed after an event, and the event of each that tells so, by storage id."""
+    """Timestamps that failed after an event, with the storage id of the event that says so."""
     kind = dg.DagsterEventType.ASSET_OBSERVATION
     return instance.get_latest_storage_id_by_partition(AGGREGATED, kind, after_cursor=event)
 
@@ -225,7 +225,7 @@ def _pages(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAttempt]) -> dict[str, str]:
-    """Timestamps whose latest run ended without leaving an attempt (killed, crashed, or stopped), and its run id."""
+    """Timestamps whose latest run ended without recording an attempt (killed, crashed, or stopped), with its run id."""
     planned = instance.get_latest_storage_id_by_partition(AGGREGATED, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     silent = [run for key, run in planned.items() if key not in recorded or recorded[key].storage_id < run]
     runs: dict[str, str] = {}
@@ -244,7 +244,7 @@ def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAtte
 
 
 def reason_of_end(instance: dg.DagsterInstance, run_id: str) -> str:
-    """Why a run ended that left no attempt, in the words of whoever ended it; empty where nobody knows."""
+    """Why a run without an attempt ended, in the words of whatever ended it; empty if unknown."""
     kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED}
     said = ""
     for entry in reversed(instance.all_logs(run_id, of_type=kinds)):

@@ -1,4 +1,4 @@
-"""Outcomes: what one try at one timestamp read and wrote, and why it failed."""
+"""Outcomes: what one attempt at one timestamp read and wrote, and why it failed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ TimestampStatus = Literal[
 
 
 class Status(NamedTuple):
-    """A status: what it means, its colour in pictures, whether the same run may end better when it is tried again, and
-    whether tiles that arrive later can mend it."""
+    """A status: its meaning, its colour in pictures, and whether a retry or tiles that arrive later can fix it."""
 
     meaning: str
     colour: str
@@ -43,11 +42,11 @@ STATUSES: Mapping[TimestampStatus | BandStatus, Status] = MappingProxyType(
         "skipped": Status("not made, because of another band", "#f0c987", retry=True),
         "missing_input": Status("a tile is missing", "#f28e2b", late_tiles=True),
         "unreadable_input": Status("a tile cannot be read", "#d1495b", late_tiles=True),
-        "checksum_mismatch": Status("a tile is not the published one", "#a23e6c", late_tiles=True),
-        "unknown_crs": Status("a tile has no usable place on Earth", "#9c5fb5", late_tiles=True),
-        "dtype_conflict": Status("dtypes that no mosaic can hold", "#7a6ff0", late_tiles=True),
+        "checksum_mismatch": Status("a tile differs from its published checksum", "#a23e6c", late_tiles=True),
+        "unknown_crs": Status("a tile is not georeferenced", "#9c5fb5", late_tiles=True),
+        "dtype_conflict": Status("no mosaic can hold the tiles' dtypes", "#7a6ff0", late_tiles=True),
         "outside_grid": Status("no tile lies in the grid or the aoi", "#4e9aa8", late_tiles=True),
-        "unknown_baseline": Status("nothing tells a scene's radiometric offset", "#b5838d", late_tiles=True),
+        "unknown_baseline": Status("a scene's radiometric offset is unknown", "#b5838d", late_tiles=True),
         "merge_failed": Status("tiles could not be merged", "#8c2d19", retry=True),
         "write_failed": Status("the mosaic could not be written", "#5b1a0d", retry=True),
         "exception": Status("the run ended before it could report", "#1a1a1a", retry=True),
@@ -60,7 +59,7 @@ SCHEMA = 1
 
 
 class Column(NamedTuple):
-    """What a column of the band report tells, and its type as Dagster's table schemas call it."""
+    """The meaning of a column of the band report, and its type in Dagster's table schemas."""
 
     meaning: str
     kind: str = "string"
@@ -68,12 +67,12 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class BandRecord:
-    """One band of an attempt: a row of the band report. ``inputs`` identifies what its pixels were made of."""
+    """One band of an attempt: a row of the band report. ``inputs`` identifies everything that its pixels depend on."""
 
     band: Annotated[str, Column("Name of the band.")]
-    status: Annotated[BandStatus, Column("What became of the latest attempt.")]
+    status: Annotated[BandStatus, Column("Outcome of the latest attempt.")]
     message: Annotated[str, Column("What is wrong and what to do; remarks on a success.")] = ""
-    input_files: Annotated[Sequence[str], Column("Tiles in merge order, between |.")] = ()
+    input_files: Annotated[Sequence[str], Column("Tiles in merge order, separated by |.")] = ()
     missing_files: Sequence[str] = ()
     output_path: Annotated[str, Column("The mosaic.")] = ""
     crs: Annotated[str, Column("CRS of the mosaic.")] = ""
@@ -83,7 +82,7 @@ class BandRecord:
     height: Annotated[int | None, Column("Rows of the grid.", "int")] = None
     tiles: Annotated[int | None, Column("Number of tiles.", "int")] = None
     reprojected_tiles: Annotated[
-        Sequence[str], Column("Scenes brought in from another CRS or pixel grid, between |.")
+        Sequence[str], Column("Scenes reprojected from another CRS or pixel grid, separated by |.")
     ] = ()
     valid_share: Annotated[
         float | None,
@@ -98,33 +97,35 @@ class BandRecord:
         str, Column("tiles: what the tiles of the timestamp cover; fixed: the same for all timestamps.")
     ] = ""
     resolution: Annotated[float | None, Column("Pixel size, in units of the CRS.", "float")] = None
-    bounds: Annotated[Sequence[float], Column("Left, bottom, right, top of the grid, between |.")] = ()
+    bounds: Annotated[Sequence[float], Column("Left, bottom, right, top of the grid, separated by |.")] = ()
     masked_share: Annotated[
         float | None,
         Column("Share of the grid's pixels that the SCL mask emptied, 0 to 1; the largest of the bands.", "float"),
     ] = None
-    baselines: Annotated[Sequence[str], Column("Processing baselines of the scenes, between |.")] = ()
+    baselines: Annotated[Sequence[str], Column("Processing baselines of the scenes, separated by |.")] = ()
     harmonized: Annotated[bool | None, Column("Whether the radiometric offset was removed from some tile.", "bool")] = (
         None
     )
     input_checksums: Annotated[
-        Sequence[str], Column("Checksums of the tiles, as they were read, in the order of input_files, between |.")
+        Sequence[str], Column("Checksums of the tiles, as they were read, in the order of input_files, separated by |.")
     ] = ()
     output_checksum: Annotated[str, Column("Checksum of the mosaic.")] = ""
     refetched: Annotated[
-        Sequence[str], Column("Tiles that were fetched again: why, from where and when, between |.")
+        Sequence[str], Column("Tiles that were fetched again: why, from where and when, separated by |.")
     ] = ()
     inputs: str = ""
     tile_shares: Annotated[
         Sequence[str],
-        Column("Share of the valid pixels that came from each scene, <scene>=<0 to 1>, between |; with provenance."),
+        Column(
+            "Share of the valid pixels that came from each scene, <scene>=<0 to 1>, separated by |; with provenance."
+        ),
     ] = ()
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at one timestamp. ``inputs`` identifies what went in: same text, same mosaics; ``scene_ids`` are the tiles
-    that ``time_serie.csv`` listed then."""
+    """One attempt at one timestamp. ``inputs`` identifies its inputs: the same text means the same mosaics.
+    ``scene_ids`` are the scenes that ``time_serie.csv`` listed at the time."""
 
     timestamp: str
     status: TimestampStatus
@@ -139,22 +140,22 @@ class Attempt:
 
     @property
     def valid_share(self) -> float | None:
-        """The smallest of the bands' that were made."""
+        """The smallest valid share of the bands that were made."""
         return min((band.valid_share for band in self.bands if band.valid_share is not None), default=None)
 
     @property
     def cloud_share(self) -> float | None:
-        """What SCL says, where it was made."""
+        """The cloud share according to SCL, if it was made."""
         return next((band.cloud_share for band in self.bands if band.cloud_share is not None), None)
 
     @property
     def masked_share(self) -> float | None:
-        """The largest of the bands' that were masked."""
+        """The largest masked share of the bands."""
         return max((band.masked_share for band in self.bands if band.masked_share is not None), default=None)
 
 
 def status_of(bands: Iterable[BandRecord]) -> TimestampStatus:
-    """A timestamp's status from its bands': the fault that comes first on the way from tiles to mosaics."""
+    """A timestamp's status, from those of its bands: the problem that occurs first on the way from tiles to mosaics."""
     found = {band.status for band in bands}
     if "missing_input" in found:
         return "failed_missing_inputs"

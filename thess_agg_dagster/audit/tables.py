@@ -1,4 +1,4 @@
-"""The audit tables: from Dagster's event log, never from the disk, one row per registered timestamp (and band)."""
+"""The audit tables: one row per registered timestamp (and band), from Dagster's event log, never from the disk."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ COLUMNS: Mapping[str, Sequence[str]] = {
 
 _MEANINGS = {
     "timestamp": "Partition key: acq_datetime as the list spells it.",
-    "listed": "Whether time_serie.csv lists it still. What is on disk stays either way.",
+    "listed": "Whether time_serie.csv still lists it. Files on disk stay either way.",
     "success": "Whether all bands were published.",
-    "failed_bands": "Bands that could not be made, between |.",
-    "missing_files": "Tiles that are not there, between |.",
+    "failed_bands": "Bands that could not be made, separated by |.",
+    "missing_files": "Missing tiles, separated by |.",
     "error_message": "What is wrong and what to do; empty on a success.",
-    "output_folder": "Where the mosaics stand.",
-    "bands": "Bands of the attempt, between |.",
+    "output_folder": "Folder of the mosaics.",
+    "bands": "Bands of the attempt, separated by |.",
     "run_id": "The Dagster run, to be found in the UI.",
     "finished_at": "When the attempt ended, UTC.",
 } | {name: column.meaning for name, column in _RECORDED.items()}
@@ -75,7 +75,7 @@ _TYPES = {"listed": "bool", "success": "bool"} | {name: column.kind for name, co
 
 
 def table_schema(name: str) -> dg.TableSchema:
-    """Columns of an audit table with their types and meanings, as Dagster shows them."""
+    """The columns of an audit table with their types and meanings, as Dagster shows them."""
     return dg.TableSchema(
         [dg.TableColumn(column, _TYPES.get(column, "string"), _MEANINGS[column]) for column in COLUMNS[name]]
     )
@@ -91,7 +91,7 @@ EVENTS_UP_TO = "events_up_to"
 
 
 def newest_event(instance: dg.DagsterInstance) -> int:
-    """Storage id of the newest event that the tables tell of; 0 before there is any."""
+    """Storage id of the newest event that the tables include; 0 before there is any."""
     fetched = (
         instance.fetch_materializations(AGGREGATED, limit=1),
         instance.fetch_observations(AGGREGATED, limit=1),
@@ -105,7 +105,8 @@ TABLES_DIGEST = "tables_digest"
 
 
 def tables_digest(lake: DataLake) -> str:
-    """Identifies the audit tables as they stand now, and where: others' differ, and so do those of a lake that was moved."""
+    """Identifies the audit tables in their current state and place: different if another program wrote them or the lake
+    was moved."""
     digest = hashlib.sha256(str(lake.root).encode())
     for name in COLUMNS:
         digest.update(read_if_there(lake.audit_table(name)) or b"no such table")
@@ -119,11 +120,11 @@ def audit_tables(
     published: Mapping[str, RecordedAttempt] | None = None,
     lake: DataLake | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The three tables by short name, telling the latest truth about every registered timestamp.
+    """The three tables by short name, with the latest outcome of every registered timestamp.
 
-    ``bands`` are the rows a timestamp gets in the band report while nothing is known about it; ``listed`` are the
-    timestamps that ``time_serie.csv`` has now; ``published`` is what :func:`latest_successes` gave, where it was asked; ``lake`` is
-    the one at hand, which may have stood elsewhere when it was written.
+    ``bands`` are the rows that a timestamp has in the band report before anything is known about it; ``listed`` are the
+    timestamps in ``time_serie.csv``; ``published`` is the result of :func:`latest_successes`, if already known;
+    ``lake`` is the current lake, which may have been elsewhere when it was written.
     """
     import pandas as pd  # here, because a code server that never writes tables can do without
 
@@ -163,12 +164,12 @@ def _here(attempt: Attempt, lake: DataLake) -> Attempt:
 
 
 def _silent_message(reason: str, before: RecordedAttempt | None) -> str:
-    """What is known of a run that left no attempt; what was wrong before it may be so still."""
-    parts = [": ".join(filter(None, (_SILENT, reason))), "see it in the UI, then run it again"]
+    """What is known about a run without an attempt; the problem before it may still exist."""
+    parts = [": ".join(filter(None, (_SILENT, reason))), "look at it in the UI, then run it again"]
     if before is not None and before.attempt.status == "success":
-        parts.append("what was published before stays")
+        parts.append("the previous version stays published")
     elif before is not None:
-        parts.append(f"the attempt before: {before.attempt.status}: {before.attempt.message}")
+        parts.append(f"previous attempt: {before.attempt.status}: {before.attempt.message}")
     return "; ".join(parts)
 
 
@@ -184,7 +185,7 @@ def _provenance(found: RecordedAttempt | None) -> dict[str, Any]:
 
 
 def _status_row(attempt: Attempt, listed: bool) -> dict[str, Any]:
-    vanished = "" if listed else "not in time_serie.csv any more (what is on disk stays)"
+    vanished = "" if listed else "no longer in time_serie.csv (files on disk stay)"
     return {
         "timestamp": attempt.timestamp,
         "status": attempt.status,
@@ -221,7 +222,7 @@ def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
 
 
 def _cell(name: str, value: Any) -> Any:
-    """A value of a record as it stands in a table."""
+    """A value of a record as text for a table."""
     if name == "bounds":
         return "|".join(f"{edge:.15g}" for edge in value)
     if name == "input_checksums":  # one for each of the input files, equal ones too

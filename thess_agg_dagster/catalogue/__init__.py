@@ -1,4 +1,4 @@
-"""From an area and two dates to the list of acquisitions: which scenes there are, which belong together, which to take.
+"""From an area and two dates to the list of acquisitions: find scenes, group them into overpasses, choose.
 
-Knows no Dagster: a script can use it (:func:`thess_agg_dagster.catalogue.update.update_catalogue`).
+Independent of Dagster: a script can use it (:func:`thess_agg_dagster.catalogue.update.update_catalogue`).
 """

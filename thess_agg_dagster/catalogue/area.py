@@ -1,4 +1,4 @@
-"""The area that is searched for: in longitude and latitude for others, in an equal-area projection for us."""
+"""The search area: in longitude and latitude for APIs, in an equal-area projection for measuring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 from shapely.geometry.base import BaseGeometry
 
-from thess_agg_dagster.mosaic.area import AreaError, project_area
+from thess_agg_dagster.mosaic.area import AreaError, polygonal, project_area
 
 # Edges are followed in steps of so many degrees: off by 5 m in their middles, at most.
 _STEP = 0.1
@@ -26,7 +26,7 @@ _WIDEST = 90
 
 @dataclass(frozen=True)
 class SearchArea:
-    """An area of interest, measured around its own centre (Lambert azimuthal equal-area), where no antimeridian is."""
+    """An area of interest, measured around its own centre (Lambert azimuthal equal-area), far from any antimeridian."""
 
     shape: BaseGeometry
     centre: tuple[float, float]
@@ -35,7 +35,8 @@ class SearchArea:
 
     @classmethod
     def of(cls, area: Geometry) -> SearchArea:
-        """Edges go the shorter way around the Earth. Raises :class:`AreaError` for an area wider than a quarter of it."""
+        """Edges take the shorter way around the Earth. Raises :class:`AreaError` for an area wider than a quarter of
+        it."""
         degrees = project_area(area, CRS("EPSG:4326")).geom
         centre = _centre(shapely.get_coordinates(degrees))
         if np.ptp(_near(shapely.get_coordinates(degrees), centre[0])[:, 0]) > _WIDEST:
@@ -44,7 +45,7 @@ class SearchArea:
         return cls(_projected(unrolled, centre), centre, _pieces(unrolled))
 
     def project(self, footprint: BaseGeometry) -> BaseGeometry:
-        """A polygon in longitude and latitude, written in whatever way across the antimeridian, in the area's plane."""
+        """Project a polygon in longitude and latitude, however it crosses the antimeridian, to the area's plane."""
         return _projected(_unrolled(footprint, self.centre[0]), self.centre)
 
 
@@ -66,7 +67,7 @@ def _near(points: NDArray[np.float64], longitude: float) -> NDArray[np.float64]:
 
 def _unrolled(shape: BaseGeometry, longitude: float) -> BaseGeometry:
     """The shape around a longitude, in one piece where it was cut or jumped at the antimeridian, valid."""
-    return _polygonal(shapely.transform(shape, lambda points: _near(points, longitude)))
+    return polygonal(shapely.transform(shape, lambda points: _near(points, longitude)))
 
 
 @lru_cache(maxsize=2)
@@ -79,19 +80,14 @@ def _projected(degrees: BaseGeometry, centre: tuple[float, float]) -> BaseGeomet
     transformer = _plane(centre)
     followed = shapely.segmentize(degrees, _STEP)
     there = shapely.transform(followed, lambda xy: np.column_stack(transformer.transform(xy[:, 0], xy[:, 1])))
-    return _polygonal(there) if np.isfinite(shapely.get_coordinates(there)).all() else shapely.Polygon()
+    return polygonal(there) if np.isfinite(shapely.get_coordinates(there)).all() else shapely.Polygon()
 
 
 def _pieces(unrolled: BaseGeometry) -> tuple[BaseGeometry, ...]:
     found = []
     for turn in (-360.0, 0.0, 360.0):
-        piece = _polygonal(shapely.intersection(unrolled, shapely.box(turn - 180, -90, turn + 180, 90)))
+        piece = polygonal(shapely.intersection(unrolled, shapely.box(turn - 180, -90, turn + 180, 90)))
         if not piece.is_empty:
             asked = piece if shapely.get_num_coordinates(piece) <= _MOST_POINTS else shapely.convex_hull(piece)
             found.append(shapely.affinity.translate(asked, -turn))
     return tuple(found)
-
-
-def _polygonal(shape: BaseGeometry) -> BaseGeometry:
-    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shape)))
-    return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])

@@ -1,4 +1,4 @@
-"""Which overpasses to take, and which of their tiles: by the share of the area that they show, and its clouds."""
+"""Choosing overpasses, and their tiles, by coverage of the area and by clouds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOTHING = 1e-4
 
 @dataclass(frozen=True)
 class Seen:
-    """What an overpass shows of an area, and the scenes that it takes for it, in merge order."""
+    """The part of an area that an overpass shows, and the scenes needed for it, in merge order."""
 
     overpass: Overpass
     scenes: tuple[Scene, ...]
@@ -31,28 +31,28 @@ class Seen:
 
     @property
     def clear(self) -> float:
-        """The share of the area that is seen without clouds; of unknown ones, none of it."""
+        """The share of the area seen without clouds; with unknown cloud cover, zero."""
         return self.coverage_frac * (1 - (100 if self.cloud is None else self.cloud) / 100)
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What an overpass must show: percent of clouds at most, and the share of the area at least."""
+    """Requirements on an overpass: the highest percentage of clouds and the smallest share of the area."""
 
     max_cloud: float = 60
     min_coverage: float = 0.5
 
     def refuse(self, seen: Seen) -> str | None:
-        """Why an overpass is left out; ``None``: it is not. Unknown clouds are let through."""
+        """Why an overpass is left out, or ``None`` if it is not. Unknown cloud cover passes."""
         if not seen.scenes or seen.coverage_frac < self.min_coverage:
-            return f"covers {seen.coverage_frac:.1%} of the area, {self.min_coverage:.1%} are asked for"
+            return f"covers {seen.coverage_frac:.1%} of the area; at least {self.min_coverage:.1%} is required"
         if seen.cloud is not None and seen.cloud > self.max_cloud:
-            return f"{seen.cloud:.1f} % of clouds, at most {self.max_cloud:g} % are asked for"
+            return f"{seen.cloud:.1f} % clouds; at most {self.max_cloud:g} % is allowed"
         return None
 
 
 def look(overpass: Overpass, area: SearchArea) -> Seen:
-    """Measure an overpass over an area. Of overlapping scenes those that show most of it are taken first."""
+    """Measure an overpass over an area. Of overlapping scenes, those that show most of it come first."""
     order = {scene.scene_id: number for number, scene in enumerate(overpass.scenes)}
     parts = {scene: area.project(scene.footprint).intersection(area.shape) for scene in overpass.scenes}
     total = area.shape.area
@@ -86,16 +86,18 @@ def look(overpass: Overpass, area: SearchArea) -> Seen:
 
 
 def anchor_of(day: date, first: date, every: int) -> date:
-    """The anchor date next to a day: one every so many days since the first; the earlier one where two are as near."""
+    """The anchor date nearest to a day, where anchor dates are equally spaced from the first day on; of two equally
+    near, the earlier."""
     return first + timedelta(days=every * max(0, -(-(2 * (day - first).days - every) // (2 * every))))
 
 
 def best_per_anchor(
     candidates: Sequence[Seen], first: date, every: int, served: Collection[date]
 ) -> tuple[dict[date, Seen], list[tuple[Seen, str]]]:
-    """The best overpass of each anchor date that is not ``served`` yet, and the others with why they are left out.
+    """The best overpass of each anchor date that is not yet ``served``, and the others with the reason why they are
+    left out.
 
-    The best is the one that shows most of the area without clouds, then the one nearest to the anchor, then the earlier.
+    The best shows most of the area without clouds; then the nearest to the anchor counts, then the earlier.
     """
     groups: dict[date, list[Seen]] = {}
     for seen in candidates:
@@ -104,7 +106,7 @@ def best_per_anchor(
     others: list[tuple[Seen, str]] = []
     for anchor, group in sorted(groups.items()):
         if anchor in served:
-            others += [(seen, f"the list has one for the anchor date {anchor} already") for seen in group]
+            others += [(seen, f"the list already has one for the anchor date {anchor}") for seen in group]
             continue
         best[anchor] = min(
             group,
@@ -116,8 +118,6 @@ def best_per_anchor(
         )
         won = best[anchor].overpass.timestamp
         others += [
-            (seen, f"{won} is the better one for the anchor date {anchor}")
-            for seen in group
-            if seen is not best[anchor]
+            (seen, f"{won} is better for the anchor date {anchor}") for seen in group if seen is not best[anchor]
         ]
     return best, others

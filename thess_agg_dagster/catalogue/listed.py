@@ -1,4 +1,4 @@
-"""What a lake's list holds already, and what a catalogue step wrote into it before."""
+"""The content of a lake's list, and the rows that a catalogue step added to it earlier."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REMOVED = "was taken off time_serie.csv by hand"
 
 
 class Listed:
-    """The rows of ``time_serie.csv`` by the overpass they are of: told by the names of their scenes, else by the instant."""
+    """The rows of ``time_serie.csv`` by overpass, recognized by the names of their scenes, otherwise by the instant."""
 
     def __init__(self, lake: DataLake) -> None:
         self.table = Table(lake.time_serie, COLUMNS)
@@ -87,7 +87,7 @@ class Listed:
         return found if found is not None else self._by_instant[overpass.acquired]
 
     def was_removed(self, scene: Scene) -> bool:
-        """Whether the tile was put into the list once, for this overpass, and somebody took it off."""
+        """Whether a catalogue step once listed the tile for this overpass, and it has been removed since."""
         if not self.table.is_there:
             return False  # the whole list is gone: that says nothing about single tiles
         listed = self._tiles(self._by_overpass.get(scene.overpass, []))
@@ -108,9 +108,9 @@ class Listed:
         return found
 
     def upgraded(self, row: Sequence[str], seen: Seen) -> list[str]:
-        """The scenes of a row with newer products in the place of older ones; after them, tiles that came late.
+        """The scenes of a row, with newer products replacing older ones, followed by tiles that came late.
 
-        A tile that somebody took off stays off; so does all that is not in a row that no catalogue step wrote.
+        A removed tile stays removed, as does everything missing from a row that no catalogue step wrote.
         """
         names = [new for name in self.scene_ids(row) for new in _newer(name, seen.overpass)]
         tiles = self._tiles(row)

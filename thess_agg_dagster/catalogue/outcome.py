@@ -1,4 +1,4 @@
-"""What is asked of a catalogue, and what became of it."""
+"""Requests to a catalogue, and their outcomes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from thess_agg_dagster.catalogue.scene import Scene
 
 @dataclass(frozen=True)
 class Request:
-    """What is searched for, and what is taken of it. Both dates count, in UTC."""
+    """What to search for, and what to choose. Both dates are inclusive, in UTC."""
 
     url: str
     collection: str
@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One scene: taken, or why not. ``scene`` is missing of items that are none."""
+    """The verdict on one scene: chosen, or why not. ``scene`` is missing for unusable items."""
 
     scene_id: str
     taken: bool
@@ -40,7 +40,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    """An overpass that is taken, and the anchor date it stands for."""
+    """A chosen overpass, and its anchor date."""
 
     seen: Seen
     anchor: date
@@ -52,7 +52,7 @@ class Choice:
 
 @dataclass
 class Outcome:
-    """What became of a search: every scene found and why it was taken or left."""
+    """The outcome of a search: every scene found, and why it was chosen or left out."""
 
     scenes: list[Verdict] = field(default_factory=list)
     #: Timestamps that are new in the list.

@@ -1,4 +1,4 @@
-"""Which scenes belong together: one overpass, one timestamp."""
+"""Grouping scenes: one overpass is one timestamp."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Overpass:
 
     @property
     def timestamp(self) -> str:
-        """``acq_datetime`` as it stands in ``time_serie.csv``."""
+        """``acq_datetime`` as written in ``time_serie.csv``."""
         return self.acquired.isoformat(sep=" ")
 
 
 def group_overpasses(scenes: Iterable[Scene]) -> list[Overpass]:
-    """The overpasses that scenes belong to, in order of time. Scenes that come twice count once."""
+    """The overpasses that scenes belong to, in order of time. Duplicate scenes count once."""
     groups: dict[OverpassKey, dict[str, Scene]] = {}
     for scene in scenes:
         groups.setdefault(scene.overpass, {}).setdefault(scene.scene_id, scene)
@@ -64,7 +64,8 @@ def _overpass(key: OverpassKey, scenes: Sequence[Scene]) -> Overpass:
 
 
 def _newest(products: Sequence[Scene]) -> tuple[list[Scene], dict[Scene, tuple[Scene, ...]]]:
-    """Of the products of one tile and datatake the newest of each part of the tile, and the older ones with theirs."""
+    """For one tile and datatake, the newest product of each part of the tile, and the older products with the newer
+    ones that replace them."""
     kept: list[Scene] = []
     replaced: dict[Scene, tuple[Scene, ...]] = {}
     for product in sorted(products, key=lambda each: each.age, reverse=True):

@@ -1,4 +1,4 @@
-"""The STAC APIs that are known by name: where they are, and how their files can be had."""
+"""The STAC APIs known by name: their addresses, and how to download their files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Profile:
-    """A STAC API with Sentinel-2 Level-2A scenes. (What items and assets are called, ``scene`` and ``item_asset`` know.)"""
+    """A STAC API with Sentinel-2 Level-2A scenes. (``scene`` and ``item_asset`` know the names of items and assets.)"""
 
     url: str
     collection: str = "sentinel-2-l2a"

@@ -1,4 +1,4 @@
-"""One Sentinel-2 product as a STAC item tells of it, whoever's item it is."""
+"""One Sentinel-2 product, as described by the STAC item of any provider."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ _BY_HAND = "99.99"
 
 
 class OverpassKey(NamedTuple):
-    """What the scenes of one overpass share. Times do not do: they differ from tile to tile, and may cross midnight."""
+    """The properties shared by all scenes of one overpass. Times are not enough: they differ between tiles and may
+    cross midnight."""
 
     platform: str
     datatake: datetime
@@ -41,7 +42,7 @@ class OverpassKey(NamedTuple):
 
 
 class ProductName(NamedTuple):
-    """What a product's name tells."""
+    """The parts of a product's name."""
 
     overpass: OverpassKey
     tile: str
@@ -79,11 +80,11 @@ class Scene:
 
 
 class UnusableItemError(ValueError):
-    """An item that is no scene for us; the text says why."""
+    """An item that cannot be used as a scene; the text says why."""
 
 
 def read_product_name(text: str) -> ProductName | None:
-    """What a product's name tells; ``None`` where the text is none."""
+    """The parts of a product's name, or ``None`` if the text is not one."""
     found = _PRODUCT.fullmatch(text.removesuffix(".SAFE"))
     if found is None:
         return None
@@ -119,7 +120,7 @@ def _from_properties(properties: Mapping[str, Any]) -> ProductName:
     datatake = _DATATAKE.match(_first(properties, "s2:datatake_id", "eopf:datatake_id"))
     tile = _TILE.fullmatch(_first(properties, "grid:code", "s2:mgrs_tile"))
     if not (platform and datatake and tile):
-        raise UnusableItemError("it tells neither a product name nor platform, datatake and tile")
+        raise UnusableItemError("it gives neither a product name nor platform, datatake and tile")
     orbit = properties.get("sat:relative_orbit")
     key = OverpassKey(f"S{platform[1].upper()}", _compact_time(datatake[1]), orbit if isinstance(orbit, int) else None)
     baseline = _first(properties, "s2:processing_baseline", "processing:version")
@@ -135,7 +136,7 @@ def _compact_time(text: str) -> datetime:
     try:
         return datetime.strptime(text, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     except ValueError as error:
-        raise UnusableItemError(f"its time {text} is none") from error
+        raise UnusableItemError(f"its time {text} is not valid") from error
 
 
 def _acquired(properties: Mapping[str, Any]) -> datetime:
@@ -143,7 +144,7 @@ def _acquired(properties: Mapping[str, Any]) -> datetime:
     try:
         return instant_of(text)
     except (ValueError, OverflowError) as error:
-        raise UnusableItemError(f"its datetime {text[:40]!r} is none") from error
+        raise UnusableItemError(f"its datetime {text[:40]!r} is not valid") from error
 
 
 def _footprint(item: Mapping[str, Any]) -> BaseGeometry:

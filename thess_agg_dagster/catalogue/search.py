@@ -1,4 +1,4 @@
-"""Asking a STAC API: every item over an area and a time, page by page, however often the server stumbles."""
+"""Searching a STAC API: every item over an area and a time, page by page, with retries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SearchProgress = Callable[[int, int | None], None]
 
 
 class CatalogueError(Exception):
-    """The catalogue cannot be had; the text says whose, why, and what to do."""
+    """The catalogue cannot be reached or used; the text says which, why, and what to do."""
 
 
 class _CutError(Exception):
@@ -85,7 +85,7 @@ def find_items(
     progress: SearchProgress = lambda found, of: None,
     first_wait: float = 1.0,
 ) -> Iterator[dict[str, Any]]:
-    """Every item of a collection over an area and a time, some perhaps twice. Raises :class:`CatalogueError`."""
+    """Every item of a collection over an area and a time, possibly with duplicates. Raises :class:`CatalogueError`."""
     came, matched = 0, 0
     try:
         with warnings.catch_warnings():
@@ -121,7 +121,7 @@ def find_items(
 
 
 def _said(error: BaseException) -> str:
-    """What the first of a chain of errors says: pystac wraps what a server answers."""
+    """The text of the first of a chain of errors: pystac wraps the server's answer."""
     while isinstance(error.__cause__ or error.__context__, STACError | APIError | _CutError):
         error = error.__cause__ or error.__context__ or error
     status = getattr(error, "status_code", None)

@@ -1,4 +1,4 @@
-"""CSV tables that are added to: what somebody else wrote in them stays as it is."""
+"""CSV tables to which rows are added, keeping what others wrote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from thess_agg_dagster.storage.paths import open_text
 
 
 class Table:
-    """A table's cells as they stand, row by row. Columns that others added, and rows that are too short or long, stay."""
+    """A table's cells as they are, row by row, including columns that others added and rows that are too short or too
+    long."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         """Raises ``OSError``, ``UnicodeDecodeError`` and ``csv.Error``; a missing table is an empty one."""
@@ -45,7 +46,7 @@ class Table:
         self.rows.append(row)
 
     def write(self) -> None:
-        """Whole or not at all, and only where something changed."""
+        """Write the table in one step, only if something changed."""
         if self.changed:
             with staged_file(self.path) as file, file.open("w", newline="", encoding="utf-8") as out:
                 writer = csv.writer(out, lineterminator="\n")

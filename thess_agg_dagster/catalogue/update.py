@@ -1,4 +1,4 @@
-"""Bringing a lake's list up to date with a catalogue: what is new is added, what is there stays."""
+"""Updating a lake's list from a catalogue: new rows are added, existing ones stay."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def update_catalogue(
     dry_run: bool = False,
     first_wait: float = 1.0,
 ) -> Outcome:
-    """Search, decide and write. Raises ``CatalogueError``, ``TimeSerieError`` and ``OSError``; then nothing was added
-    to the list."""
+    """Search, decide and write. Raises ``CatalogueError``, ``TimeSerieError`` and ``OSError``; in these cases nothing
+    was added to the list."""
     between = (
         datetime.combine(request.first, time(), UTC) - _LONGEST_OVERPASS,
         datetime.combine(request.last, time.max, UTC) + _LONGEST_OVERPASS,
@@ -41,7 +41,7 @@ def update_catalogue(
 def take_items(
     lake: DataLake, request: Request, items: Iterable[Mapping[str, Any]], *, dry_run: bool = False
 ) -> Outcome:
-    """Decide about STAC items, wherever they come from, and write what was decided."""
+    """Decide about STAC items, whatever their source, and write the result."""
     outcome, scenes = Outcome(), []
     for item in items:
         outcome.items += 1
@@ -58,7 +58,7 @@ def take_items(
 
 
 def decide(outcome: Outcome, request: Request, overpasses: Iterable[Overpass], listed: Listed) -> None:
-    """What to take of the overpasses, given what the list holds."""
+    """Decide which overpasses to choose, given what the list contains."""
     candidates: list[Seen] = []
     for overpass in overpasses:
         if not request.first <= overpass.acquired.date() <= request.last:
@@ -111,7 +111,7 @@ def _compare(outcome: Outcome, request: Request, seen: Seen, listed: Listed) -> 
             outcome.upgraded.append(listed.timestamp(row))
             before = after
     removed = {scene.scene_id: REMOVED for scene in seen.overpass.scenes if listed.was_removed(scene)}
-    without = "time_serie.csv has this overpass without it"
+    without = "time_serie.csv lists this overpass without it"
     _judge(outcome, seen, set(before), without, listed.timestamp(row), removed)
 
 
@@ -131,8 +131,8 @@ def _judge(
 ) -> None:
     """A verdict on every scene of an overpass."""
     timestamp = timestamp or seen.overpass.timestamp
-    reasons = {scene.scene_id: "lies beside the area" for scene in seen.outside}
-    reasons |= {scene.scene_id: "shows nothing of the area that the others do not" for scene in seen.superfluous}
+    reasons = {scene.scene_id: "lies outside the area" for scene in seen.outside}
+    reasons |= {scene.scene_id: "adds nothing to what the others show of the area" for scene in seen.superfluous}
     reasons |= {
         scene.scene_id: f"is an older product of {' and '.join(each.scene_id for each in newer)}"
         for scene, newer in seen.overpass.replaced.items()

@@ -1,4 +1,4 @@
-"""What a catalogue step leaves in the lake: items and addresses first, the list after them, and an account of all."""
+"""Writing to the lake: first items and addresses, then the list, and an account of every scene."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from thess_agg_dagster.storage.fingerprints import fingerprint_of
 
 
 def write_catalogue(lake: DataLake, request: Request, outcome: Outcome, listed: Listed) -> None:
-    """Write what was decided. The list comes after what it names, so that whoever reads it finds the rest."""
+    """Write the decisions. The list is written after the files it refers to, so that its readers find them."""
     for choice in outcome.added:
         listed.add(choice.seen, choice.anchor)
     changed = {choice.timestamp for choice in outcome.added} | set(outcome.upgraded)
@@ -50,7 +50,7 @@ def _write_manifest(lake: DataLake, scenes: Sequence[Scene], bands: Sequence[str
 
 
 def href_of(asset: Mapping[str, Any]) -> str:
-    """The address of an asset: by https where it has one, which takes no keys of a bucket."""
+    """The address of an asset: https if available, which needs no credentials of a bucket."""
     alternates = asset.get("alternate")
     others = alternates.values() if isinstance(alternates, dict) else ()
     hrefs = [str(each.get("href", "")) for each in (asset, *others) if isinstance(each, dict)]

@@ -1,4 +1,4 @@
-"""What Dagster shows: assets, checks, sensors, jobs, the IO manager."""
+"""Everything that Dagster shows: assets, checks, sensors, jobs, the IO manager."""
 
 import warnings
 

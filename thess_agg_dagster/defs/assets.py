@@ -1,4 +1,5 @@
-"""The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a look back."""
+"""The assets: ``time_serie`` -> ``data_raw/aggregated`` (per timestamp) -> ``timestamps_aggregation``, and a
+verification."""
 
 import os
 import re
@@ -85,7 +86,7 @@ AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  
     metadata={
         "dagster/column_schema": dg.TableSchema(
             [
-                dg.TableColumn("acq_datetime", description="ISO 8601; rows of the same time are united."),
+                dg.TableColumn("acq_datetime", description="ISO 8601; rows of the same time are merged."),
                 dg.TableColumn("tile_ids", description="Scene ids in merge order, between `,` `;` or `|`."),
             ]
         )
@@ -123,11 +124,7 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
                     for a in acquisitions[:_PREVIEW_ROWS]
                 ],
                 schema=dg.TableSchema(
-                    [
-                        dg.TableColumn("acq_datetime"),
-                        dg.TableColumn("tiles", "int"),
-                        dg.TableColumn("tile_ids"),
-                    ]
+                    [dg.TableColumn("acq_datetime"), dg.TableColumn("tiles", "int"), dg.TableColumn("tile_ids")]
                 ),
             ),
         },
@@ -145,8 +142,8 @@ with warnings.catch_warnings():
         partitions_def=timestamps,
         group_name=group("inputs"),
         tags={"dagster/kind/geotiff": ""},
-        description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: whoever downloads puts them there. Where they, "
-        "the tile list or the parameters have changed since, the timestamp is stale.",
+        description="The raw tiles of a timestamp, `cache/s2/<scene_id>/<band>.tif`: put there by a download step. If they, "
+        "the tile list or the parameters change, the timestamp is stale.",
     )
     def raw_tiles(
         context: dg.OpExecutionContext,
@@ -279,7 +276,7 @@ def _refetch(
     group_name=group("audit"),
     owners=OWNERS,
     kinds={"csv"},
-    description="The audit tables: what became of every timestamp and band, from the events of all runs, and a picture "
+    description="The audit tables: the outcome of every timestamp and band, from the events of all runs, and a picture "
     "of it: `tables/timestamps_aggregation_*.csv`, `tables/timestamps_aggregation.png`.",
     metadata={"dagster/column_schema": table_schema("status")}
     | {f"{name}_columns": table_schema(name) for name in ("summary", "band_report")},
@@ -305,7 +302,7 @@ def timestamps_aggregation(
 
 
 def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str, RecordedAttempt]:
-    """What the instance knows to be published; fails where that is not what the lake holds."""
+    """The published timestamps according to the instance; fails if they do not match the lake."""
     published = latest_successes(context.instance)
     if refusal := why_not_ours(context.instance, lake, published):
         raise dg.Failure(refusal, allow_retries=False)
@@ -319,8 +316,8 @@ def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str
     group_name=group("audit"),
     owners=OWNERS,
     kinds={"geotiff"},
-    description="Looks every published mosaic up again and compares it with what was recorded when it was made. The "
-    "schedule `verify_published` does this every night, once it is switched on.",
+    description="Compares every published mosaic with what was recorded when it was made. The "
+    "schedule `verify_published` does this every night, once you turn it on.",
 )
 def published_mosaics(
     context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]

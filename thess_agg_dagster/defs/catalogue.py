@@ -1,4 +1,4 @@
-"""The asset before the list: a search that adds to ``time_serie.csv``, where one is configured; a schedule for it."""
+"""The asset before the list, which searches a catalogue and adds to ``time_serie.csv`` if configured, and its schedule."""
 
 import dagster as dg
 
@@ -42,7 +42,7 @@ def catalogue(
     except (TimeSerieError, ValueError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     for timestamp, change in outcome.better.items():
-        context.log.info(f"{timestamp}: {'taken' if request.upgrade else 'there is better'}: {change}")
+        context.log.info(f"{timestamp}: {'taken' if request.upgrade else 'better available'}: {change}")
     return dg.MaterializeResult(
         data_version=_ONE_FOR_ALL,
         metadata={
@@ -69,7 +69,7 @@ update_catalogue_schedule = dg.ScheduleDefinition(
     job=update_catalogue_job,
     cron_schedule="30 4 * * *",
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Looks into the catalogue every night; off until it is switched on.",
+    description="Searches the catalogue every night; off until you turn it on.",
 )
 
 front_door = dg.Definitions(

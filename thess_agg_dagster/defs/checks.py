@@ -1,4 +1,4 @@
-"""Asset checks: what can be wrong with inputs, mosaics and tables, each said once and by name."""
+"""Asset checks: everything that can be wrong with inputs, mosaics and tables, each reported once and by name."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ TIME_SERIE_CHECKS = [
     dg.AssetCheckSpec("rows", asset=TIME_SERIE, description="Every row could be used, and there is at least one."),
 ]
 REPORT_CHECKS = [
-    dg.AssetCheckSpec("complete", asset=REPORT, description="Every registered timestamp stands in each table."),
+    dg.AssetCheckSpec("complete", asset=REPORT, description="Every registered timestamp is in each table."),
     dg.AssetCheckSpec(
         "one_grid",
         asset=REPORT,
@@ -89,7 +89,7 @@ VERIFICATION_CHECKS = [
 
 
 def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
-    """The checks that are known before a pixel is read."""
+    """The checks that need no pixels."""
     faults: dict[str, list[str]] = {"inputs_complete": [], "crs_known": [], "dtype_safe": []}
     by_kind = {"unknown_crs": "crs_known", "dtype_conflict": "dtype_safe", "unknown_baseline": "dtype_safe"}
     if not plan.scene_ids:
@@ -115,23 +115,23 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
 
 
 def check_unplanned(message: str) -> Iterator[dg.AssetCheckResult]:
-    """The checks of an attempt that failed before its tiles were looked at."""
+    """The checks of an attempt that failed before its tiles were inspected."""
     yield _result("inputs_complete", [message])
     for name in ("crs_known", "dtype_safe"):
-        yield _result(name, doubts=[f"not looked at, because {message}"])
+        yield _result(name, doubts=[f"not checked, because {message}"])
     yield check_unmade(message)
 
 
 def check_unmade(message: str, merging: bool = False) -> dg.AssetCheckResult:
-    """The check of mosaics that were not made: the fault is another check's, unless ``merging`` found it."""
+    """The check of mosaics that were not made: unless ``merging`` found the problem, another check reports it."""
     why = f"not made, because {message}"
     return _result("mosaics_valid", [why] if merging else [], [] if merging else [why])
 
 
 def record_checks(context: dg.OutputContext, results: Iterable[dg.AssetCheckResult]) -> None:
-    """Record checks where the IO manager fails: after that, Dagster asks the asset for nothing more.
+    """Record check results when the IO manager fails, since Dagster then ignores what the asset yields afterwards.
 
-    An ``OutputContext`` logs observations only. What Dagster does with the check results that an asset yields, is done here.
+    An ``OutputContext`` logs only observations. This does what Dagster does with the check results of an asset.
     """
     step = context.step_context
     for result in results:
@@ -139,7 +139,7 @@ def record_checks(context: dg.OutputContext, results: Iterable[dg.AssetCheckResu
 
 
 def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
-    """Reopen what was published and compare it with the plan."""
+    """Reopen the published mosaics and compare them with the plan."""
     faults: list[str] = []
     doubts = _ground_doubts(list(plan.mosaics.values()))
     for band, mosaic in plan.mosaics.items():
@@ -149,7 +149,7 @@ def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
                 faults += [f"{path}: {fault}" for fault in _mosaic_faults(published, mosaic)]
                 if _is_empty(published):
                     hidden = mosaic.options.mask_scl_classes or mosaic.options.target.aoi is not None
-                    why = "all is masked, or lies outside the aoi" if hidden else "are all tiles empty here?"
+                    why = "everything is masked or outside the aoi" if hidden else "are all tiles empty here?"
                     (doubts if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
         except rasterio.RasterioIOError as error:
             faults.append(f"{path}: cannot be reopened ({error})")
@@ -169,7 +169,7 @@ def failed_schema(message: str) -> dg.AssetCheckResult:
 
 
 def unusable_list(message: str) -> dg.AssetCheckEvaluation:
-    """The same where a sensor finds it out, outside of any run."""
+    """The same, found by a sensor outside of any run."""
     failed = failed_schema(message)
     return dg.AssetCheckEvaluation(
         TIME_SERIE, "schema", failed.passed, failed.metadata, severity=failed.severity, description=failed.description
@@ -191,7 +191,7 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
 
 
 def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
-    """Whether the mosaics of listed timestamps stack, once some have a fixed grid: by what was recorded of them."""
+    """Whether the mosaics of listed timestamps stack, according to their records; applies once some have a fixed grid."""
     grounds: Counter[str] = Counter()
     grids: dict[str, Counter[str]] = {}
     bands = [(key, band) for key in sorted(listed) if key in published for band in published[key].attempt.bands]
@@ -212,7 +212,8 @@ def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[
 
 
 def check_same_parameters(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
-    """Whether the mosaics of listed timestamps were made alike; of those that a release before 0.2 made nothing is known."""
+    """Whether the mosaics of listed timestamps were made with the same parameters. For those made before release 0.2,
+    this is unknown."""
     made = {key: text for key in sorted(listed) if key in published and (text := published[key].attempt.parameters)}
     most = Counter(made.values()).most_common(1)
     return _result(
@@ -234,7 +235,7 @@ def _pixels(band: BandRecord) -> str:
 
 
 def check_published(published: Mapping[str, RecordedAttempt], lake: DataLake) -> dg.AssetCheckResult:
-    """Compare what was recorded of every published mosaic with the file in this lake, to the last byte."""
+    """Compare the record of every published mosaic with the file in this lake, down to the last byte."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         folders = pool.map(lambda key: lake.published(key).folder, published)
         mosaics = [
@@ -259,7 +260,7 @@ def _changed(path: Path, band: BandRecord) -> str:
     except OSError as error:
         return f"cannot be found ({error.strerror})"
     if size != band.bytes:
-        return f"has {size} bytes, {band.bytes} were published"
+        return f"has {size} bytes, but {band.bytes} were published"
     try:
         with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as mosaic:
             crs = crs_name(mosaic.crs) if mosaic.crs else "no CRS"
@@ -267,9 +268,9 @@ def _changed(path: Path, band: BandRecord) -> str:
     except (rasterio.errors.RasterioError, OSError) as error:
         return f"cannot be opened ({error})"
     if band.output_checksum and (now := str(checksum_of(path))) != band.output_checksum:
-        return f"has {now}, {band.output_checksum} was published: its bytes have changed"
+        return f"has {now}, but {band.output_checksum} was published: its bytes have changed"
     recorded = (band.width, band.height, band.dtype, band.crs)
-    return "" if found == recorded else f"is {found}, published was {recorded}"
+    return "" if found == recorded else f"is {found}, but {recorded} was published"
 
 
 def _mosaic_faults(mosaic: DatasetReader, plan: MosaicPlan) -> Iterator[str]:
@@ -277,7 +278,7 @@ def _mosaic_faults(mosaic: DatasetReader, plan: MosaicPlan) -> Iterator[str]:
     if (mosaic.height, mosaic.width) != (rows, cols) or not mosaic.transform.almost_equals(plan.grid.affine):
         yield f"is not on the planned grid of {cols} x {rows} pixels"
     if mosaic.dtypes[0] != plan.dtype:
-        yield f"has dtype {mosaic.dtypes[0]}, planned was {plan.dtype}"
+        yield f"has dtype {mosaic.dtypes[0]} instead of the planned {plan.dtype}"
 
 
 def _is_empty(mosaic: DatasetReader) -> bool:
@@ -300,7 +301,7 @@ def _ground_doubts(plans: Sequence[MosaicPlan]) -> list[str]:
 
 
 def details_of(metadata: Mapping[str, dg.MetadataValue]) -> list[str]:
-    """What a check recorded, a line each."""
+    """The lines that a check recorded."""
     table = metadata.get(_DETAILS)
     return [str(row.data["detail"]) for row in table.records] if isinstance(table, dg.TableMetadataValue) else []
 

@@ -1,4 +1,4 @@
-"""The IO manager: owns where everything in the DATA_LAKE is put and found, and writes it."""
+"""The IO manager: knows the layout of the DATA_LAKE, writes to it and reads from it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ _TELL_SECONDS = 5
 
 
 class AuditTables(dict[str, "pd.DataFrame"]):
-    """The audit tables by short name, as the report asset hands them to the IO manager, and the newest event they know."""
+    """The audit tables by short name, as passed from the report asset to the IO manager, with the id of the newest
+    event in them."""
 
     def __init__(self, tables: Mapping[str, pd.DataFrame], up_to: int) -> None:
         super().__init__(tables)
@@ -58,34 +59,36 @@ class AuditTables(dict[str, "pd.DataFrame"]):
 
 @dataclass(frozen=True)
 class TimestampMosaics:
-    """The published mosaics of one timestamp, as a downstream asset receives them: paths, not arrays."""
+    """The published mosaics of one timestamp, as passed to a downstream asset: paths, not arrays."""
 
     timestamp: str
     paths: Mapping[str, Path]
 
     def open(self, band: str) -> DatasetReader:
-        """Open one band's mosaic; the caller closes it. Raises ``KeyError`` for a band that is not there."""
+        """Open the mosaic of one band; the caller closes it. Raises ``KeyError`` if there is no such band."""
         import rasterio
 
         with store_env():
             return rasterio.open(gdal_name(self.paths[band]))
 
     def read(self, band: str) -> np.ma.MaskedArray[Any, Any]:
-        """One band's pixels as a whole, the empty ones masked. Raises ``KeyError`` for a band that is not there."""
+        """All pixels of one band, with empty ones masked. Raises ``KeyError`` if there is no such band."""
         with self.open(band) as mosaic:
             return cast("np.ma.MaskedArray[Any, Any]", mosaic.read(1, masked=True))
 
 
 class DataLakeIOManager(dg.ConfigurableIOManager):
-    """Streams planned mosaics into the lake, writes the audit tables, and finds both again."""
+    """Builds planned mosaics in the lake, writes the audit tables, and loads both."""
 
     data_lake: str = Field(default="DATA_LAKE", description="Root of the lake: a folder, or s3://bucket/prefix.")
     tables: str | None = Field(default=None, description="Folder of the tables; unset: `tables` in the lake.")
-    tiles: str | None = Field(default=None, description=f"Where tiles lie, a template, or `remote`; unset: `{TILES}`.")
+    tiles: str | None = Field(
+        default=None, description=f"Where the tiles are: a template, or `remote`; unset: `{TILES}`."
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DataLakeIOManager:
-        """``DATA_LAKE``, ``THESS_TABLES`` and ``THESS_TILES``; ``./DATA_LAKE`` when unset."""
+        """From ``DATA_LAKE`` (``./DATA_LAKE`` if unset), ``THESS_TABLES`` and ``THESS_TILES``."""
         return cls(
             data_lake=str(lake_path(environment.get("DATA_LAKE") or "DATA_LAKE")),
             tables=environment.get("THESS_TABLES") or None,
@@ -106,10 +109,11 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                 raise TypeError(f"{type(self).__name__} writes mosaics and audit tables, not {type(obj).__name__}")
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """``time_serie``: the parsed list. ``data_raw/aggregated``: the mosaics of the partition asked for, or of each.
+        """For ``time_serie`` the parsed list; for ``data_raw/aggregated`` the mosaics of the requested partition, or a
+        mapping for several.
 
-        As with Dagster's own IO managers, a partition without any is an error, unless the input's metadata say
-        ``allow_missing_partitions``: then it is ``None``, or left out of several.
+        As with Dagster's own IO managers, a partition without mosaics is an error unless the input's metadata set
+        ``allow_missing_partitions``: then it is ``None``, or left out of the mapping.
         """
         if context.asset_key == AGGREGATED:
             keys = list(context.asset_partition_keys)
@@ -126,13 +130,13 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         except FileNotFoundError as error:
             if not (context.definition_metadata or {}).get("allow_missing_partitions"):
                 raise
-            context.log.warning(f"left out, as allow_missing_partitions says: {error}")
+            context.log.warning(f"left out because of allow_missing_partitions: {error}")
             return None
 
     def mosaics(self, timestamp: str) -> TimestampMosaics:
-        """What is published of a timestamp. Raises ``FileNotFoundError`` where nothing is."""
+        """The published mosaics of a timestamp. Raises ``FileNotFoundError`` if there are none."""
         found = self.lake.published(timestamp)
-        paths = {band: found.folder / f"{band}.tif" for band in found.bands}
+        paths = {band: found.mosaic(band) for band in found.bands}
         if not paths or not fingerprint_of(self.lake.manifest(timestamp)):
             raise FileNotFoundError(
                 f"{self.lake.timestamp_folder(timestamp)}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"
@@ -174,7 +178,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                 file.write_bytes(data)
         except OSError as error:
             raise dg.Failure(
-                f"{path}: cannot be written ({first_line(error)}); it takes {len(data) / 1e3:.0f} KB; check disk space, "
+                f"{path}: cannot be written ({first_line(error)}); it needs {len(data) / 1e3:.0f} KB; check disk space, "
                 "quota and permissions (the old file stays)",
                 allow_retries=False,
             ) from error
@@ -196,7 +200,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata(seen)
 
     def publish(self, plan: TimestampPlan, tell: Tell = lambda _: None) -> Outcome:
-        """Have a timestamp built in a staging folder, and publish the folder when all of its bands stand."""
+        """Build a timestamp in a staging folder, and publish the folder once all bands are complete."""
         target = self.lake.new_folder(plan.timestamp)
         try:
             with staged_folder(target, self.lake.staging, MANIFEST, plan.replaces) as folder:

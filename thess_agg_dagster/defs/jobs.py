@@ -1,4 +1,4 @@
-"""Jobs to start by hand, and a schedule that is off until it is switched on."""
+"""Jobs to launch manually, and a schedule that is off until you turn it on."""
 
 import dagster as dg
 
@@ -33,8 +33,8 @@ def find_due(
     except TimeSerieError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     latest = latest_attempts(instance, published)
-    stamps = lake.stamps()
-    due = [key for key, row in acquisitions.items() if is_due(row, latest.get(key), lake, params, stamps)]
+    fingerprints = lake.fingerprints()
+    due = [key for key, row in acquisitions.items() if is_due(row, latest.get(key), lake, params, fingerprints)]
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     at_work = {run.tags.get("dagster/partition") for run in runs if AGGREGATED in (run.asset_selection or ())}
     wanted = [key for key in due if key not in at_work]
@@ -46,7 +46,7 @@ def find_due(
 
 
 def due_in(found: dg.EventLogRecord | None) -> list[str]:
-    """The timestamps that an observation of the report says to be due."""
+    """The due timestamps in an observation of the report."""
     event = found.event_log_entry.dagster_event if found else None
     if event is None or not event.is_asset_observation:
         return []
@@ -57,8 +57,8 @@ def due_in(found: dg.EventLogRecord | None) -> list[str]:
 
 
 @dg.job(
-    description="Everything missing, failed or changed, each timestamp in a run of its own; the report follows. What "
-    "`python -m thess_agg_dagster` does, by way of the run queue.",
+    description="Everything missing, failed or changed, each timestamp in a run of its own; the report follows. Does what "
+    "`python -m thess_agg_dagster` does, but through the run queue.",
     executor_def=dg.in_process_executor,
 )
 def missing_or_failed() -> None:
@@ -86,5 +86,5 @@ verify_published_schedule = dg.ScheduleDefinition(
     job=verify_published,
     cron_schedule="30 3 * * *",
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Re-checks the published mosaics every night; off until it is switched on.",
+    description="Re-checks the published mosaics every night; off until you turn it on.",
 )

@@ -1,4 +1,4 @@
-"""What runs are configured by in Dagster."""
+"""Resources that configure runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Publishing in a bucket, where several objects cannot be replaced in one step, and nobody can be locked out.
+"""Publishing in a bucket, which can neither replace several objects in one step nor lock other writers out.
 
-A run's files go below a name of its own. Then the manifest, a single object, is replaced by one that names them, on the
-condition that it is still the one that the run found when it was planned. So a reader, who follows the manifest, sees the
-files of one run; and of two runs at a time one fails, and removes what it uploaded.
+The files of a run are stored under a name of its own. Then the manifest, a single object, is replaced by one that names
+these files, on the condition that it is still the one the run found when it was planned. So a reader who follows the
+manifest sees the files of one run; if two runs overlap, one of them fails and removes what it uploaded.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from thess_agg_dagster.storage.paths import REQUESTS, as_os_errors, read_if_ther
 
 
 def publish_run(staged: Path, target: Path, manifest: str, replaces: str | None) -> None:
-    """Upload the files of a local folder to ``target``, a run's own folder, and the one called ``manifest`` beside it.
+    """Upload the files of a local folder to ``target``, a run's own folder, and the one called ``manifest`` next to it.
 
-    ``replaces`` is the version of the manifest that is to be replaced; ``None``: there was none. Raises
-    :class:`ChangedError` where somebody else published meanwhile, and ``OSError``; nothing of this run stays then, unless
-    the store did not say whether it has the manifest.
+    ``replaces`` is the version of the manifest to be replaced, or ``None`` if there was none. Raises
+    :class:`ChangedError` if another run has published in the meantime, and ``OSError``; then nothing of this run
+    remains, unless the store did not say whether it accepted the manifest.
     """
     place = target.parent / manifest
     data = (staged / manifest).read_bytes()
@@ -55,14 +55,15 @@ def _replace(place: Path, data: bytes, replaces: str | None) -> None:
     # A store that is asked again, because its answer was lost, refuses what it has taken already.
     if refused and read_if_there(place) != data:
         raise ChangedError(
-            f"{place}: another run published this timestamp meanwhile, and its mosaics stay; run it again"
+            f"{place}: another run has published this timestamp in the meantime, and its mosaics stay; run it again"
         )
 
 
 def _stays(name: str, target: Path, before: Published) -> bool:
-    """Whether an object below the timestamp's folder is none of those that the run of ``target`` replaced, or found abandoned.
+    """Whether an object below the timestamp's folder is to be kept: it was neither replaced by the run of ``target``
+    nor abandoned.
 
-    Whoever began a day before this run has found another manifest than this run's, and can never replace that.
+    A run that began a day before this one found another manifest, so it can never replace this run's.
     """
     run, below, _ = name.partition("/")
     if not below:  # as 0.1.0 put them, or somebody's own

@@ -1,4 +1,4 @@
-"""What a catalogue step may leave about scenes: their STAC items, and the manifest of the selected assets."""
+"""Files that a catalogue step may leave: the STAC items of scenes, and the manifest of the selected assets."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ _COMMON_NAMES: Mapping[str, str] = MappingProxyType(
 
 
 def manifest_value(lake: DataLake, word: str, scene_id: str, band: str) -> str:
-    """``href`` or ``checksum`` of a tile in ``tables/assets_manifest_selected.csv``; empty where it has none.
+    """``href`` or ``checksum`` of a tile in ``tables/assets_manifest_selected.csv``; empty if there is none.
 
-    Raises ``OSError`` where it is there and cannot be read.
+    Raises ``OSError`` if the file exists but cannot be read.
     """
     path = lake.assets_manifest
-    stamp = fingerprint_of(path)
-    return _read_manifest(path, stamp).get((word, scene_id, band.lower()), "") if stamp else ""
+    fingerprint = fingerprint_of(path)
+    return _read_manifest(path, fingerprint).get((word, scene_id, band.lower()), "") if fingerprint else ""
 
 
 @lru_cache(maxsize=2)
-def _read_manifest(path: Path, stamp: str) -> Mapping[tuple[str, str, str], str]:
+def _read_manifest(path: Path, fingerprint: str) -> Mapping[tuple[str, str, str], str]:
     found: dict[tuple[str, str, str], str] = {}
     with open_text(path, errors="replace") as file:
         for row in _rows(csv.DictReader(file)):
@@ -85,7 +85,8 @@ def _rows(reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
 
 
 def read_item(path: Path, within: Sequence[Path] = ()) -> Mapping[str, Any]:
-    """A STAC item; empty where there is none, or something else. Raises ``OSError``: see ``storage.paths.open_file``."""
+    """A STAC item; empty if the file is missing or contains something else. Raises ``OSError``: see
+    ``storage.paths.open_file``."""
     try:
         item = json.loads(read_if_there(path, within) or b"{}")
     except (ValueError, RecursionError):
@@ -94,10 +95,10 @@ def read_item(path: Path, within: Sequence[Path] = ()) -> Mapping[str, Any]:
 
 
 def item_asset(item: Mapping[str, Any], band: str) -> Mapping[str, Any]:
-    """The asset of a band in its own resolution, or the one next to it; empty where there is none.
+    """The asset of a band in its native resolution, or the nearest to it; empty if there is none.
 
-    Told by the asset's key (``B04``, ``b04``, ``B04_10m``), else by the band's common name (``red``), else by the name
-    of its only band; whatever the order in which they stand.
+    The band is recognized by the asset's key (``B04``, ``b04``, ``B04_10m``), otherwise by its common name (``red``),
+    otherwise by the name of the asset's only band, regardless of the order of assets.
     """
     assets = item.get("assets")
     if not isinstance(assets, dict):
@@ -113,7 +114,7 @@ def item_asset(item: Mapping[str, Any], band: str) -> Mapping[str, Any]:
 
 
 def _rank(key: str, asset: Mapping[str, Any], band: str) -> int | None:
-    """How well an asset is known to be of a band: 0 best; ``None``: it is not."""
+    """How certain it is that an asset is of a band, 0 being best; ``None`` if it is not."""
     if re.fullmatch(rf"{re.escape(band)}(_\d+m)?", key):
         return 0
     if key == _COMMON_NAMES.get(band.upper()):

@@ -1,8 +1,9 @@
-"""Checksums: of what is read and written, and those that somebody else published for a tile.
+"""Checksums: of files that are read and written, and those that others published for a tile.
 
-Ours are XXH3 with 128 bits, written as ``xxh128:<hex>``: they find what rotted or was cut, not what was forged, and
-cost about as much as reading memory. (``xxh128sum -c`` checks them on a command line.) Others' are verified in
-whatever they chose. A tile in an object store is not read as a whole for our sake: its ETag stands for it.
+Ours are XXH3 with 128 bits, written as ``xxh128:<hex>``: they detect damaged and truncated files, not forged ones, and
+cost about as much as reading memory. (``xxh128sum -c`` verifies them on the command line.) Published ones are verified
+with whatever algorithm they use. A tile in an object store is not read completely for our checksum: its ETag is used
+instead.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import xxhash
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.fingerprints import etag_of, fingerprint_of
+from thess_agg_dagster.storage.fingerprints import Fingerprints, etag_of, fingerprint_of
 from thess_agg_dagster.storage.paths import as_os_errors, is_remote, open_file, read_if_there
 
 OURS = "xxh128"
@@ -55,7 +56,7 @@ def checksum_of(path: Path, algorithm: str = OURS) -> Checksum:
 
 
 def parse_checksum(text: str) -> Checksum | None:
-    """A checksum as people write them: ``sha256:<hex>``, a multihash, or a bare digest; ``None`` for anything else."""
+    """A checksum in a common notation: ``sha256:<hex>``, a multihash, or a bare digest; ``None`` for anything else."""
     text = text.strip()
     name, colon, digest = text.partition(":")
     if colon:
@@ -72,11 +73,11 @@ def parse_checksum(text: str) -> Checksum | None:
 
 
 class ChecksumError(ValueError):
-    """A checksum is published that cannot be read."""
+    """A published checksum that cannot be parsed."""
 
 
 def checksum_files(tile: Path) -> list[Path]:
-    """Where a checksum may stand beside a tile."""
+    """The files next to a tile that may contain its checksum."""
     return [tile.with_name(tile.name + suffix) for suffix in (".sha256", ".md5")]
 
 
@@ -99,7 +100,7 @@ _TAGGED = re.compile(r"\\?(?:SHA2-)?([A-Za-z0-9-]+) ?\((.*)\) ?= ?([0-9a-fA-F]+)
 
 
 def _parse_line(line: str) -> tuple[Checksum | None, str]:
-    """The checksum on a line, and the name that stands with it."""
+    """The checksum on a line, and the file name next to it."""
     if tagged := _TAGGED.fullmatch(line):
         algorithm = tagged[1] if tagged[1].lower().startswith(("md", "sha", "xx")) else f"sha{tagged[1]}"
         return parse_checksum(f"{algorithm}:{tagged[3]}"), tagged[2]
@@ -108,16 +109,16 @@ def _parse_line(line: str) -> tuple[Checksum | None, str]:
 
 
 def expected_checksum(
-    lake: DataLake, scene_id: str, band: str, stamps: Callable[[Path], str | None] = fingerprint_of
+    lake: DataLake, scene_id: str, band: str, fingerprints: Fingerprints = fingerprint_of
 ) -> tuple[Checksum, str] | None:
-    """What somebody published as a tile's checksum, and where it stands; ``None`` where nobody did.
+    """The published checksum of a tile and where it was found, or ``None`` if there is none.
 
-    ``stamps`` knows which files there are, where that is known already: a bucket is not asked for each that might be.
-    Raises :class:`ChecksumError` where it is not to be understood: a tile is not used unverified.
+    ``fingerprints`` tells which files exist; with a listing, a bucket gets no request per file that might exist. Raises
+    :class:`ChecksumError` if it cannot be parsed: a tile is never used unverified.
     """
     tile = lake.tile(scene_id, band)
     # 1. A file beside the tile.
-    for sibling in filter(stamps, checksum_files(tile)):
+    for sibling in filter(fingerprints, checksum_files(tile)):
         data = read_if_there(sibling, lake.folders)
         if data is not None:
             found = parse_checksum_file(data, tile.name)
@@ -127,7 +128,7 @@ def expected_checksum(
         return _understood(parse_checksum(given), given, lake.assets_manifest), str(lake.assets_manifest)
     # 3. The scene's STAC item.
     item = lake.scene_item(scene_id)
-    if stamps(item) and (
+    if fingerprints(item) and (
         found := parse_checksum(str(item_asset(read_item(item, lake.folders), band).get("file:checksum", "")))
     ):
         return found, str(item)
@@ -137,24 +138,27 @@ def expected_checksum(
 def _understood(found: Checksum | None, given: str, where: Path) -> Checksum:
     if found is None:
         raise ChecksumError(
-            f"the checksum in {where} cannot be understood ({given[:80]!r}); mend it, e.g. with sha256sum, or remove it"
+            f"the checksum in {where} cannot be parsed ({given[:80]!r}); correct it, e.g. with sha256sum, or remove it"
         )
     return found
 
 
 class ChangedError(Exception):
-    """A file was changed while it was in use."""
+    """A file changed while it was in use."""
 
 
 class BackgroundChecksums:
-    """Checksums of files, taken on a thread of its own while somebody else reads them: what one has read, the other finds
-    in memory. Of those in an object store, ``etag:<ETag>``. A context manager; leaving it waits for nothing."""
+    """Checksums of files, computed on a separate thread while other threads read the files, so that the bytes are read
+    from disk once.
+
+    Files in an object store get ``etag:<ETag>``. A context manager; leaving it does not wait for pending checksums.
+    """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksums")
-        self._stamps = {path: fingerprint_of(path) for path in paths}
+        self._fingerprints = {path: fingerprint_of(path) for path in paths}
         self._found = {
-            path: self._pool.submit(_etag if is_remote(path) else checksum_of, path) for path in self._stamps
+            path: self._pool.submit(_etag if is_remote(path) else checksum_of, path) for path in self._fingerprints
         }
 
     def __enter__(self) -> BackgroundChecksums:
@@ -164,9 +168,9 @@ class BackgroundChecksums:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def of(self, path: Path) -> Checksum:
-        """A file's checksum. Raises ``OSError``; :class:`ChangedError` where the file is not what it was at first."""
+        """A file's checksum. Raises ``OSError``, and :class:`ChangedError` if the file has changed since the beginning."""
         found = self._found[path].result()
-        if fingerprint_of(path) != self._stamps[path]:
+        if fingerprint_of(path) != self._fingerprints[path]:
             raise ChangedError(f"{path}: changed while it was read; run it again")
         return found
 

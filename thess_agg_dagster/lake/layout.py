@@ -1,15 +1,15 @@
-"""Where everything in a DATA_LAKE is.
+"""The path of everything in a DATA_LAKE.
 
-In a folder, a timestamp's files are those that stand in its folder, which is replaced as a whole. A bucket has no such step:
-there each run puts its files below a name of its own, ``<timestamp>/<run>/<band>.tif``, and ``<timestamp>/manifest.json``
-says whose are valid. (0.1.0 put them beside the manifest, where they are found as ever.)
+In a folder, a timestamp's files are those in its own folder, which is replaced as a whole. A bucket has no such step:
+each run stores its files under a name of its own, ``<timestamp>/<run>/<band>.tif``, and ``<timestamp>/manifest.json``
+says which run's files are valid. (0.1.0 stored them next to the manifest, where they are still found.)
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from thess_agg_dagster.lake.run_names import is_run, run_name
 from thess_agg_dagster.storage.conditional import version_of
-from thess_agg_dagster.storage.fingerprints import fingerprints_below
+from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprints_below
 from thess_agg_dagster.storage.paths import REQUESTS, files_below, is_remote, lake_path, read_if_there
 
 #: The audit tables by short name.
@@ -49,12 +49,12 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 
 
 def is_plain_name(text: str) -> bool:
-    """Whether ``text`` can stand in a path as a single, harmless name."""
+    """Whether ``text`` can be part of a path as a single, harmless name."""
     return _PLAIN_NAME.fullmatch(text) is not None
 
 
 class TemplateError(ValueError):
-    """What is given as a template of tiles' paths is none."""
+    """A template of tile paths that cannot be used."""
 
 
 def _tile_template(text: str) -> tuple[str, str]:
@@ -62,26 +62,27 @@ def _tile_template(text: str) -> tuple[str, str]:
     found = _TEMPLATE.fullmatch(text.strip())
     if found is None or ".." in (found[1] or "").split("/"):
         raise TemplateError(
-            f"tiles={text!r} is no template of tiles' paths; it is a folder, then {{scene_id}}/{{band}} and a suffix, as "
+            f"tiles={text!r} is not a template of tile paths; a template is a folder, then {{scene_id}}/{{band}} and a suffix, e.g. "
             f"{TILES} (in the lake), /data/{{scene_id}}/{{band}}.jp2 or s3://bucket/{{scene_id}}/{{band}}.tif"
         )
     return found[1] or ("/" if text.startswith("/") else ""), found[2]
 
 
 def name_in(root: Path, path: Path | str) -> str:
-    """What a record beside the mosaics calls a file: its path below the root of the lake, or the whole where it lies elsewhere."""
+    """The name of a file in records next to the mosaics: its path below the root of the lake, or the full path if it is
+    elsewhere."""
     return str(path).removeprefix(f"{root}/")
 
 
 def path_in(root: Path, name: str) -> Path:
-    """The file that :func:`name_in` named."""
+    """The file with a name from :func:`name_in`."""
     if "://" in name or name.startswith(("/", "~")):
         return lake_path(name)
     return root / name if name else root
 
 
 def is_beside(name: str) -> bool:
-    """Whether a GeoTIFF of that name (without ``.tif``) tells of the bands, and is none itself."""
+    """Whether a GeoTIFF of that name (without ``.tif``) is not a band itself, but describes the bands."""
     return name in (SOURCE, OBSERVATIONS) or name.startswith(f"{SOURCE}_")
 
 
@@ -92,7 +93,7 @@ def scene_of(tile: Path) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """The GeoTIFFs of a timestamp, by name, and the folder that they and what stands beside them are in."""
+    """The names of a timestamp's GeoTIFFs, and the folder with these and the other published files."""
 
     folder: Path
     names: Sequence[str] = ()
@@ -101,16 +102,28 @@ class Published:
     def bands(self) -> list[str]:
         return [band for name in self.names if not is_beside(band := name.removesuffix(".tif"))]
 
+    def mosaic(self, band: str) -> Path:
+        return self.folder / f"{band}.tif"
+
+    @property
+    def quicklook(self) -> Path:
+        return self.folder / QUICKLOOK
+
+    @property
+    def item(self) -> Path:
+        """The STAC item, where there is one."""
+        return self.folder / ITEM
+
 
 def published_in(folder: Path) -> Published:
-    """What is published in a timestamp's folder. Raises ``OSError``, but for where there is nothing."""
+    """The files published in a timestamp's folder; none if it does not exist. Raises ``OSError``."""
     if not is_remote(folder):
         return Published(folder, sorted(path.name for path in folder.glob("*.tif")))
     return named_by(read_manifest(folder / MANIFEST), folder)
 
 
 def named_by(manifest: Mapping[str, Any], folder: Path) -> Published:
-    """What a manifest says is published in a timestamp's folder."""
+    """The published files according to a manifest in a timestamp's folder."""
     outputs = manifest.get("outputs")
     entries = [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
     files = [str(each.get("file", "")) for each in entries]
@@ -119,7 +132,7 @@ def named_by(manifest: Mapping[str, Any], folder: Path) -> Published:
 
 
 def read_manifest(path: Path) -> Mapping[str, Any]:
-    """A ``manifest.json``; empty where there is none that can be read. Raises ``OSError`` where a store does not answer."""
+    """A ``manifest.json``; empty if it is missing or invalid. Raises ``OSError`` if a store does not answer."""
     try:
         manifest = json.loads(read_if_there(path) or b"{}")
     except (ValueError, RecursionError):
@@ -129,8 +142,11 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class DataLake:
-    """The layout of one lake, in a folder or a bucket. ``tables`` overrides the tables folder (default ``<root>/tables``),
-    ``tiles`` is the template of the tiles' paths: each of them may lie in another place than the mosaics."""
+    """The layout of one lake, in a folder or a bucket.
+
+    ``tables`` overrides the tables folder (default ``<root>/tables``), ``tiles`` is the template of tile paths. Each
+    may be in another place than the mosaics.
+    """
 
     root: Path
     tables: Path | None = None
@@ -140,8 +156,8 @@ class DataLake:
 
     @classmethod
     def at(cls, root: str, tables: str | None = None, tiles: str | None = None) -> DataLake:
-        """The lake at a folder, or at an address as ``s3://bucket/prefix``; ``tiles``: a template, ``remote``, or both with a
-        comma between. Raises :class:`TemplateError`."""
+        """The lake in a folder, or at an address such as ``s3://bucket/prefix``. ``tiles`` is a template, ``remote``,
+        or both, separated by a comma. Raises :class:`TemplateError`."""
         template, _, more = (
             (tiles or TILES).rpartition(",") if (tiles or "").endswith(f",{REMOTE}") else (tiles, "", "")
         )
@@ -153,7 +169,7 @@ class DataLake:
 
     @property
     def tiles_folder(self) -> Path:
-        """The folder of the scenes' folders."""
+        """The folder that contains the folders of the scenes."""
         folder, _ = _tile_template(self.tiles)
         return path_in(self.root, folder)
 
@@ -184,12 +200,12 @@ class DataLake:
 
     @property
     def assets_manifest(self) -> Path:
-        """Where the tiles came from, and their checksums: a table that a catalogue step may leave."""
+        """The addresses of the tiles, and their checksums: a table that a catalogue step may write."""
         return self.tables_folder / "assets_manifest_selected.csv"
 
     @property
     def catalogue_scenes(self) -> Path:
-        """Every scene that a catalogue step found, and why it was taken or left out."""
+        """Every scene found by a catalogue step, and why it was chosen or left out."""
         return self.tables_folder / "catalogue_scenes.csv"
 
     def tile(self, scene_id: str, band: str) -> Path:
@@ -199,8 +215,8 @@ class DataLake:
                 raise ValueError(f"{name[:80]!r} is not a plain name")
         return self.tiles_folder / scene_id / f"{band}{_tile_template(self.tiles)[1]}"
 
-    def stamps(self, scene_ids: Iterable[str] | None = None) -> Callable[[Path], str | None]:
-        """How the tiles and items of some scenes (or of all, and the mosaics) stand now: see ``storage.fingerprint_of``."""
+    def fingerprints(self, scene_ids: Iterable[str] | None = None) -> Fingerprints:
+        """The fingerprints that the tiles and STAC items of some scenes (or of all, and the mosaics) have now."""
         if scene_ids is None:
             return fingerprints_below([self.tiles_folder, self._items, self.aggregated])
         return fingerprints_below([folder for each in scene_ids for folder in self._of_scene(each)])
@@ -209,7 +225,7 @@ class DataLake:
         return self.tile(scene_id, "item").parent, self.scene_item(scene_id)
 
     def scene_item(self, scene_id: str) -> Path:
-        """The STAC item of a scene, where a download step left one. Raises ``ValueError`` unless it is a plain name."""
+        """The STAC item of a scene, if a download step wrote one. Raises ``ValueError`` unless it is a plain name."""
         if not is_plain_name(scene_id):
             raise ValueError(f"{scene_id[:80]!r} is not a plain name")
         return self._items / f"{scene_id}.json"
@@ -220,8 +236,8 @@ class DataLake:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where a lake's files lie, links followed. (``cache`` as a whole may live elsewhere, and where a template says so,
-        the tiles.)"""
+        """The folders that contain a lake's files, following links. (``cache`` as a whole may be elsewhere, as may the
+        tiles if the template says so.)"""
         return self.root, self.root / "cache", *([self.tiles_folder] if self.tiles != TILES else [])
 
     def leads_outside(self, path: Path) -> bool:
@@ -236,33 +252,31 @@ class DataLake:
         return self.aggregated / re.sub(r"[:/]", "_", timestamp)
 
     def timestamp_of(self, folder: Path) -> str:
-        """The timestamp whose mosaics stand in a folder, as ISO 8601. (No timestamp of a list has ``/`` or ``_``.)"""
+        """The timestamp, in ISO 8601, of a folder with mosaics. (Listed timestamps contain neither ``/`` nor ``_``.)"""
         return folder.name.replace("_", ":")
 
     def published(self, timestamp: str) -> Published:
-        """Which files belong to a timestamp now; in a bucket its manifest is asked. Raises ``OSError``."""
+        """Which files belong to a timestamp now; in a bucket, one read of its manifest. Raises ``OSError``."""
         return published_in(self.timestamp_folder(timestamp))
 
     def version(self, timestamp: str) -> str | None:
-        """The version of a timestamp's manifest in a bucket; ``None`` where there is none, and in a folder."""
+        """The version of a timestamp's manifest in a bucket; ``None`` if there is none, and in a folder."""
         manifest = self.manifest(timestamp)
         return version_of(manifest) if is_remote(manifest) else None
 
     def new_folder(self, timestamp: str) -> Path:
-        """Where a run that begins now puts a timestamp's files; in a bucket nobody else does."""
+        """The folder for the files of a timestamp in a run that begins now; in a bucket, no other run uses it."""
         folder = self.timestamp_folder(timestamp)
         return folder / run_name() if is_remote(folder) else folder
 
     def folder_of(self, timestamp: str, recorded: str) -> Path:
-        """Where the files of the run stand, or stood, that recorded this output folder."""
+        """The folder with the files of the run that recorded this output folder, whether they still exist or not."""
         folder, name = self.timestamp_folder(timestamp), recorded.rpartition("/")[2]
         return folder / name if is_run(name) else folder
 
     def mosaic(self, timestamp: str, band: str) -> Path:
-        return self.published(timestamp).folder / f"{band}.tif"
-
-    def quicklook(self, timestamp: str) -> Path:
-        return self.published(timestamp).folder / QUICKLOOK
+        """One published mosaic; for several files of a timestamp, ask :meth:`published` once."""
+        return self.published(timestamp).mosaic(band)
 
     @property
     def collection(self) -> Path:
@@ -270,11 +284,11 @@ class DataLake:
         return self.aggregated / COLLECTION
 
     def manifest(self, timestamp: str) -> Path:
-        """What a timestamp's mosaics were made of, and their checksums."""
+        """The inputs of a timestamp's mosaics, and all checksums."""
         return self.timestamp_folder(timestamp) / MANIFEST
 
     def here(self, recorded: str) -> str:
-        """The path in this lake that a record means, which may have been made where the lake stood earlier."""
+        """The path in this lake for a recorded path, which may date from when the lake was elsewhere."""
         if recorded.startswith(("https://", "http://")):
             return recorded
         for folder in (self.tiles_folder, self.aggregated):
@@ -285,11 +299,11 @@ class DataLake:
         return recorded
 
     def manifests(self) -> list[Path]:
-        """Of all timestamps that are published."""
+        """The manifests of all published timestamps."""
         return files_below(self.aggregated, MANIFEST)
 
     def items(self) -> list[Path]:
-        """STAC items of all timestamps that have one."""
+        """The STAC items of all timestamps that have one."""
         if not is_remote(self.aggregated):
             return files_below(self.aggregated, ITEM)
         found = files_below(self.aggregated, ITEM, depths=(1, 2))
@@ -297,7 +311,7 @@ class DataLake:
         return [path for path in found if path.parent in valid]
 
     def all_published(self) -> list[tuple[str, Published]]:
-        """Which files belong to each timestamp that is published (see :meth:`timestamp_of`). Raises ``OSError``."""
+        """The files of each published timestamp (see :meth:`timestamp_of`). Raises ``OSError``."""
         folders = [path.parent for path in self.manifests() if not path.parent.name.startswith(".")]
         return list(zip(map(self.timestamp_of, folders), self._published_below(folders), strict=True))
 
@@ -307,7 +321,3 @@ class DataLake:
     def _published_below(self, folders: Iterable[Path]) -> Iterator[Published]:
         with ThreadPoolExecutor(REQUESTS) as pool:
             yield from pool.map(published_in, folders)
-
-    def item(self, timestamp: str) -> Path:
-        """The STAC item of a timestamp."""
-        return self.published(timestamp).folder / ITEM

@@ -1,7 +1,8 @@
-"""Publishing: what appears in the lake appears whole, and what was there stays until then.
+"""Publishing: new files appear completely or not at all; until then, the old ones stay.
 
-In a folder by rename; in a bucket by upload from a local scratch folder. This holds for a power cut, too: a file's bytes
-and a folder's names are on the disk before the rename that publishes them, and the rename is before anybody is told.
+Folders are published by a rename, buckets by an upload from a local scratch folder. This survives power cuts: a file's
+bytes and a folder's names are synced to disk before the rename that publishes them, and the rename before success is
+reported.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _SYNCS = 8
 
 @contextmanager
 def staged_folder(target: Path, staging: Path, last: str, replaces: str | None = None) -> Iterator[Path]:
-    """A new local folder to fill; it becomes ``target`` when the block ends well, and vanishes otherwise.
+    """A new local folder to fill; it becomes ``target`` if the block succeeds, and is removed otherwise.
 
-    ``staging`` must be on the file system of ``target``, where that is not in a bucket. An older ``target`` is replaced in
-    one step. In a bucket, where there is no such step, ``target`` is a folder of this run's own, and the file called ``last``
-    is put beside it, in place of its version ``replaces``: see :mod:`~thess_agg_dagster.lake.bucket`.
-    Every staged folder is locked by the process that fills it; those whose process is gone are removed on the way.
-    Raises ``OSError``; in a bucket :class:`ChangedError` where somebody else published meanwhile.
+    ``staging`` must be on the file system of ``target``, unless that is in a bucket. An older ``target`` is replaced in
+    one step. A bucket has no such step; there, ``target`` is a folder of this run's own, and the file called ``last``
+    is put next to it and replaces its version ``replaces``: see :mod:`~thess_agg_dagster.lake.bucket`. Every staged
+    folder is locked by the process that fills it; those of dead processes are removed along the way. Raises ``OSError``
+    and, in a bucket, :class:`ChangedError` if another run has published in the meantime.
     """
     staging = local_folder(staging)
     with _own_folder(staging, f"{target.name}-") as folder:
@@ -56,7 +57,7 @@ def staged_folder(target: Path, staging: Path, last: str, replaces: str | None =
 
 @contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """A new local file to fill; it becomes ``target`` when the block ends well, and vanishes otherwise."""
+    """A new local file to fill; it becomes ``target`` if the block succeeds, and is removed otherwise."""
     with _own_folder(local_folder(target.parent), f".{target.name}-") as folder:
         file = folder / target.name
         file.touch()
@@ -71,7 +72,7 @@ def staged_file(target: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(staging: Path) -> None:
-    """Remove staged folders whose process is gone; those of a living one stay."""
+    """Remove the staged folders of dead processes; those of living ones stay."""
     staging = local_folder(staging)
     if staging.is_dir():
         with _locked(staging):
@@ -79,7 +80,7 @@ def remove_abandoned(staging: Path) -> None:
 
 
 def keep_aside(path: Path, name: str) -> None:
-    """Give a file, where there is one, a second name beside it. Raises ``OSError``."""
+    """Give an existing file a second name in the same folder. Raises ``OSError``."""
     if is_remote(path):
         copy_object(path, path.with_name(name))
     else:
@@ -90,9 +91,9 @@ def keep_aside(path: Path, name: str) -> None:
 
 
 def local_folder(folder: Path) -> Path:
-    """Where the files of a folder are made: there; those of a bucket in the folder for temporary files.
+    """The local folder for files under construction: the folder itself or, for a bucket, one for temporary files.
 
-    Raises ``PermissionError`` where somebody else was there first, who could change what is uploaded.
+    Raises ``PermissionError`` if that belongs to another user, who could change what is uploaded.
     """
     if not is_remote(folder):
         return folder

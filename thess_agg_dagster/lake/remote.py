@@ -1,4 +1,4 @@
-"""Tiles that stay where they are: read by ranges, from hosts that are allowed, and never copied."""
+"""Tiles that stay where they are: read by range requests from allowed hosts, never copied."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from thess_agg_dagster.lake.download import Downloader, DownloadError, HttpTransfer, shown
+from thess_agg_dagster.lake.download import Downloader, HttpTransfer
+from thess_agg_dagster.lake.download_policy import DownloadError, shown
 
 # What is asked for at least: headers are read in crumbs, blocks at once.
 _CRUMBS = 4096
@@ -30,7 +31,9 @@ class _Range(HttpTransfer):
             if answer.status_code == 404:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), shown(self.href))
             if answer.status_code == 200:
-                raise DownloadError(f"{shown(self.href)}: the server gives no ranges; set no tiles=remote for it")
+                raise DownloadError(
+                    f"{shown(self.href)}: the server does not support range requests; do not use tiles=remote with it"
+                )
             span, _, size = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
             if answer.status_code != 206 or not (size.isdigit() and span.startswith(f"{self.start}-")):
                 self._refuse(answer)
@@ -43,7 +46,7 @@ class _Range(HttpTransfer):
 
 @dataclass(frozen=True)
 class RemoteStat:
-    """What a server tells of a file, by the names that the libraries of object stores use."""
+    """What a server says about a file, under the names used by the libraries of object stores."""
 
     st_size: int
     etag: str
@@ -53,9 +56,10 @@ class RemoteStat:
 
 
 class RemoteTile:
-    """A tile at its address, by the name that it would have in the lake.
+    """A tile at its address, under the name that it would have in the lake.
 
-    It has what the code asks of a path in an object store, and is typed as one. What goes wrong on the way is an ``OSError``.
+    It provides what the code uses of a path in an object store, and is typed as one. Network errors are raised as
+    ``OSError``.
     """
 
     protocol = "https"
@@ -84,7 +88,7 @@ class RemoteTile:
         return PurePosixPath(self._place.parent)
 
     def with_name(self, name: str) -> Path:
-        """What stands beside it stands in the lake."""
+        """A file next to the tile; it is in the lake."""
         return self._place.with_name(name)
 
     def __str__(self) -> str:
@@ -97,7 +101,7 @@ class RemoteTile:
         return isinstance(other, RemoteTile) and self._href == other._href
 
     def stat(self) -> RemoteStat:
-        """Asked anew each time."""
+        """Sends a new request each time."""
         found = self._ask(0, _CRUMBS)
         with self._lock:
             if found.etag != self._etag:
@@ -110,13 +114,13 @@ class RemoteTile:
         return io.BufferedReader(self.opener(), _CRUMBS)
 
     def opener(self, *_: Any, **__: Any) -> RangeFile:
-        """What rasterio reads it with."""
+        """The opener that rasterio reads the tile with."""
         if self._etag is None:
             self.stat()
         return RangeFile(self, self._size)
 
     def part(self, start: int, stop: int) -> bytes:
-        """Bytes of it. What is read in crumbs is asked for once."""
+        """A range of bytes. Small pieces are requested once and kept."""
         if stop - start > _CRUMBS:
             return self._same(start, stop)
         first = start // _CRUMBS * _CRUMBS

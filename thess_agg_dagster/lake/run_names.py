@@ -1,4 +1,4 @@
-"""The names of runs, below which a bucket keeps what each of them made of a timestamp."""
+"""Names of runs; in a bucket, each run stores its files of a timestamp under its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TIME = "%Y%m%dT%H%M%SZ"
 
 
 def run_name(begun: datetime | None = None) -> str:
-    """A name that no other run has: ``20230202T092109Z-1f0c22ab``."""
+    """A unique name: ``20230202T092109Z-1f0c22ab``."""
     return f"{begun or datetime.now(UTC):{_TIME}}-{secrets.token_hex(4)}"
 
 

@@ -35,7 +35,7 @@ _Row = tuple[int, list[str], str]
 
 
 class TimeSerieError(Exception):
-    """``time_serie.csv`` cannot be used at all: missing, no such columns, not text."""
+    """``time_serie.csv`` cannot be used at all: it is missing, lacks columns, or is not text."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,10 @@ class TimeSerie:
 
 
 def read_time_serie(path: Path) -> TimeSerie:
-    """Read and validate ``time_serie.csv``.
+    """Read and validate ``time_serie.csv``. Rows with the same ``acq_datetime`` are merged in order.
 
-    Rows with the same ``acq_datetime`` are united in order. Raises :class:`TimeSerieError` where the file is
-    missing, unreadable, or lacks a column; a bad row is refused by line number and the others go on. In a process the
-    file is read once per change.
+    Raises :class:`TimeSerieError` if the file is missing, unreadable, or lacks a column. A bad row is refused by line
+    number, and the others are used. A process reads the file once per change.
     """
     try:
         return _read_version(path, repr(exact_fingerprint_of(path)))
@@ -90,10 +89,8 @@ def _read_version(path: Path, fingerprint: str) -> TimeSerie:
 
 
 def instant_of(timestamp: str) -> datetime:
-    """The instant of an ISO 8601 text, in UTC; so is one without an offset, as Sentinel-2's times are.
-
-    Raises ``ValueError`` and ``OverflowError``.
-    """
+    """The instant of an ISO 8601 text, in UTC, which is also assumed if it has no offset, like Sentinel-2's times.
+    Raises ``ValueError`` and ``OverflowError``."""
     instant = datetime.fromisoformat(timestamp)
     return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
 
@@ -119,7 +116,7 @@ def _read(path: Path, file: TextIO) -> TimeSerie:
             scene_ids = _parse_scene_ids(row[where["tile_ids"]])
             known, first_line = keys_by_instant.setdefault(instant, (timestamp, line))
             if known != timestamp:
-                raise ValueError(f"acq_datetime {timestamp!r} is the instant of {known!r} on line {first_line}")
+                raise ValueError(f"acq_datetime {timestamp!r} is the same instant as {known!r} on line {first_line}")
         except ValueError as error:
             refused.append(RefusedRow(line, str(error)))
             continue
@@ -172,7 +169,7 @@ def _numbered_rows(path: Path, file: TextIO) -> Iterator[_Row]:
         except StopIteration:
             return
         except csv.Error as error:  # a cell that is too long; the reader goes on with the next line
-            row, fault = [], f"cannot be read ({error}); split it, rows of one acq_datetime are united"
+            row, fault = [], f"cannot be read ({error}); split it, rows of the same acq_datetime are merged"
         if quotes % 2 and not fault:
             fault = "has a quote that is opened and not closed; lines after it may be part of this row"
         if fault or any(cell.strip() for cell in row):
@@ -190,7 +187,7 @@ def _parse_timestamp(cell: str) -> tuple[str, datetime]:
 
 
 def split_scene_ids(cell: str) -> list[str]:
-    """The scene ids of a cell of ``tile_ids``, whatever they are."""
+    """The scene ids in a cell of ``tile_ids``, valid or not."""
     return [part for piece in _SEPARATORS.split(cell) if (part := piece.strip())]
 
 

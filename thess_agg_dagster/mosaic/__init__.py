@@ -1,6 +1,6 @@
-"""Pixels: tiles in, one mosaic out, window by window.
+"""Pixels: many tiles become one mosaic, window by window.
 
-Knows neither Dagster nor the lake: paths and options in, a GeoTIFF out.
+Knows neither Dagster nor the lake: the inputs are paths and options, the output is a GeoTIFF.
 """
 
 #: Which pixels come of the same tiles and parameters. Raised when a change to the code makes other ones of input as it is

@@ -40,8 +40,8 @@ def is_wkt(given: str) -> bool:
 def read_area(given: str) -> Geometry:
     """A polygon from a GeoJSON, GeoPackage or WKT file, or from WKT itself.
 
-    WKT is in longitude and latitude (EPSG:4326) unless ``SRID=32634;`` stands in front. Several polygons are united.
-    Raises :class:`AreaError` where there is no such file, no polygon in it, or none with a CRS.
+    WKT is in longitude and latitude (EPSG:4326) unless it starts with ``SRID=32634;``. Several polygons are merged.
+    Raises :class:`AreaError` if there is no such file, no polygon in it, or no CRS.
     """
     if is_wkt(given):
         return _from_wkt(given, "aoi")
@@ -79,7 +79,7 @@ def _read_file(path: Path, changed: int) -> Geometry:
 def _from_wkt(text: str, where: str) -> Geometry:
     found = _WKT.match(text)
     if not found:
-        raise AreaError(f"{where}: {text[:80]!r} is no POLYGON or MULTIPOLYGON in well-known text")
+        raise AreaError(f"{where}: {text[:80]!r} is not a POLYGON or MULTIPOLYGON in well-known text")
     try:
         polygon = shapely.from_wkt(found[2])
     except shapely.errors.GEOSException as error:
@@ -95,9 +95,9 @@ def _united(shapes: list[BaseGeometry], crs: str | None, where: str) -> Geometry
     if not crs:
         raise AreaError(f"{where}: has no CRS; assign one, e.g. with `ogr2ogr -a_srs EPSG:4326`")
     if not np.isfinite(shapely.get_coordinates(polygons)).all():
-        raise AreaError(f"{where}: a corner of the polygon is infinite, or no number")
+        raise AreaError(f"{where}: a corner of the polygon is infinite or not a number")
     try:
-        united = _polygonal(shapely.union_all([_polygonal(shapely.force_2d(polygon)) for polygon in polygons]))
+        united = polygonal(shapely.union_all([polygonal(shapely.force_2d(polygon)) for polygon in polygons]))
         known = CRS(crs)
     except shapely.errors.GEOSException as error:
         raise AreaError(f"{where}: holds a broken polygon ({error})") from error
@@ -116,16 +116,17 @@ def _united(shapes: list[BaseGeometry], crs: str | None, where: str) -> Geometry
     return Geometry(united, known)
 
 
-def _polygonal(shape: BaseGeometry) -> BaseGeometry:
-    """A valid shape of polygons alone: mended edges may leave lines and points behind."""
+def polygonal(shape: BaseGeometry) -> BaseGeometry:
+    """The valid polygons of a shape, without the lines and points that repairing it may leave behind."""
     parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(shape)))
     return shapely.union_all([part for part in parts if part.geom_type == "Polygon"])
 
 
 def project_area(area: Geometry, crs: CRS, near: Geometry | None = None) -> Geometry:
-    """The polygon in another CRS; where ``near`` is given (in that CRS) only what lies there, which may be nothing.
+    """The polygon in another CRS or, if ``near`` is given (in that CRS), the part of it that lies there, which may be
+    empty.
 
-    Raises :class:`AreaError` where it has no place there.
+    Raises :class:`AreaError` if it cannot be projected.
     """
     try:
         return _projected(area, crs, near)
@@ -140,14 +141,14 @@ def _projected(area: Geometry, crs: CRS, near: Geometry | None) -> Geometry:
         around = near.buffer(0.1 * max(near.boundingbox.span_x, near.boundingbox.span_y))
         if area.crs.geographic:
             # What lies around may be counted from the other side of the antimeridian.
-            there = _polygonal(around.geom if area.crs == crs else outline(around, _STEPS))
+            there = polygonal(around.geom if area.crs == crs else outline(around, _STEPS))
             shapes = [turned(area.geom, turns) for turns in (-1, 0, 1)]
         else:
             box = around.boundingbox
-            there = _polygonal(around.to_crs(area.crs, resolution=max(box.span_x, box.span_y) / _STEPS).geom)
+            there = polygonal(around.to_crs(area.crs, resolution=max(box.span_x, box.span_y) / _STEPS).geom)
             shapes = [area.geom]
         parts = [shapely.intersection(shape, there) for shape in shapes]
-        area = Geometry(_polygonal(shapely.union_all(parts)), area.crs)
+        area = Geometry(polygonal(shapely.union_all(parts)), area.crs)
         if area.is_empty:
             return Geometry(area.geom, crs)
     left, bottom, right, top = area.boundingbox.bbox
@@ -156,11 +157,11 @@ def _projected(area: Geometry, crs: CRS, near: Geometry | None) -> Geometry:
         raise AreaError(f"the aoi cannot be projected to {str(crs)[:60]}")
     if near is None:
         return projected
-    return Geometry(_polygonal(shapely.intersection(_polygonal(projected.geom), near.geom)), crs)
+    return Geometry(polygonal(shapely.intersection(polygonal(projected.geom), near.geom)), crs)
 
 
 def utm_zone(area: Geometry) -> CRS:
-    """The UTM zone of an area's centre. Raises :class:`AreaError` where there is none."""
+    """The UTM zone of an area's centre. Raises :class:`AreaError` if there is none."""
     lon, lat = area.centroid.to_crs(DEGREES).coords[0]
     if not -80 <= lat <= 84:
         raise AreaError(
@@ -172,7 +173,7 @@ def utm_zone(area: Geometry) -> CRS:
 
 @dataclass(frozen=True)
 class AreaOnGrid:
-    """An area in the pixel coordinates of a grid: which pixels of a window lie in it."""
+    """An area in the pixel coordinates of a grid, which tells the pixels of a window that it contains."""
 
     polygon: shapely.Geometry
 
@@ -182,12 +183,12 @@ class AreaOnGrid:
         # With a rim, so that the grid's own edge cuts off no pixel.
         projected = project_area(area, grid.crs, grid.pad(1).extent).geom
         # A polygon may come out of a projection with its edges crossed by a hair.
-        polygon = _polygonal(shapely.transform(projected, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)))
+        polygon = polygonal(shapely.transform(projected, lambda xy: np.stack(grid.wld2pix(*xy.T), axis=-1)))
         shapely.prepare(polygon)
         return cls(polygon)
 
     def touched(self, window: Box) -> Box:
-        """The smallest part of a window outside which the area has no pixel; falsy where it does not touch."""
+        """The smallest part of a window that contains all of the area's pixels; falsy if there are none."""
         there = shapely.intersection(self.polygon, _rectangle(window))
         if there.is_empty:
             return Box(window.top, window.top, window.left, window.left)
@@ -195,7 +196,7 @@ class AreaOnGrid:
         return Box(math.floor(top), math.ceil(bottom), math.floor(left), math.ceil(right)).overlap(window)
 
     def inside(self, window: Box) -> NDArray[np.bool_] | None:
-        """Which pixels of a window have their centre in the area; ``None``: all of them."""
+        """Which pixels of a window have their centre in the area; ``None`` means all."""
         if shapely.covers(self.polygon, _rectangle(window)):
             return None
         translation = Affine.translation(window.left, window.top)

@@ -1,4 +1,4 @@
-"""Bands: what the pixels of one mean, which its name alone tells."""
+"""Bands: the meaning of a band's pixels, recognized by its name alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _PIXEL_SIZE = re.compile(r"_(10|20|60)M", re.ASCII)
 
 
 def plain(band: str) -> str:
-    """A band's name as the Sentinel-2 product specification has it: ``SCL`` for ``scl`` and ``SCL_20m``."""
+    """A band's name as in the Sentinel-2 product specification: ``SCL`` for ``scl`` and ``SCL_20m``."""
     upper = band.upper() if band.isascii() else band
     base, size = upper[:-4], upper[-4:]
     return base if _PIXEL_SIZE.fullmatch(size) else upper
 
 
 def role_of(band: str) -> Role:
-    """What the pixels of a band are."""
+    """The meaning of a band's pixels."""
     name = plain(band)
     if name in _CLASSES:
         return "classes"
@@ -43,5 +43,5 @@ def is_scl(band: str) -> bool:
 
 
 def mask_band(bands: Iterable[str]) -> str:
-    """What the SCL that masks is called, among other bands: as it is called there, else ``SCL``."""
+    """The name of the SCL to mask with: as it appears among the bands, else ``SCL``."""
     return next((band for band in bands if is_scl(band)), SCL)

@@ -1,8 +1,8 @@
-"""Source blocks: each decoded once, kept while some window still needs it.
+"""Source blocks: each is decoded once, and kept as long as a window still needs it.
 
-Decoding is what a mosaic costs (JPEG 2000: 12 MB/s a core), and windows of the target grid never follow
-the blocks of every tile. So every window announces the blocks it will read; a block is decoded by whoever
-needs it first and dropped after its last reader. What has to wait longer than memory allows, waits on disk.
+Decoding is most of the cost of a mosaic (JPEG 2000: 12 MB/s per core), and windows of the target grid never follow the
+blocks of every tile. So every window announces the blocks it will read; a block is decoded by the first window that
+needs it and dropped after the last. Blocks that have to wait longer than memory allows wait on disk.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.grid import Box
-from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, local_copy, open_tile
+from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, open_tile
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
-from thess_agg_dagster.storage.paths import is_remote
+from thess_agg_dagster.storage.paths import is_remote, local_copy
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -41,10 +41,10 @@ CHUNK = 512
 
 
 class TileReader:
-    """Decodes chunks of one tile: whole blocks of the file, several where they are small.
+    """Decodes chunks of one tile: whole blocks of the file, or several at once if they are small.
 
-    A dataset handle serves one thread at a time, so handles are borrowed from a pool that grows to the
-    number of threads that decode at once.
+    A dataset handle serves one thread at a time, so handles are borrowed from a pool that grows to the number of
+    threads decoding at once.
     """
 
     def __init__(self, tile: Tile) -> None:
@@ -76,8 +76,8 @@ class TileReader:
     def decode(self, chunk: tuple[int, int]) -> Pixels:
         """Decode one chunk.
 
-        Raises :class:`TileError` (``unreadable_input``) where the file is damaged, :class:`SystemFaultError` where the
-        system is at fault.
+        Raises :class:`TileError` (``unreadable_input``) if the file is damaged, :class:`SystemFaultError` if the system
+        is at fault.
         """
         box = self.box(chunk)
         path = self.tile.path
@@ -164,7 +164,7 @@ class BlockCache:
             self._blocks[key].readers += 1
 
     def skip(self, tile: int, box: Box) -> None:
-        """Give up an announced read: its pixels are not needed after all."""
+        """Cancel an announced read, because its pixels are not needed after all."""
         for chunk in self._readers[tile].chunks(box):
             self._release((tile, *chunk))
 

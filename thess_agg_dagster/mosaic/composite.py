@@ -1,7 +1,7 @@
 """Composites: mosaics of many times on one grid become one, block by block.
 
-Threads take blocks; each decodes its block of every time once, and reduces it in strips of rows. Memory is bounded whatever
-the number of times: more than fit wait in a temporary file.
+Each thread takes a block, decodes it once per time, and reduces it in strips of rows. Memory is bounded whatever the
+number of times: blocks that do not fit wait in a temporary file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.preview import Preview
+from thess_agg_dagster.mosaic.threads import run_all
 from thess_agg_dagster.mosaic.tiles import Tile, inspect_tile
 from thess_agg_dagster.storage.gdal import gdal_env
 
@@ -102,8 +102,8 @@ def open_mosaics(band: str, paths: Sequence[Path]) -> Series:
 
 @dataclass(frozen=True)
 class CompositeStats:
-    """What making a band's composite took and gave. ``valid_share`` counts pixels of the whole grid, 0 to 1; ``seconds`` is
-    the time of all bands that were made together."""
+    """Statistics of a composite. ``valid_share`` is relative to all pixels of the grid, 0 to 1; ``seconds`` is the time
+    for all bands that were made together."""
 
     valid_share: float
     seconds: float
@@ -176,7 +176,9 @@ def _plan(series: Series, options: CompositeOptions) -> MosaicPlan:
 
 def _check(series: Sequence[Series], options: CompositeOptions) -> None:
     if options.method not in reducers.METHODS:
-        raise CompositeError(f"{options.method!r} is no method of a composite; there are {', '.join(reducers.METHODS)}")
+        raise CompositeError(
+            f"{options.method!r} is not a method of composites; choose from {', '.join(reducers.METHODS)}"
+        )
     for each in series[1:]:
         if each.grid != series[0].grid or len(each.tiles) != len(series[0].tiles):
             raise CompositeError(f"{each.band} and {series[0].band} do not share one grid and the same times")
@@ -216,16 +218,7 @@ class _Maker:
         reader = next(iter(self._readers.values()))[0]
         rows, cols = reader.tile.shape
         try:
-            with ThreadPoolExecutor(threads, thread_name_prefix="composite") as pool:
-                chunks = reader.chunks(Box(0, rows, 0, cols))
-                futures = [pool.submit(self._block, chunk) for chunk in chunks]
-                try:
-                    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                    for future in done:
-                        future.result()
-                finally:
-                    self._stop.set()
-                    pool.shutdown(cancel_futures=True)
+            run_all(self._block, reader.chunks(Box(0, rows, 0, cols)), threads, "composite", self._stop)
         finally:
             for readers in self._readers.values():
                 for each in readers:

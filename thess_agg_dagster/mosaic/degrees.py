@@ -1,6 +1,6 @@
-"""Shapes in longitude and latitude, where 180 and -180 degrees are one line (RFC 7946, 3.1.9 and 5.2).
+"""Shapes in longitude and latitude, where 180 and -180 degrees are the same line (RFC 7946, 3.1.9 and 5.2).
 
-Inside, a shape is in one piece, with longitudes that go on beyond 180; GeoJSON has it cut there.
+Internally, a shape is in one piece, with longitudes beyond 180; in GeoJSON it is cut there.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def longitude(degrees: float) -> float:
 
 
 def turned(shape: BaseGeometry, turns: int) -> BaseGeometry:
-    """The same shape, so many times around the Earth."""
+    """The same shape, moved by this many turns around the Earth."""
     return shapely.transform(shape, lambda xy: xy + np.array((360.0 * turns, 0.0))) if turns else shape
 
 
 def in_one_piece(shape: BaseGeometry) -> BaseGeometry:
-    """What is cut at the antimeridian, joined there: where that makes the whole narrower."""
+    """Join a shape that is cut at the antimeridian, if that makes it narrower."""
     parts = shapely.get_parts(shape)
     joined = shapely.union_all([turned(part, int(part.bounds[2] <= 0)) for part in parts])
     return joined if _width(joined) < _width(shape) else shape

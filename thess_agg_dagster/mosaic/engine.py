@@ -1,8 +1,7 @@
-"""The engine: a planned mosaic, written window by window.
+"""The engine: writes a planned mosaic, window by window.
 
-Threads take windows of the target grid; each fetches the source pixels it needs from the shared
-:class:`BlockCache`, merges them, and writes. Memory is bounded by windows and that cache, whatever the
-size of the mosaic.
+Each thread takes a window of the target grid, gets the source pixels it needs from the shared :class:`BlockCache`,
+merges them, and writes. Memory is bounded by the windows and that cache, whatever the size of the mosaic.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from thess_agg_dagster.mosaic.origins import OriginFiles, Origins, WindowOrigins
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.preview import Preview
+from thess_agg_dagster.mosaic.threads import run_all
 from thess_agg_dagster.mosaic.tiles import Tile
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.gdal import gdal_env
@@ -54,15 +53,17 @@ class WriteError(Exception):
 
 @dataclass(frozen=True)
 class MosaicStats:
-    """What making a mosaic took and gave.
+    """Statistics of a mosaic.
 
-    ``valid_share`` and ``masked_share`` count pixels of the whole grid (where all but an area is emptied: of the area),
-    0 to 1; the masked ones would hold a value without the SCL mask. ``overwritten_pixels`` are valid, but have the value
-    of the mosaic's nodata and read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at most
-    800 a side. ``histogram`` counts the pixels of each class of a mosaic of classes, shape ``(256,)`` (255:
-    whatever is no uint8), where some tile has a pixel; ``None`` for other bands, and where ``count`` or ``sum`` made
-    other numbers of the classes. Where origins are written, ``tile_shares`` tells which share of the valid pixels came
-    from each tile, by its number, and ``origins`` is the preview of the source.
+    ``valid_share`` and ``masked_share`` are relative to all pixels of the grid (or of the area, if everything outside
+    it is emptied), 0 to 1; masked pixels would have a value without the SCL mask. ``overwritten_pixels`` are valid, but
+    have the mosaic's nodata value and so read as empty. ``preview`` is every n-th pixel (same dtype, same nodata), at
+    most 800 a side.
+
+    ``histogram`` counts the pixels of each class in a mosaic of classes, shape ``(256,)`` (255: everything that is not
+    uint8), where some tile has a pixel; ``None`` for other bands, and if ``count`` or ``sum`` turned the classes into
+    other numbers. If origins are written, ``tile_shares`` is the share of the valid pixels that comes from each tile,
+    by its number, and ``origins`` is the preview of the source.
     """
 
     valid_pixels: int
@@ -81,7 +82,7 @@ class MosaicStats:
 def write_mosaic(
     plan: MosaicPlan, path: Path, tags: Callable[[], Mapping[str, str]] = dict, beside: OriginFiles | None = None
 ) -> MosaicStats:
-    """Make a planned mosaic at ``path``.
+    """Write a planned mosaic to ``path``.
 
     Parameters
     ----------
@@ -133,22 +134,22 @@ def write_mosaic(
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong: rasterio says it in the cause, the system in the error itself."""
+    """The cause of an error: rasterio keeps it as the cause, the system in the error itself."""
     itself = isinstance(error, OSError) and not isinstance(error, RasterioError)
     return first_line(error if itself else error.__cause__ or error)
 
 
 def write_problem(path: Path, plan: MosaicPlan, error: RasterioError | OSError) -> str:
-    """Why a raster cannot be written, and what to look at."""
+    """Why a raster cannot be written, and what to check."""
     rows, cols = plan.grid.shape
     # A cloud-optimized one is made from a draft, by way of overviews.
     needed = rows * cols * np.dtype(plan.dtype).itemsize / 1e6 * (3 if plan.options.format == "cog" else 1)
     try:
         room = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
     except OSError:
-        room = "its folder cannot be looked at"
+        room = "its folder cannot be inspected"
     return (
-        f"{path}: cannot be written ({_cause(error)}); it takes up to {needed:.0f} MB before compression, {room}; "
+        f"{path}: cannot be written ({_cause(error)}); it needs up to {needed:.0f} MB before compression, {room}; "
         "check disk space, quota and permissions"
     )
 
@@ -209,15 +210,7 @@ class _Merger:
                 jobs.append((window, reads))
             elif (outside := self._outside(window)) is not None:
                 self.outside_pixels += int(np.count_nonzero(outside))
-        with ThreadPoolExecutor(self._threads + 1, thread_name_prefix="mosaic") as pool:
-            futures = [pool.submit(self._window, window, reads) for window, reads in jobs]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            finally:
-                self._stop.set()
-                pool.shutdown(cancel_futures=True)
+        run_all(lambda job: self._window(*job), jobs, self._threads + 1, "mosaic", self._stop)
 
     def close(self) -> None:
         self.cache.close()
@@ -307,12 +300,12 @@ class _Merger:
 
 
 def holds_classes(plan: MosaicPlan) -> bool:
-    """Whether the pixels of a mosaic are classes: its tiles' are, and merging leaves them so."""
+    """Whether the pixels of a mosaic are classes: those of its tiles are, and merging keeps them so."""
     return role_of(plan.band) == "classes" and plan.options.merge_method not in ("sum", "count")
 
 
 def _counted(classes: Pixels) -> NDArray[np.int64]:
-    """How many there are of each class, 255 for all that is no uint8."""
+    """The number of pixels per class, with 255 for everything that is not uint8."""
     if classes.dtype != np.uint8:
         classes = np.where((classes >= 0) & (classes < 255), classes, 255).astype(np.uint8)
     return np.bincount(classes, minlength=256)

@@ -1,4 +1,4 @@
-"""GeoTIFF files: how a mosaic is laid out and compressed, made cloud-optimized, and looked up again."""
+"""GeoTIFF files: how a mosaic is laid out, compressed, made cloud-optimized, and verified."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _COG_ENV = {"GDAL_CACHEMAX": 16 * 2**20, "COG_TMP_COMPRESSION": "NONE"}
 
 
 def threads_of(plan: MosaicPlan) -> int:
-    """Threads to compute and compress on."""
+    """The number of threads for computing and compressing."""
     return plan.options.threads or os.cpu_count() or 1
 
 
@@ -79,7 +79,7 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
 
 
 class Target:
-    """A GeoTIFF in the making, filled by windows of whole blocks."""
+    """A GeoTIFF under construction, filled by windows of whole blocks."""
 
     def __init__(self, file: DatasetWriter) -> None:
         self.file = file
@@ -113,9 +113,9 @@ class Target:
 
 @contextmanager
 def new_geotiff(path: Path, plan: MosaicPlan) -> Iterator[Target]:
-    """A mosaic's file to write into; when the block ends it is verified, and cloud-optimized where asked for.
+    """A mosaic's file to write to; when the block ends it is verified, and made cloud-optimized if requested.
 
-    Call inside ``gdal_env``. Half a file may stay after an error. Raises ``OSError`` or ``RasterioError``.
+    Call inside ``gdal_env``. After an error, half a file may remain. Raises ``OSError`` or ``RasterioError``.
     """
     cog = plan.options.format == "cog"
     draft = path.with_name(f".{path.name}.draft") if cog else path
@@ -135,10 +135,10 @@ def new_geotiff(path: Path, plan: MosaicPlan) -> Iterator[Target]:
 
 
 def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
-    """Write a GeoTIFF anew as a cloud-optimized one: the same pixels, overviews of half the size each, all in order.
+    """Rewrite a GeoTIFF as a cloud-optimized one: the same pixels, and overviews each half the size of the last.
 
-    Overviews of classes are nearest, of continuous bands average. Call inside ``gdal_env``; :func:`verify` the result.
-    Raises ``OSError``.
+    Overviews are nearest for classes and average for continuous bands. Call inside ``gdal_env``; :func:`verify` the
+    result. Raises ``OSError``.
     """
     options: dict[str, Any] = {
         "driver": "COG",
@@ -159,7 +159,7 @@ def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
         with rasterio.Env(**_COG_ENV, GDAL_NUM_THREADS=str(threads_of(plan))):
             rasterio.shutil.copy(draft, path, **options)
     except Exception as error:  # what GDAL says comes as a class that rasterio keeps to itself
-        raise OSError(f"no cloud-optimized GeoTIFF could be made of it: {first_line(error)}") from error
+        raise OSError(f"it could not be converted to a cloud-optimized GeoTIFF: {first_line(error)}") from error
 
 
 def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bool = False) -> None:
@@ -185,7 +185,7 @@ def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bo
 
 
 def _end(written: DatasetReader, row: int, col: int, **level: int) -> int:
-    """Where a block ends in the file; 0 where it is empty."""
+    """The end of a block in the file; 0 if it is empty."""
     offset, length = (
         int(written.get_tag_item(f"BLOCK_{name}_{col}_{row}", "TIFF", bidx=1, **level) or 0)
         for name in ("OFFSET", "SIZE")

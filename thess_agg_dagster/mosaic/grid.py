@@ -1,4 +1,4 @@
-"""Target grids: which pixels a mosaic has, and how they are walked."""
+"""Target grids: which pixels a mosaic has, and in which windows they are processed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Box(NamedTuple):
         return self.top < self.bottom and self.left < self.right
 
     def overlap(self, other: Box) -> Box:
-        """What both share; empty (falsy) where they do not touch."""
+        """The common part of both; empty (falsy) if they do not touch."""
         return Box(
             max(self.top, other.top),
             min(self.bottom, other.bottom),
@@ -52,7 +52,7 @@ class Box(NamedTuple):
         return Box(self.top + rows, self.bottom + rows, self.left + cols, self.right + cols)
 
     def within(self, outer: Box) -> Box:
-        """The same rectangle counted from ``outer``'s corner."""
+        """The same rectangle, relative to ``outer``'s corner."""
         return self.shift(-outer.top, -outer.left)
 
 
@@ -122,7 +122,7 @@ def is_aligned(tile: GeoBox, grid: GeoBox) -> bool:
 
 
 def whole_factor(fine: GeoBox, coarse: GeoBox) -> int | None:
-    """How many pixels of ``fine`` fill one of ``coarse``, a side, where they do so exactly; else ``None``."""
+    """How many pixels of ``fine`` fit along the side of one of ``coarse``, if they do so exactly; otherwise ``None``."""
     if fine.crs != coarse.crs:
         return None
     factor = round(abs(coarse.resolution.x / fine.resolution.x))
@@ -130,7 +130,7 @@ def whole_factor(fine: GeoBox, coarse: GeoBox) -> int | None:
 
 
 def near_factor(fine: GeoBox, coarse: GeoBox) -> int | None:
-    """The same by size alone, in one CRS or two of the same unit, two or more; else ``None``."""
+    """The same by size alone, in one CRS or two with the same unit, if it is at least two; otherwise ``None``."""
     assert fine.crs is not None
     assert coarse.crs is not None
     ratios = [abs(coarse.resolution.x / fine.resolution.x), abs(coarse.resolution.y / fine.resolution.y)]

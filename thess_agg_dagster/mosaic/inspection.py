@@ -18,7 +18,7 @@ from thess_agg_dagster.mosaic.tiles import PlanError, Problem, Tile, TileError, 
 
 @dataclass(frozen=True)
 class Source:
-    """What goes into a mosaic: a tile, the SCL tile of its scene, the offset its reflectance bands carry, and the scene."""
+    """The input for one layer: a tile, the SCL tile of its scene, the offset of its reflectance bands, and the scene."""
 
     path: Path
     scl: Path | None = None
@@ -43,7 +43,7 @@ NoteKind = Literal[
 
 @dataclass(frozen=True)
 class Note:
-    """Something that was reconciled on the way to a mosaic: its kind for programs, words for people."""
+    """A difference between tiles that was reconciled: its kind for programs, its text for people."""
 
     kind: NoteKind
     text: str
@@ -54,7 +54,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Inspected:
-    """One band's tiles, as their headers describe them."""
+    """The tiles of one band, as described by their headers."""
 
     tiles: tuple[Tile, ...]
     empty_values: tuple[float, ...]
@@ -68,7 +68,7 @@ class Inspected:
 
 
 def inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> Inspected:
-    """Look at one band's tiles, and at the SCL that masks them. Raises :class:`PlanError` with all problems found."""
+    """Inspect the tiles of one band, and the SCL that masks them. Raises :class:`PlanError` with all problems found."""
     tiles: list[Tile] = []
     empty_values: list[float] = []
     scl: list[Tile | None] = []
@@ -89,13 +89,13 @@ def inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> Ins
             problems.append(Problem("dtype_conflict", str(error), source.path))
         if harmonized and source.offset is None:
             why = (
-                "nothing tells its processing baseline (the scene id has no Nxxxx), so its offset cannot be removed; "
-                "name the scene in full, or turn harmonize off"
+                "its processing baseline is unknown (the scene id has no Nxxxx), so its offset cannot be removed; "
+                "use the full scene id, or turn harmonize off"
             )
             problems.append(Problem("unknown_baseline", why, source.path))
         if harmonized and source.offset and (tile.dtype.startswith("float") or not fits(source.offset, tile.dtype)):
             why = (
-                f"has dtype {tile.dtype}; the offset of {source.offset} is one of Sentinel-2's digital numbers, which are "
+                f"has dtype {tile.dtype}; the offset of {source.offset} applies to Sentinel-2's digital numbers, which are "
                 "uint16; turn harmonize off"
             )
             problems.append(Problem("dtype_conflict", why, source.path))

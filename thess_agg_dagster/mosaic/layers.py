@@ -1,4 +1,4 @@
-"""Layers at work: the pixels of one tile for one part of the grid, masked, harmonized and resampled."""
+"""Layers: the pixels of one tile for one part of the grid, masked, harmonized and resampled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_PIXELS = 800 * 800
 
 
 class Needs(NamedTuple):
-    """What a part of the grid needs of a layer: pixels of its tile, and of the SCL tile that masks it."""
+    """The pixels that a part of the grid needs from a layer's tile, and from the SCL tile that masks it."""
 
     part: Box
     source: Box
@@ -43,7 +43,7 @@ class LayerReader:
         self._classes = None if layer.scl is None else place(layer.scl, 0, layer.tile.geobox, Resampling.nearest)
 
     def needs(self, part: Box, within: Needs | None = None) -> Needs | None:
-        """What a part of the grid needs (of what was announced); ``None`` where the tile has nothing for it."""
+        """The pixels needed for a part of the grid (of those announced); ``None`` if the tile has none there."""
         source = self.placement.source_box(part)
         if within is not None:
             source = source.overlap(within.source)
@@ -52,7 +52,7 @@ class LayerReader:
         return Needs(part, source, None if self._classes is None else self._classes.source_box(source))
 
     def pieces(self, part: Box) -> Iterator[Needs]:
-        """The same for a part in pieces that fit into memory."""
+        """The same for a part of any size, in pieces that fit into memory."""
         part = part.overlap(self.placement.footprint)
         needs = self.needs(part) if part else None
         if needs is None:
@@ -81,7 +81,7 @@ class LayerReader:
             cache.skip(self._scl, needs.scl)
 
     def read(self, cache: BlockCache, needs: Needs, announced: Needs) -> tuple[Pixels, Pixels | None]:
-        """The layer on ``needs.part``; and what it would be without the mask, where the mask takes anything away."""
+        """The layer on ``needs.part``; and, if the mask removes anything, the layer without the mask."""
         pixels = cache.read(self._tile, needs.source, announced.source)
         if self._offset:
             pixels = remove_offset(pixels, self._offset, self.placement.empty)

@@ -1,4 +1,4 @@
-"""Options: how mosaics are made. A field has the name and the default of the parameter that decides it."""
+"""Options for making mosaics. Each field has the name and default of its parameter."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Format = Literal["geotiff", "cog"]
 
 @dataclass(frozen=True)
 class MosaicOptions:
-    """How mosaics are made; the defaults are the product's.
+    """How to make mosaics. The defaults are those of the parameters.
 
-    ``nodata=NaN`` means no override, ``dtype=None`` the tiles' own, ``threads=None`` one per core. ``reduction`` is the
-    resampling of continuous bands to coarser pixels that ``target`` asks for, ``overviews`` whether it may start from a
-    tile's overviews. ``aoi_mask`` empties what is not in the target's ``aoi``. ``mask_scl_classes`` are the SCL classes
-    that empty a pixel of a continuous band before merging; ``missing_scl="unmasked"`` lets tiles without SCL go unmasked.
-    ``harmonize`` removes the radiometric offset.
+    ``nodata=NaN`` means no override, ``dtype=None`` the dtype of the tiles, ``threads=None`` one per core.
+    ``reduction`` is the resampling of continuous bands to coarser pixels requested by ``target``; ``overviews`` says
+    whether it may start from a tile's overviews. ``aoi_mask`` empties everything outside the target's ``aoi``.
+    ``mask_scl_classes`` are the SCL classes that empty a pixel of a continuous band before merging;
+    ``missing_scl="unmasked"`` leaves tiles without SCL unmasked. ``harmonize`` removes the radiometric offset.
     """
 
     merge_method: str = "first"

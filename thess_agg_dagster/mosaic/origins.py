@@ -1,7 +1,7 @@
-"""Origins: which tile each pixel of a mosaic came from, and how many tiles had one for it.
+"""Origins: which tile each pixel of a mosaic comes from, and how many tiles had a valid one.
 
-Both are known while a window is merged, so ``source`` costs no second look; to count, the engine has to read what lies
-behind the first tile, too.
+Both are known while a window is merged, so ``source`` costs no extra reads; counting makes the engine read what is
+hidden behind the first tile, too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOWHERE = 0
 
 
 def several(dtype: np.dtype[Any]) -> int:
-    """What stands for a pixel made of several tiles: the largest number."""
+    """The number that marks a pixel made from several tiles: the largest one."""
     return int(np.iinfo(dtype).max)
 
 
@@ -47,11 +47,11 @@ def count_dtype(plan: MosaicPlan) -> str:
 
 @dataclass(frozen=True)
 class OriginFiles:
-    """What is written beside a mosaic, on its grid.
+    """Files that are written next to a mosaic, on its grid.
 
-    ``source`` holds the number of the tile that each pixel came from (:attr:`Layer.number`; 0: empty; the dtype's largest:
-    several), ``observations`` how many tiles had a valid pixel there; ``None``: not counted. ``tags`` is asked for when
-    all pixels are written.
+    ``source`` contains the number of the tile that each pixel comes from (:attr:`Layer.number`; 0: empty; the dtype's
+    largest: several), ``observations`` how many tiles had a valid pixel there, or is ``None`` if they are not counted.
+    ``tags`` is called once all pixels are written.
     """
 
     source: Path
@@ -105,7 +105,7 @@ class Origins:
 
 
 class WindowOrigins:
-    """Where a window's pixels come from, gathered tile by tile."""
+    """The origin of each pixel of a window, collected tile by tile."""
 
     def __init__(
         self, shape: tuple[int, int], dtype: np.dtype[Any], method: str, count_dtype: np.dtype[Any] | None
@@ -116,7 +116,7 @@ class WindowOrigins:
         self._numbers = {several(dtype)} if method in MIXING else set()
 
     def take(self, number: int, empty: Mask) -> None:
-        """The whole window is a tile's."""
+        """Assign the whole window to one tile."""
         self.source[~empty] = number
         if self.observations is not None:
             self.observations += ~empty
@@ -125,7 +125,7 @@ class WindowOrigins:
     def add(
         self, number: int, part: tuple[slice, slice], new: Pixels, new_empty: Mask, old: Pixels, old_empty: Mask
     ) -> None:
-        """A tile is about to be merged into a part of the window, which holds ``old`` so far."""
+        """Add a tile that is about to be merged into a part of the window, which contains ``old`` so far."""
         valid = ~new_empty
         if self.observations is not None:
             self.observations[part] += valid
@@ -143,7 +143,7 @@ class WindowOrigins:
         self._numbers.add(number)
 
     def clear(self, outside: Mask) -> None:
-        """Forget what lies outside the area asked for."""
+        """Discard everything outside the requested area."""
         self.source[outside] = NOWHERE
         if self.observations is not None:
             self.observations[outside] = 0

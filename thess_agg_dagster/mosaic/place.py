@@ -1,4 +1,4 @@
-"""The choice of a placement: which of the ways a tile gets onto the grid by."""
+"""Choosing a placement: in which way a tile gets onto the grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thess_agg_dagster.mosaic.warp import Warp
 
 
 def place(tile: Tile, empty: float, grid: GeoBox, resampling: Resampling) -> Placement:
-    """Choose how a tile gets onto the grid: copied where it can be, repeated or looked up for nearest, averaged, else
+    """Choose how a tile gets onto the grid: copied if possible; for nearest, repeated or looked up; averaged; otherwise
     warped."""
     tile = replace(tile, geobox=settled(tile.geobox, grid))
     if is_aligned(tile.geobox, grid):

@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 
 class Placement(ABC):
-    """A tile on the target grid. ``footprint`` is the rectangle of the grid outside which it has no pixel."""
+    """A tile on the target grid, with pixels only inside ``footprint``, a rectangle of the grid."""
 
     def __init__(self, tile: Tile, empty: float, grid: GeoBox) -> None:
         self.tile = tile
@@ -39,7 +39,7 @@ class Placement(ABC):
         """Bring ``pixels`` (of the tile's rectangle ``source``) onto ``window``, ``empty`` where there are none."""
 
     def gives(self, dtype: np.dtype[Any], nodata: float) -> bool:
-        """Whether the tile's pixels are of that dtype and every empty one holds ``nodata``, as they come."""
+        """Whether the tile's pixels, without any conversion, have that dtype and ``nodata`` in every empty pixel."""
         if self.tile.dtype != dtype:
             return False
         if dtype.kind == "f":  # NaN is empty, whatever else is
@@ -72,7 +72,7 @@ class Copy(Placement):
 
 
 class Repeat(Copy):
-    """Nearest neighbour where each of the tile's pixels fills whole pixels of the grid: repeated."""
+    """Nearest neighbour if each of the tile's pixels covers whole pixels of the grid: pixels are repeated."""
 
     def __init__(self, tile: Tile, empty: float, grid: GeoBox, factor: int) -> None:
         super().__init__(tile, empty, grid)
@@ -96,9 +96,9 @@ class Repeat(Copy):
 
 
 class Mean(Placement):
-    """Coarser pixels: the mean of ``factor`` x ``factor`` samples, evenly spread over each; empty ones do not count.
+    """Coarser pixels, each the mean of ``factor`` x ``factor`` evenly spaced samples, not counting empty ones.
 
-    A sample is the tile's pixel that its centre falls in. Where the tile's pixels fill the grid's exactly this is their
+    A sample is the tile's pixel that contains its centre. If the tile's pixels fill the grid's exactly, this is their
     mean; between neighbouring zones each of them still counts about once.
     """
 

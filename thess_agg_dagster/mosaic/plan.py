@@ -1,4 +1,4 @@
-"""Plans: everything a mosaic needs to know before its first pixel is read."""
+"""Plans: everything that must be known about a mosaic before its first pixel is read."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ _REDUCED = 1.01
 
 @dataclass(frozen=True)
 class Layer:
-    """A tile's part in a mosaic: what it calls empty, what is subtracted, what it is masked with, how it is resampled.
+    """A tile's part in a mosaic: its empty value, offset, mask and resampling.
 
-    ``number`` is its place among all tiles given, from 1; those off the grid are counted, so that all bands number alike.
+    ``number`` is its place among all tiles given, from 1; tiles off the grid are counted, so that all bands use the
+    same numbers.
     """
 
     tile: Tile
@@ -44,7 +45,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class MosaicPlan:
-    """One band's mosaic, decided: layers in merge order, target grid, dtype, nodata."""
+    """The plan of one band's mosaic: layers in merge order, target grid, dtype, nodata."""
 
     band: str
     layers: tuple[Layer, ...]
@@ -59,7 +60,7 @@ class MosaicPlan:
         return tuple(layer.tile for layer in self.layers)
 
     def files(self) -> Iterator[Path]:
-        """Every file that is read: tiles, and the SCL that masks them."""
+        """Every file to read: tiles, and the SCL that masks them."""
         for layer in self.layers:
             yield layer.tile.path
             if layer.scl is not None:
@@ -67,15 +68,13 @@ class MosaicPlan:
 
     @property
     def reprojected(self) -> tuple[Tile, ...]:
-        """The tiles from another CRS or pixel grid than the mosaic's: resampled, or copied where that is the same."""
+        """Tiles with another CRS or pixel grid than the mosaic's: resampled, or copied if their grid is equivalent."""
         return tuple(tile for tile in self.tiles if not is_aligned(tile.geobox, self.grid))
 
 
 def plan_mosaic(paths: Sequence[Path], band: str, options: MosaicOptions) -> MosaicPlan:
-    """Decide one band's mosaic from its tiles' headers, in the order they are to be merged.
-
-    Raises :class:`PlanError` with all problems found.
-    """
+    """Plan one band's mosaic from the headers of its tiles, in merge order. Raises :class:`PlanError` with all problems
+    found."""
     plans, problems = plan_mosaics({band: [Source(path) for path in paths]}, options)
     if band in problems:
         raise PlanError(problems[band])
@@ -85,9 +84,9 @@ def plan_mosaic(paths: Sequence[Path], band: str, options: MosaicOptions) -> Mos
 def plan_mosaics(
     sources: Mapping[str, Sequence[Source]], options: MosaicOptions
 ) -> tuple[dict[str, MosaicPlan], dict[str, Sequence[Problem]]]:
-    """Decide the mosaics of several bands on the same ground, from the headers of their tiles, in merge order.
+    """Plan the mosaics of several bands on the same ground, from the headers of their tiles, in merge order.
 
-    Every band stands in one of the two results: its plan, or all problems found.
+    Every band is in one of the two results: its plan, or all problems found.
     """
     inspected: dict[str, Inspected] = {}
     problems: dict[str, Sequence[Problem]] = {}
@@ -113,7 +112,7 @@ def plan_mosaics(
 
 
 def _step(inspected: Mapping[str, Inspected], target: Target) -> float:
-    """What the sides of a fixed grid are multiples of, so that all bands share pixel edges."""
+    """The length that the sides of a fixed grid are multiples of, so that all bands share pixel edges."""
     # Bands of one pixel size need no other edges than their own.
     bands = [band for band in inspected if target.match_band in (None, band)] or list(inspected)
     try:
@@ -171,7 +170,7 @@ def _layers(band: str, inspected: Inspected, grid: GeoBox, options: MosaicOption
 
 
 def _reduction(tile: GeoBox, grid: GeoBox) -> float:
-    """How many of a tile's pixels lie side by side in one of the grid's."""
+    """The number of a tile's pixels along the side of one of the grid's."""
     if tile.crs == grid.crs:
         return math.sqrt(abs(math.prod(grid.resolution.xy) / math.prod(tile.resolution.xy)))
     # By the area of the tile's middle pixel: a metre of one CRS is not always one of another.
@@ -191,26 +190,27 @@ def _interpolates(layer: Layer, grid: GeoBox) -> bool:
 def _notes(
     band: str, inspected: Inspected, layers: Sequence[Layer], grid: GeoBox, dtype: str, options: MosaicOptions
 ) -> Iterator[Note]:
-    """What was reconciled, for checks and the audit."""
+    """Everything that was reconciled, for checks and the audit."""
     tiles = inspected.tiles
     yield from inspected.notes
     if others := sorted({tile.dtype for tile in tiles} - {dtype}):
         yield Note("dtype", f"dtype promoted from {', '.join(others)} to {dtype}")
     tags = dict.fromkeys(f"{value:g}" for value in inspected.empty_values)
     if len(tags) > 1:
-        yield Note("empty_values", f"tiles call different values empty ({', '.join(tags)})")
+        yield Note("empty_values", f"tiles have different nodata values ({', '.join(tags)})")
     sizes = dict.fromkeys(tile.geobox.resolution.map(abs).xy for tile in tiles if tile.geobox.crs == grid.crs)
     if len(sizes) > 1:
-        yield Note("pixel_sizes", f"tiles of different pixel sizes brought to {grid.resolution.x:g}")
+        yield Note("pixel_sizes", f"tiles of different pixel sizes resampled to {grid.resolution.x:g}")
     pixel = grid.resolution.map(abs).xy
     same = [layer.tile.geobox for layer in layers if layer.tile.geobox.resolution.map(abs).xy == pixel]
     if off := sum(tile.crs == grid.crs and not is_aligned(tile, grid) for tile in same):
         yield Note(
-            "off_grid", f"{off} of {len(layers)} tiles resampled, because their pixels do not lie on the mosaic's"
+            "off_grid",
+            f"{off} of {len(layers)} tiles resampled, because their pixels are not aligned with the mosaic's",
         )
     if role_of(band) == "unknown" and (options.harmonize or any(_interpolates(layer, grid) for layer in layers)):
         what = "it counts as neither classes (SCL) nor reflectance (B01 to B12)"
-        yield Note("unknown_band", f"its name does not tell what it is; {what}")
+        yield Note("unknown_band", f"its name is not a known one; {what}")
     if len(layers) < len(tiles):
         yield Note("outside_grid", f"{len(tiles) - len(layers)} of {len(tiles)} tiles lie outside the grid")
     if any(layer.tile.overview is not None for layer in layers):

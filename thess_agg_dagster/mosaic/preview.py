@@ -1,4 +1,4 @@
-"""Previews: every n-th pixel of a raster in the making."""
+"""Previews: every n-th pixel of a raster under construction."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def resolve_empty_value(dtype: str, nodata_tag: float | None) -> float:
 
 
 def resolve_dtype(dtypes: Sequence[str], method: str, requested: str | None) -> str:
-    """The mosaic's dtype before nodata has its say. Raises ``ValueError`` where no dtype holds every tile exactly."""
+    """The mosaic's dtype before nodata is considered. Raises ``ValueError`` if no dtype holds every tile exactly."""
     # 1. What the caller asks for, where it loses nothing.
     # 2. The tiles' common dtype, promoted to the smallest that holds them all.
     dtype = requested or smallest_dtype(dtypes)
@@ -91,10 +91,8 @@ def resolve_nodata(nodata: float, dtype: str, first_empty_value: float) -> tuple
 
 
 def resolve_resampling(band: str, resampling: str, reduction: str | None = None) -> Resampling:
-    """The resampling of a band: classes are taken as they are (``nearest`` or ``mode``), never interpolated.
-
-    ``reduction`` is given where a tile's pixels are finer than the mosaic is asked to be.
-    """
+    """The resampling of a band: classes are never interpolated (``nearest`` or ``mode``). ``reduction`` is set if a
+    tile's pixels are finer than the mosaic's."""
     # 1. Classes, reduced: the most frequent, unless the nearest is asked for.
     # 2. Classes otherwise: the nearest, unless the most frequent is asked for.
     if role_of(band) == "classes":

@@ -1,6 +1,6 @@
-"""The Scene Classification Layer (SCL) of Sentinel-2 Level-2A: what its values mean.
+"""The Scene Classification Layer (SCL) of Sentinel-2 Level-2A: the meaning of its values.
 
-Names and colours as in ESA's Level-2A Algorithm Theoretical Basis Document and product specification.
+Names and colours follow ESA's Level-2A Algorithm Theoretical Basis Document and product specification.
 """
 
 from __future__ import annotations

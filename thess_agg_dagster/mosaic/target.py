@@ -1,4 +1,4 @@
-"""Targets: which grid the mosaics of one timestamp get, be it the tiles' own or one for a whole series."""
+"""Targets: the grid of a timestamp's mosaics, either that of its tiles or one for a whole series."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Target:
 
     @property
     def other_pixels(self) -> bool:
-        """Whether the mosaics are asked to have other pixels than the tiles."""
+        """Whether the mosaics are requested with other pixels than the tiles'."""
         return self.resolution is not None or self.match_band is not None
 
 
@@ -82,7 +82,8 @@ def resolve_crs(tiles: Sequence[GeoBox], target: Target) -> CRS:
 
 
 def resolve_pixel(tiles: Sequence[GeoBox], crs: CRS, resolution: float | None) -> tuple[float, float]:
-    """Width and height of a mosaic's pixels in units of its CRS. Raises ``ValueError`` where the tiles cannot tell."""
+    """Width and height of a mosaic's pixels in units of its CRS. Raises ``ValueError`` if the tiles do not determine
+    them."""
     # 1. What is asked for.
     if resolution is not None:
         return resolution, resolution
@@ -91,12 +92,13 @@ def resolve_pixel(tiles: Sequence[GeoBox], crs: CRS, resolution: float | None) -
     if _crs(tile).units == crs.units:
         return abs(tile.resolution.x), abs(tile.resolution.y)
     raise ValueError(
-        f"{crs} counts in {crs.units[0]} and the tiles in {_crs(tile).units[0]}; give resolution, in {crs.units[0]}"
+        f"{crs} is in {crs.units[0]} and the tiles in {_crs(tile).units[0]}; give resolution, in {crs.units[0]}"
     )
 
 
 def common_step(sizes: Sequence[float]) -> float:
-    """The smallest length that is a whole number of each pixel size. Raises ``ValueError`` where there is none near."""
+    """The smallest length that is a whole multiple of each pixel size. Raises ``ValueError`` if there is none of
+    reasonable size."""
     fractions = [Fraction(repr(round(size, 12))) for size in sizes]
     step = Fraction(math.lcm(*(f.numerator for f in fractions)), math.gcd(*(f.denominator for f in fractions)))
     if step > _LONGEST_STEP * max(fractions):
@@ -106,9 +108,9 @@ def common_step(sizes: Sequence[float]) -> float:
 
 
 def fixed_step(sizes: Sequence[float], crs: CRS, target: Target) -> float:
-    """What the sides of a fixed grid are multiples of, so that the pixel edges of all bands coincide.
+    """The length that the sides of a fixed grid are multiples of, so that the pixel edges of all bands coincide.
 
-    ``sizes`` are the pixel sizes of the bands. Around an area the grid also lies on multiples of this.
+    ``sizes`` are the pixel sizes of the bands. Around an area, the grid is also aligned to multiples of this length.
     """
     if target.bounds is None and not target.other_pixels and crs.units[0] == "metre":
         sizes = [*sizes, _SENTINEL_STEP]
@@ -154,7 +156,7 @@ def target_grid(tiles: Sequence[Tile], target: Target, step: float | None = None
             [
                 Problem(
                     "outside_grid",
-                    f"the grid would have {cols} x {rows} pixels; give a coarser resolution, or less ground",
+                    f"the grid would have {cols} x {rows} pixels; give a coarser resolution, or a smaller area",
                 )
             ]
         )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +17,7 @@ from rasterio.errors import RasterioError
 
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
-from thess_agg_dagster.storage.paths import is_remote
+from thess_agg_dagster.storage.paths import is_remote, local_copy
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -37,8 +34,6 @@ ProblemKind = Literal[
 
 # First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name; and how many are asked for.
 _FIRST_BYTES = 4096
-# Bytes that are copied at once.
-_PIECE = 2**20
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 
 # Dtypes a mosaic can keep exactly; 64-bit integers and complex numbers are refused by name.
@@ -180,35 +175,7 @@ def _inspect(path: Path) -> Tile:
             if (driver := _driver(path)) is None:
                 raise refuse("unreadable_input", "the file is empty; download the tile again")
             with open_tile(path, driver) as source:
-                if source.count != 1:
-                    raise refuse("unreadable_input", f"has {source.count} bands; a tile holds exactly one")
-                if source.crs is None or not (source.crs.is_geographic or source.crs.is_projected):
-                    what = "has no CRS" if source.crs is None else "has a CRS that is not tied to the Earth"
-                    raise refuse("unknown_crs", f"{what}; assign the tile's UTM zone, e.g. with `rio edit-info --crs`")
-                transform = source.transform
-                if transform.is_identity or not all(map(math.isfinite, transform)):
-                    raise refuse("unknown_crs", "has no geotransform; download the tile again")
-                if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
-                    raise refuse("unreadable_input", "is rotated or not north-up; warp it north-up with `gdalwarp`")
-                size, place = (transform.a, -transform.e), (transform.c, transform.f)
-                if min(size) < _LEAST_PIXEL * max(1.0, *map(abs, place)) or max(size) > _LARGEST_PIXEL:
-                    where = f"pixels of {size[0]:g} x {size[1]:g} at {place[0]:g}, {place[1]:g}"
-                    raise refuse("unreadable_input", f"claims {where}; not a tile, download it again")
-                if source.dtypes[0] not in SUPPORTED_DTYPES:
-                    allowed = ", ".join(SUPPORTED_DTYPES)
-                    raise refuse("dtype_conflict", f"has dtype {source.dtypes[0]}; supported are {allowed}")
-                if source.width * source.height > MAX_PIXELS:
-                    raise refuse("unreadable_input", f"claims {source.width} x {source.height} pixels; not a tile")
-                block = math.prod(source.block_shapes[0]) * np.dtype(source.dtypes[0]).itemsize
-                if block > MAX_BLOCK_BYTES:
-                    much = f"{block / 1e6:.0f} MB, more than the {MAX_BLOCK_BYTES / 1e6:.0f} that are read at once"
-                    raise refuse(
-                        "unreadable_input",
-                        f"is packed in pieces of {much}; write it anew with `gdal_translate -co TILED=YES`",
-                    )
-                if MaskFlags.per_dataset in source.mask_flag_enums[0]:
-                    how = "write it into the pixels, e.g. with `gdalwarp -dstnodata 0`"
-                    raise refuse("unreadable_input", f"has a mask of its own, which mosaics do not look at; {how}")
+                _check(source, refuse)
                 return Tile(
                     path=path,
                     geobox=GeoBox.from_rio(source),
@@ -222,7 +189,7 @@ def _inspect(path: Path) -> Tile:
             why = "no such file; download the tile again or take the scene off the list"
             raise refuse("missing_input", why) from error
         except PermissionError as error:
-            raise refuse("unreadable_input", "may not be read; correct the permissions") from error
+            raise refuse("unreadable_input", "permission denied; correct the permissions") from error
         except (RasterioError, OSError) as error:
             if is_transient(error):
                 raise SystemFaultError(path, error) from error
@@ -232,23 +199,45 @@ def _inspect(path: Path) -> Tile:
             ) from error
 
 
-@contextmanager
-def local_copy(path: Path) -> Iterator[Path]:
-    """A temporary copy of an object in a bucket. Raises :class:`SystemFaultError` where the store does not give it."""
-    with tempfile.NamedTemporaryFile(suffix=path.suffix) as copy:
-        try:
-            with path.open("rb") as source:
-                shutil.copyfileobj(source, copy, _PIECE)
-            copy.flush()
-        except Exception as error:  # whatever the store's library raises
-            raise SystemFaultError(path, error) from error
-        yield Path(copy.name)
+def _check(source: DatasetReader, refuse: Callable[[ProblemKind, str], TileError]) -> None:
+    """Raise what a header says against using its tile."""
+    if source.count != 1:
+        raise refuse("unreadable_input", f"has {source.count} bands; a tile holds exactly one")
+    if source.crs is None or not (source.crs.is_geographic or source.crs.is_projected):
+        what = "has no CRS" if source.crs is None else "has a CRS that is not tied to the Earth"
+        raise refuse("unknown_crs", f"{what}; assign the tile's UTM zone, e.g. with `rio edit-info --crs`")
+    transform = source.transform
+    if transform.is_identity or not all(map(math.isfinite, transform)):
+        raise refuse("unknown_crs", "has no geotransform; download the tile again")
+    if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
+        raise refuse("unreadable_input", "is rotated or not north-up; warp it north-up with `gdalwarp`")
+    size, place = (transform.a, -transform.e), (transform.c, transform.f)
+    if min(size) < _LEAST_PIXEL * max(1.0, *map(abs, place)) or max(size) > _LARGEST_PIXEL:
+        where = f"pixels of {size[0]:g} x {size[1]:g} at {place[0]:g}, {place[1]:g}"
+        raise refuse("unreadable_input", f"claims {where}; not a tile, download it again")
+    if source.dtypes[0] not in SUPPORTED_DTYPES:
+        allowed = ", ".join(SUPPORTED_DTYPES)
+        raise refuse("dtype_conflict", f"has dtype {source.dtypes[0]}; supported are {allowed}")
+    if source.width * source.height > MAX_PIXELS:
+        raise refuse("unreadable_input", f"claims {source.width} x {source.height} pixels; not a tile")
+    block = math.prod(source.block_shapes[0]) * np.dtype(source.dtypes[0]).itemsize
+    if block > MAX_BLOCK_BYTES:
+        much = f"{block / 1e6:.0f} MB, more than the {MAX_BLOCK_BYTES / 1e6:.0f} that are read at once"
+        raise refuse(
+            "unreadable_input",
+            f"is packed in pieces of {much}; rewrite it with `gdal_translate -co TILED=YES`",
+        )
+    if MaskFlags.per_dataset in source.mask_flag_enums[0]:
+        how = "write it into the pixels, e.g. with `gdalwarp -dstnodata 0`"
+        raise refuse("unreadable_input", f"has an internal mask, which is not supported; {how}")
 
 
 def overview_of(tile: Tile, factor: float) -> Tile:
-    """The tile's coarsest overview (or JPEG 2000 resolution level) that is reduced by at most ``factor``, else itself.
+    """The tile's coarsest overview (or JPEG 2000 resolution level) that is reduced by at most ``factor``, or the tile
+    itself.
 
-    One that ``factor`` is a whole multiple of is preferred: what remains is then a mean of whole pixels.
+    An overview of which ``factor`` is a whole multiple is preferred, since the remaining step is then a mean of whole
+    pixels.
     """
     # A factor between two CRSs is not quite a whole number.
     with gdal_env(), open_tile(tile.path, tile.driver) as source:

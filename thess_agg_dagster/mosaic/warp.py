@@ -1,4 +1,4 @@
-"""Warps: every resampling that no other placement does, by GDAL's warper."""
+"""Warps: all resampling that no other placement does, by GDAL's warper."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What stands beside the mosaics: STAC items, provenance, pictures, the series as one array."""
+"""Files next to the mosaics: STAC items, provenance, pictures; and the series as one array."""

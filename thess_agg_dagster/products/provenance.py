@@ -1,4 +1,4 @@
-"""Provenance: from which bytes, with which parameters and versions a mosaic was made; beside it, and inside."""
+"""Provenance: the files, parameters and versions that a mosaic was made from, recorded inside it and next to it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mosaic_tags(plan: MosaicPlan, timestamp: TimestampPlan, checksums: Backgroun
 
 
 def legend(plan: MosaicPlan, timestamp: TimestampPlan, checksums: BackgroundChecksums) -> list[dict[str, object]]:
-    """What the numbers in a band's source stand for, in merge order."""
+    """The meaning of the numbers in a band's source, in merge order."""
     baselines = {scene.scene_id: scene.baseline for scene in timestamp.scenes}
     return [
         {
@@ -79,9 +79,8 @@ def timestamp_manifest(
 ) -> str:
     """``manifest.json`` of a timestamp: what was read (paths within the lake) and written (to ``folder``), and how.
 
-    ``run`` stands before the names of what was written, which are seen from where the manifest will be.
-
-    The attempt stands in it whole, so that the audit trail can be read back where Dagster's database is lost.
+    ``run`` is the prefix of the names of written files, which are relative to the manifest's final location. The
+    manifest contains the complete attempt, so that the audit trail can be restored if Dagster's database is lost.
     """
 
     def read(path: Path) -> dict[str, object]:
@@ -110,7 +109,7 @@ def timestamp_manifest(
 
 
 def with_paths(attempt: Attempt, move: Callable[[str], str]) -> Attempt:
-    """An attempt whose files are named otherwise."""
+    """An attempt with other names for its files."""
     bands = [
         replace(band, output_path=move(band.output_path), input_files=[move(file) for file in band.input_files])
         for band in attempt.bands

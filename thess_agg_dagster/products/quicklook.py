@@ -1,4 +1,4 @@
-"""The quicklook: a picture of a timestamp's mosaics, for people."""
+"""The quicklook: a picture of a timestamp's mosaics."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def _with_seams(picture: Image.Image, origins: NDArray[np.integer[Any]] | None) 
 
 
 def thumbnail(picture: Image.Image) -> str:
-    """A small version as Markdown, to be shown in an event's metadata: a few kilobytes."""
+    """A small version as Markdown, a few kilobytes, for an event's metadata."""
     small = picture.copy()
     small.thumbnail((_THUMBNAIL_WIDTH, _THUMBNAIL_WIDTH))
     return as_markdown(small, "WEBP", quality=60)
 
 
 def as_markdown(picture: Image.Image, kind: str, **options: int) -> str:
-    """A picture as it stands in an event's metadata."""
+    """A picture as Markdown, for an event's metadata."""
     data = io.BytesIO()
     picture.save(data, kind, **options)
     return f"![picture](data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()})"

@@ -1,4 +1,5 @@
-"""The attempt of a published timestamp, read back from its ``manifest.json``; what an older one lacks, from the mosaics."""
+"""The attempt of a published timestamp, restored from its ``manifest.json``; what older manifests lack comes from the
+mosaics."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import rasterio
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake, path_in
+from thess_agg_dagster.lake.layout import DataLake, named_by, path_in
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.scl import cloud_share
@@ -28,8 +29,8 @@ from thess_agg_dagster.timestamp.freshness import identify_bands, together
 def read_back(manifest: Mapping[str, Any], lake: DataLake, params: TimestampsAggregationParams) -> Attempt:
     """The attempt that published a timestamp of this lake.
 
-    Raises ``OSError`` and ``rasterio.errors.RasterioError`` where a mosaic cannot be read, ``KeyError`` and the like where
-    the manifest is none of ours.
+    Raises ``OSError`` and ``rasterio.errors.RasterioError`` if a mosaic cannot be read, ``KeyError`` and similar errors
+    if the manifest is not one of ours.
     """
     recorded = manifest.get("attempt")
     if isinstance(recorded, dict):
@@ -44,9 +45,9 @@ def read_back(manifest: Mapping[str, Any], lake: DataLake, params: TimestampsAgg
     return Attempt(
         timestamp,
         "success",
-        "read back from manifest.json",
+        "restored from manifest.json",
         [_band(band, entry, manifest, lake, inputs.get(band, "")) for band, entry in outputs.items()],
-        str(lake.published(timestamp).folder),
+        str(named_by(manifest, lake.timestamp_folder(timestamp)).folder),
         together(inputs) if inputs else "",
         scene_ids,
     )
@@ -78,7 +79,7 @@ def _is_as_read(entry: Mapping[str, Any], root: Path, manifest: Path) -> bool:
 
 
 def _band(band: str, entry: Mapping[str, Any], manifest: Mapping[str, Any], lake: DataLake, inputs: str) -> BandRecord:
-    path = lake.mosaic(manifest["timestamp"], band)
+    path = named_by(manifest, lake.timestamp_folder(manifest["timestamp"])).mosaic(band)
     tiles = [tile for tile in manifest["inputs"].get(band, []) if Path(tile["file"]).stem == band]
     parameters = manifest["parameters"]
     baselines = [radiometry_of(scene, read_item(lake.scene_item(scene)))[0] for scene in manifest["scenes"]]

@@ -1,7 +1,8 @@
-"""A series of mosaics as one array, for what comes after: indices, composites, anomalies."""
+"""A series of mosaics as one array, for further processing: indices, composites, anomalies."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,28 +55,44 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     import xarray as xr
 
     tell_all_of_the_endpoint()  # what is read lazily is opened by dask's threads, maybe again
-    lake = DataLake(lake_path(data_lake))
-    found: dict[datetime, Path] = {}
-    timestamps: dict[Path, str] = {}
+    found = _published(DataLake(lake_path(data_lake)), band)
+    _check_one_grid(band, list(found.values()), masked)
+    layers = []
+    for _, path in found.values():
+        layer = rioxarray.open_rasterio(gdal_name(path), chunks={"x": chunk, "y": chunk}, masked=masked)
+        assert isinstance(layer, xr.DataArray)
+        layers.append(layer.squeeze("band", drop=True))
+    times = xr.DataArray(np.array(list(found), "datetime64[ns]"), dims="time", name="time")
+    return xr.concat(layers, times, combine_attrs="drop_conflicts", join="exact").rename(band)
+
+
+def _published(lake: DataLake, band: str) -> dict[datetime, tuple[str, Path]]:
+    """The timestamp and mosaic of each instant, in order of time."""
+    found: dict[datetime, tuple[str, Path]] = {}
     for timestamp, published in lake.all_published():
         if f"{band}.tif" not in published.names:
             continue
-        path = published.folder / f"{band}.tif"
+        path = published.mosaic(band)
         try:
             instant = instant_of(timestamp).replace(tzinfo=None)  # as numpy wants it
         except (ValueError, OverflowError):
             continue  # a folder of another origin
         if instant in found:
-            raise ValueError(f"{found[instant].parent} and {path.parent} are of one instant; remove one of them")
-        found[instant] = path
-        timestamps[path] = timestamp
+            raise ValueError(
+                f"{found[instant][1].parent} and {path.parent} are of the same instant; remove one of them"
+            )
+        found[instant] = timestamp, path
     if not found:
         raise FileNotFoundError(f"{lake.aggregated}: no mosaics of {band}; aggregate some first")
+    return dict(sorted(found.items()))
+
+
+def _check_one_grid(band: str, mosaics: Sequence[tuple[str, Path]], masked: bool) -> None:
     grids: dict[tuple[object, ...], list[str]] = {}
-    for _, path in sorted(found.items()):
+    for timestamp, path in mosaics:
         with rasterio.open(gdal_name(path)) as mosaic:
             key = (mosaic.crs, mosaic.transform, mosaic.shape, mosaic.dtypes, None if masked else str(mosaic.nodata))
-            grids.setdefault(key, []).append(timestamps[path])
+            grids.setdefault(key, []).append(timestamp)
     if len(grids) > 1:
         most = max(grids.values(), key=len)
         others = [timestamp for keys in grids.values() if keys is not most for timestamp in keys]
@@ -83,10 +100,3 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
             f"{band} has {len(grids)} different grids (or dtypes), so its mosaics do not stack; aggregate them with grid=fixed. "
             f"Not on the grid of {most[0]}: {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}"
         )
-    layers = []
-    for instant in sorted(found):
-        layer = rioxarray.open_rasterio(gdal_name(found[instant]), chunks={"x": chunk, "y": chunk}, masked=masked)
-        assert isinstance(layer, xr.DataArray)
-        layers.append(layer.squeeze("band", drop=True))
-    times = xr.DataArray(np.array(sorted(found), "datetime64[ns]"), dims="time", name="time")
-    return xr.concat(layers, times, combine_attrs="drop_conflicts", join="exact").rename(band)

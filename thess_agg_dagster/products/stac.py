@@ -1,7 +1,7 @@
-"""A static STAC catalog of the mosaics: an item beside each timestamp's mosaics, and one collection of all of them.
+"""A static STAC catalog of the mosaics: an item next to each timestamp's mosaics, and one collection of all items.
 
-Fields as in STAC 1.1 and its extensions projection 2.0, raster 1.1, file 2.1, processing 1.1, eo 1.1 and classification
-2.0. Links are relative, so that a lake can be moved or served as it is.
+Fields follow STAC 1.1 and its extensions projection 2.0, raster 1.1, file 2.1, processing 1.1, eo 1.1 and
+classification 2.0. Links are relative, so that a lake can be moved or served as it is.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What starts runs, and where: the command, its worker processes, the queue, a fleet."""
+"""Starting runs: the command, its worker processes, the queue, a fleet."""

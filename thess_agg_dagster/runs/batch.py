@@ -1,4 +1,4 @@
-"""Dagster runs by the dozen: one per timestamp, in worker processes, without a daemon."""
+"""Many Dagster runs, one per timestamp, in worker processes and without a daemon."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST_WORKERS = 4
 def run_asset(
     instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
 ) -> dg.ExecuteInProcessResult:
-    """One Dagster run of one asset in this process. Raises what the asset raised, ``KeyboardInterrupt`` for Ctrl-C."""
+    """Run one asset in this process. Raises what the asset raised, and ``KeyboardInterrupt`` for Ctrl-C."""
     return execute_here(
         pipeline.resolve_implicit_global_asset_job_def(),
         instance,
@@ -43,7 +43,7 @@ def run_asset(
 
 
 def resources_config(io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> Resources:
-    """Run config that gives a run this lake and these parameters."""
+    """Run config with this lake and these parameters."""
     io_config = {"data_lake": str(io_manager.lake.root)}
     if io_manager.lake.tables:
         io_config["tables"] = str(io_manager.lake.tables)
@@ -53,13 +53,13 @@ def resources_config(io_manager: DataLakeIOManager, params: TimestampsAggregatio
 
 
 def tidy_up(instance: dg.DagsterInstance, lake: DataLake) -> None:
-    """What killed processes left: runs that seem to go on, and half-made mosaics."""
+    """Clean up after killed processes: end their runs, remove half-made mosaics."""
     fail_abandoned_runs(instance)
     remove_abandoned(lake.staging)
 
 
 def workers_for(params: TimestampsAggregationParams, timestamps: int) -> int:
-    """Timestamps at a time."""
+    """The number of worker processes, each of which handles one timestamp at a time."""
     return max(1, min(params.max_workers or min(os.cpu_count() or 1, _MOST_WORKERS), timestamps))
 
 
@@ -69,10 +69,10 @@ def run_timestamps(
     io_manager: DataLakeIOManager,
     params: TimestampsAggregationParams,
 ) -> Iterator[tuple[str, str | None]]:
-    """Aggregate timestamps in worker processes; yields each as it ends, with what went wrong, if anything.
+    """Aggregate timestamps in worker processes; yields each one as it ends, with the error if it failed.
 
-    A worker that dies takes its own timestamp with it, no other. Unless ``params`` say otherwise, workers times threads
-    is the number of cores.
+    If a worker dies, only its own timestamp is affected. Unless ``params`` say otherwise, workers times threads equals
+    the number of cores.
     """
     cores = os.cpu_count() or 1
     workers = workers_for(params, len(timestamps))

@@ -1,4 +1,5 @@
-"""The command ``python -m thess_agg_dagster catalogue``: from an area and two dates to the list, and on to mosaics."""
+"""The command ``python -m thess_agg_dagster catalogue``: from an area and two dates to the list, and optionally to
+mosaics."""
 
 from __future__ import annotations
 
@@ -30,24 +31,28 @@ if TYPE_CHECKING:
 @main.command(context_settings={"show_default": True})
 @data_lake_option
 @click.option("--aoi", metavar="FILE|WKT", help="Area: GeoJSON, GeoPackage or WKT.")
-@click.option("--from", "from_date", metavar="DATE", help="First day, as 2023-01-01 (UTC).")
-@click.option("--to", "to_date", metavar="DATE", help="Last day, which counts, too.  [default: today]")
+@click.option("--from", "from_date", metavar="DATE", help="First day, e.g. 2023-01-01 (UTC).")
+@click.option("--to", "to_date", metavar="DATE", help="Last day, inclusive.  [default: today]")
 @click.option("--profile", metavar="NAME", help="copernicus, earth-search, planetary-computer.  [default: copernicus]")
 @click.option("--stac-url", metavar="URL", help="Any other STAC API.")
 @click.option("--collection", metavar="NAME", help="[default: sentinel-2-l2a]")
-@click.option("--max-cloud", type=float, help="Percent of clouds over the area, at most.  [default: 60]")
-@click.option("--min-coverage", type=float, help="Share of the area that an overpass must show.  [default: 0.5]")
-@click.option("--every", type=int, metavar="DAYS", help="The best for each of the dates so many days apart, only.")
-@click.option("--upgrade", is_flag=True, default=None, help="Take newer products for listed ones, and late tiles.")
-@click.option("--bands", metavar="B04,B08,SCL", help="Bands whose addresses are noted (and which are aggregated).")
-@click.option("--dry-run", is_flag=True, help="Tell what would be taken; write nothing.")
-@click.option("--aggregate", is_flag=True, help="Go on with the aggregation; its options stand after --.")
+@click.option("--max-cloud", type=float, help="Highest percentage of clouds over the area.  [default: 60]")
+@click.option("--min-coverage", type=float, help="Share of the area that an overpass must cover.  [default: 0.5]")
+@click.option(
+    "--every", type=int, metavar="DAYS", help="Only the best overpass near each anchor date, this many days apart."
+)
+@click.option(
+    "--upgrade", is_flag=True, default=None, help="Replace listed products with newer ones, and add late tiles."
+)
+@click.option("--bands", metavar="B04,B08,SCL", help="Bands to record the addresses of (and to aggregate).")
+@click.option("--dry-run", is_flag=True, help="Show what would be chosen; write nothing.")
+@click.option("--aggregate", is_flag=True, help="Continue with the aggregation; put its options after --.")
 @click.argument("aggregation", nargs=-1, type=click.UNPROCESSED, metavar="[-- AGGREGATION OPTIONS]")
 def catalogue(bands: str | None, dry_run: bool, aggregate: bool, aggregation: Sequence[str], **given: Any) -> None:
-    """Find scenes over an area, and list the overpasses that are worth it in tables/time_serie.csv.
+    """Find scenes over an area, and list suitable overpasses in tables/time_serie.csv.
 
-    Rows that are there stay. Every option also comes from the environment as THESS_CATALOGUE_<OPTION>.
-    Exit status: 0 all good, 1 the catalogue does not answer, 2 bad usage or unusable time_serie.csv.
+    Existing rows stay as they are. Every option can also be set in the environment as THESS_CATALOGUE_<OPTION>. Exit
+    status: 0 if all went well, 1 if the catalogue does not answer, 2 for bad usage or an unusable time_serie.csv.
     """
     from thess_agg_dagster.catalogue.search import CatalogueError
     from thess_agg_dagster.catalogue_params import CatalogueParams
@@ -119,7 +124,7 @@ def _summarize(outcome: Outcome, dry_run: bool) -> None:
         word = "taken" if timestamp in outcome.upgraded and not dry_run else "better (take it with --upgrade)"
         out.print(f"{timestamp}  [yellow]{word}[/]: {escape(change)}", highlight=False, soft_wrap=True)
     if not outcome.items:
-        out.print("The catalogue has nothing over the area and the dates; are the collection and the dates right?")
+        out.print("The catalogue has nothing for this area and these dates; check the collection and the dates")
     lake = DataLakeIOManager.from_environment().lake
     out.print(
         f"\n{outcome.items} items found; timestamps: {len(outcome.added)} new, {outcome.listed} listed before, "

@@ -1,6 +1,7 @@
-"""The command ``python -m thess_agg_dagster``: all timestamps of a lake, no daemon, a progress bar.
+"""The command ``python -m thess_agg_dagster``: aggregates all timestamps of a lake, without a daemon, with a progress
+bar.
 
-Real Dagster runs in worker processes, so that the UI shows them like any others.
+It starts real Dagster runs in worker processes, so the UI shows them like any others.
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
     subcommand_metavar="[COMMAND]",
 )
 @data_lake_option
-@click.option("--timestamps", multiple=True, metavar="KEY[,KEY]", help="Only these acq_datetime; may be repeated.")
-@click.option("--force", is_flag=True, help="Also those whose inputs and parameters have not changed.")
-@click.option("--verify", is_flag=True, help="Aggregate nothing: compare what is published with what was recorded.")
-@click.option("--dry-run", is_flag=True, help="Tell what is due, missing, to fetch and to write; do nothing.")
+@click.option(
+    "--timestamps", multiple=True, metavar="KEY[,KEY]", help="Aggregate only this acq_datetime; may be repeated."
+)
+@click.option("--force", is_flag=True, help="Include timestamps whose inputs and parameters have not changed.")
+@click.option("--verify", is_flag=True, help="Compare the published mosaics with their records; aggregate nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what is due, missing, to download and to write; do nothing.")
 @parameter_options(TimestampsAggregationParams)
 @click.pass_context
 def main(
@@ -67,8 +70,9 @@ def main(
 ) -> None:
     """Aggregate Sentinel-2 tiles into one mosaic per acquisition timestamp and band.
 
-    Every option but --data-lake, --timestamps, --force, --verify and --dry-run also comes from the environment as THESS_<OPTION>.
-    Exit status: 0 all good, 1 some timestamp failed (or changed, with --verify), 2 bad usage or unusable time_serie.csv.
+    Every option except --data-lake, --timestamps, --force, --verify and --dry-run can also be set in the environment as
+    THESS_<OPTION>. Exit status: 0 if all went well, 1 if a timestamp failed (or changed, with --verify), 2 for bad
+    usage or an unusable time_serie.csv.
     """
     if context.invoked_subcommand:
         _refuse_options(context)
@@ -102,7 +106,7 @@ def main(
         except KeyboardInterrupt:
             tidy_up(instance, io_manager.lake)
             run_asset(instance, session.resources, REPORT)
-            console.print("Stopped. What was finished stays; run the same command to go on.")
+            console.print("Stopped. Finished timestamps stay; run the same command to continue.")
             sys.exit(STOPPED)
 
 
@@ -110,7 +114,7 @@ main.add_command(rebuild)
 
 
 def _refuse_options(context: click.Context) -> None:
-    """A subcommand has options of its own: one that stands before it would be lost without a word."""
+    """Refuse options before a subcommand, which has options of its own: they would be ignored silently."""
     source = click.core.ParameterSource.COMMANDLINE
     lost = [name for name in context.params if context.get_parameter_source(name) == source]
     if lost:
@@ -161,9 +165,11 @@ class _Session:
         self, series: TimeSerie, keys: Sequence[str], force: bool, published: Mapping[str, RecordedAttempt]
     ) -> list[str]:
         latest = {} if force else latest_attempts(self.instance, published)
-        stamps = self.lake.stamps()
+        fingerprints = self.lake.fingerprints()
         return [
-            key for key in keys if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, stamps)
+            key
+            for key in keys
+            if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, fingerprints)
         ]
 
     def dry_run(self, wanted: Sequence[str], force: bool) -> int:
@@ -172,7 +178,7 @@ class _Session:
         published = latest_successes(self.instance)
         due = [series.acquisitions[key] for key in self._due(series, _selected(series, wanted), force, published)]
         workers = workers_for(self.params, len(due))
-        found = forecast(due, self.lake, self.params, published, self.lake.stamps(), workers)
+        found = forecast(due, self.lake, self.params, published, self.lake.fingerprints(), workers)
         out = Console()
         out.width = max(out.width, 120)
         found.print(out, fetches=bool(self.params.download_from))
@@ -185,7 +191,7 @@ class _Session:
         for line in details_of(found.metadata):
             self.console.print(f"[red]changed[/] {escape(line)}", highlight=False, soft_wrap=True)
         (seen,) = run.asset_materializations_for_node(VERIFICATION.to_python_identifier())
-        self.console.print(f"{seen.metadata['mosaics'].value} mosaics looked at", highlight=False)
+        self.console.print(f"{seen.metadata['mosaics'].value} mosaics checked", highlight=False)
         return ALL_GOOD if found.passed else SOME_FAILED
 
     def _refetch(self, acquisitions: Sequence[Acquisition]) -> None:
@@ -285,7 +291,7 @@ def _stop_on_sigterm() -> None:
 
 
 def plain_fault(error: ValidationError) -> str:
-    """A validation error as a user reads it: what is wrong and what is allowed."""
+    """A validation error in plain words: what is wrong and what is allowed."""
     return "; ".join(
         ": ".join([*map(str, fault["loc"]), str(fault["msg"]).removeprefix("Value error, ")])
         for fault in error.errors()

@@ -1,4 +1,5 @@
-"""What an aggregation would do: what is due, what is missing, what has to be fetched and written, and how long it takes."""
+"""A forecast of an aggregation: what is due, what is missing, how much must be downloaded and written, and how long it
+takes."""
 
 from __future__ import annotations
 
@@ -14,14 +15,15 @@ from thess_agg_dagster.lake.catalogue import item_asset, read_item
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.timestamp.freshness import Stamps, tile_names
+from thess_agg_dagster.storage.fingerprints import Fingerprints
+from thess_agg_dagster.timestamp.freshness import tile_names
 from thess_agg_dagster.timestamp.remote import located
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is due and what stands in the way; bytes and seconds by what the event log knows of earlier timestamps, per
-    tile, ``None`` where it knows none."""
+    """Due timestamps and missing tiles. Bytes and seconds are estimated from earlier timestamps in the event log, per
+    tile; ``None`` if there are none."""
 
     due: Sequence[str]
     missing: Mapping[str, Sequence[Path]]
@@ -40,10 +42,10 @@ class Forecast:
                     out.print(f"  {escape(str(path))}", highlight=False, soft_wrap=True)
         count = sum(map(len, self.missing.values()))
         unknown = f" and {self.fetch_unknown} of unknown size" if self.fetch_unknown else ""
-        how = "to fetch" if fetches else "missing (download_from says from where to fetch)"
+        how = "to fetch" if fetches else "missing (set download_from to download them)"
         out.print(f"\n{len(self.due)} timestamps due; {count} tiles {how}: {self.fetch_bytes / 1e6:.1f} MB{unknown}")
         if self.write_bytes is None or self.seconds is None:
-            out.print("Bytes to write and time: unknown, nothing was aggregated here yet")
+            out.print("Bytes to write and time: unknown, because nothing has been aggregated here yet")
         else:
             out.print(f"To write: about {self.write_bytes / 1e6:.1f} MB in {self.seconds:.0f} s, without downloads")
 
@@ -53,16 +55,16 @@ def forecast(
     lake: DataLake,
     params: TimestampsAggregationParams,
     successes: Mapping[str, RecordedAttempt],
-    stamps: Stamps,
+    fingerprints: Fingerprints,
     workers: int,
 ) -> Forecast:
-    """Of due timestamps. Reads the scenes' STAC items of missing tiles, and nothing of any tile."""
+    """The forecast for due timestamps. Reads the STAC items of scenes with missing tiles, but opens no tile."""
     missing: dict[str, list[Path]] = {}
     sizes: dict[Path, int | None] = {}
     for acquisition in acquisitions:
         for scene_id, band in tile_names(acquisition, params):
             path = located(lake, params).tile(scene_id, band)
-            if stamps(path) is None:
+            if fingerprints(path) is None:
                 missing.setdefault(acquisition.timestamp, []).append(path)
                 size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")
                 sizes[path] = size if isinstance(size, int) else None

@@ -1,8 +1,8 @@
-"""Many machines: Dagster's Celery run launcher, made to notice what dies, and a queue for each lake.
+"""Many machines: Dagster's Celery run launcher, extended to notice dead workers, and a queue for each lake.
 
-``deploy/fleet/dagster.yaml`` names both; they need the extra ``fleet``. Celery's result backend is not used. It says too
-little of a run: "started" for ever where a worker was killed, "success" where the database was away when the run ended,
-nothing once Redis forgot it. A run at work says so itself (:func:`heartbeat`), and what came of it stands in
+``deploy/fleet/dagster.yaml`` names both; they need the extra ``fleet``. Celery's result backend is not used, because it
+says too little about a run: "started" forever if a worker was killed, "success" if the database was unavailable when
+the run ended, and nothing once Redis has forgotten it. Instead, a run sends a :func:`heartbeat`, and its result is in
 Dagster's database.
 """
 
@@ -55,9 +55,9 @@ _CELERY = {
 
 
 class FleetQueue(RunQueue):
-    """Tags each run with the Celery queue of its lake, which is called as the lake's code location is.
+    """Tags each run with the Celery queue of its lake, which has the name of the lake's code location.
 
-    The tag is there from the start, so that ``tag_concurrency_limits`` can keep one lake from taking every place.
+    The tag is set from the start, so that ``tag_concurrency_limits`` can keep one lake from taking every place.
     """
 
     def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
@@ -68,10 +68,10 @@ class FleetQueue(RunQueue):
 
 
 class FleetLauncher(CeleryRunLauncher):
-    """A run is a Celery task with the run's own id.
+    """Launches each run as a Celery task with the run's id.
 
-    A run that has begun, but of which nothing has been heard for ``patience_seconds``, is failed: its process was killed,
-    its machine is gone, or the database was away when it ended. Dagster's run retries start it anew.
+    A run that has begun but sent no heartbeat for ``patience_seconds`` is failed: its process was killed, its machine
+    is gone, or the database was unavailable when it ended. Dagster's run retries start it again.
     """
 
     def __init__(self, broker: str, patience_seconds: int, **settings: Any) -> None:
@@ -97,7 +97,7 @@ class FleetLauncher(CeleryRunLauncher):
             raise DagsterUserCodeUnreachableError(f"Redis cannot be reached: {error}") from error
 
     def terminate(self, run_id: str) -> bool:
-        """Interrupt a run, as "terminate" does on one machine: SIGTERM goes to the process that executes it."""
+        """Interrupt a run as "terminate" does on one machine: send SIGTERM to the process that executes it."""
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
@@ -119,10 +119,10 @@ class FleetLauncher(CeleryRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         seconds = time.monotonic() - self._silent.setdefault(run.run_id, time.monotonic())
         if seconds < self._patience:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, f"nothing heard for {seconds:.0f} s")
+            return CheckRunHealthResult(WorkerStatus.RUNNING, f"no heartbeat for {seconds:.0f} s")
         del self._silent[run.run_id]
         return CheckRunHealthResult(
-            WorkerStatus.FAILED, f"nothing was heard of it for {seconds:.0f} s: killed, or its machine is gone"
+            WorkerStatus.FAILED, f"no heartbeat for {seconds:.0f} s: killed, or its machine is gone"
         )
 
     def get_run_worker_debug_info(self, run: dg.DagsterRun, include_container_logs: bool | None = True) -> str:
@@ -131,10 +131,10 @@ class FleetLauncher(CeleryRunLauncher):
 
     @contextmanager
     def heartbeat(self, run_id: str) -> Iterator[None]:
-        """While the block lasts, a thread of this process tells Redis that the run goes on.
+        """Tell Redis, from a thread of this process, that the run is alive, until the block ends.
 
-        It is the process of the run that tells, not Celery's worker: that one falls silent while it shuts down and waits
-        for its runs, and may die before they do.
+        The run's own process sends it, not Celery's worker, which falls silent while it shuts down and waits for its
+        runs, and may die before they do.
         """
         ended = threading.Event()
 

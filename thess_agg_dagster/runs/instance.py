@@ -1,6 +1,6 @@
-"""The Dagster instance of a lake: where its runs and events are kept when ``DAGSTER_HOME`` is unset.
+"""The Dagster instance of a lake: where its runs and events are stored if ``DAGSTER_HOME`` is unset.
 
-``python -m thess_agg_dagster.runs.instance LAKE`` makes it and prints its folder.
+``python -m thess_agg_dagster.runs.instance LAKE`` creates it and prints its folder.
 """
 
 from __future__ import annotations
@@ -47,10 +47,8 @@ BATCH = "one of several"
 
 
 def dagster_home(lake_root: Path) -> Path:
-    """``DAGSTER_HOME``, or the folder ``.dagster`` of the lake, with our settings in it.
-
-    A lake in a bucket has it at home: ``~/.thess-agg-dagster/<bucket>/<prefix>``.
-    """
+    """``DAGSTER_HOME``, or else the folder ``.dagster`` of the lake, with our settings in it. For a lake in a bucket,
+    the folder is in the home directory: ``~/.thess-agg-dagster/<bucket>/<prefix>``."""
     name = str(lake_root).replace("://", "/")
     own = Path.home() / ".thess-agg-dagster" / name if is_remote(lake_root) else lake_root / ".dagster"
     home = Path(os.environ.get("DAGSTER_HOME") or own).absolute()
@@ -64,9 +62,9 @@ def dagster_home(lake_root: Path) -> Path:
 
 @contextmanager
 def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
-    """The instance of a lake; ``DAGSTER_HOME`` is set for this process and its children.
+    """Open the instance of a lake and set ``DAGSTER_HOME`` for this process and its children.
 
-    Several processes on a fresh instance can break its database, so one opens it at a time.
+    Several processes on a fresh instance can break its database, so only one opens it at a time.
     """
     home = dagster_home(lake_root)
     os.environ["DAGSTER_HOME"] = str(home)
@@ -83,13 +81,13 @@ def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
 
 
 def process_tags() -> dict[str, str]:
-    """Tags of a run that is executed in this process, by which :func:`fail_abandoned_runs` knows it."""
+    """Tags of a run that is executed in this process, by which :func:`fail_abandoned_runs` recognizes it."""
     return {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
 
 
 def execute_here(job: dg.JobDefinition, instance: dg.DagsterInstance, **options: Any) -> dg.ExecuteInProcessResult:
-    """Execute a run in this process, as ``execute_in_process`` does. Raises what the asset raised, ``KeyboardInterrupt`` for
-    Ctrl-C."""
+    """Execute a run in this process, as ``execute_in_process`` does. Raises what the asset raised, and
+    ``KeyboardInterrupt`` for Ctrl-C."""
     run_id = str(uuid.uuid4())
     tags = process_tags() | options.pop("tags", {})
     try:
@@ -105,10 +103,11 @@ def execute_here(job: dg.JobDefinition, instance: dg.DagsterInstance, **options:
 
 
 def name_code_location(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Note at a run that was executed in this process where its job is to be found: the UI cannot re-execute it otherwise.
+    """Record where to find the job of a run that was executed in this process; without this, the UI cannot re-execute
+    it.
 
-    Dagster notes it at runs that it launched. There is no public way to do so, but ``dagster run migrate-repository``
-    does it like this.
+    Dagster records it only for runs that it launched. There is no public way to do so; ``dagster run
+    migrate-repository`` does it like this.
     """
     run = instance.get_run_by_id(run_id)
     if run is None or run.remote_job_origin:
@@ -120,14 +119,14 @@ def name_code_location(instance: dg.DagsterInstance, run_id: str) -> None:
 
 
 def claim_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Tag a run that Dagster launched, in the process that executes it. (One that was retried has its parent's tag.)"""
+    """Tag a run that Dagster launched with the process that executes it. (A retried run has its parent's tag.)"""
     if run.tags.get(PROCESS_TAG) != process_tags()[PROCESS_TAG]:
         instance.add_run_tags(run.run_id, process_tags())
 
 
 def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
-    """Mark the runs as failed whose process, on this machine, was killed, or which were part of a run that is over (one of
-    several timestamps, wherever it was): nobody else would ever end them.
+    """Mark runs as failed that nothing else would ever end: those whose process, on this machine, was killed, and those
+    that belong to a finished run (of several timestamps, on any machine).
 
     ``DagsterInstance.report_run_failed`` is what Dagster's own run monitoring calls; there is no public way.
     """
@@ -146,7 +145,7 @@ def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
 
 
 def _tag_of_parent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
-    """What a run that was re-executed inherited, and carries until it is claimed."""
+    """The tag that a re-executed run inherits, and carries until it is claimed."""
     parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
     return parent.tags.get(PROCESS_TAG) if parent else None
 

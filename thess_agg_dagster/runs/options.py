@@ -1,4 +1,4 @@
-"""Options that subcommands of ``python -m thess_agg_dagster`` share."""
+"""Options shared by the subcommands of ``python -m thess_agg_dagster``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _tiles(context: click.Context, parameter: click.Parameter, tiles: str | None
 
 
 def data_lake_option(command: _Command) -> _Command:
-    """Settle ``DATA_LAKE`` and ``THESS_TILES``, and hand nothing on."""
+    """Set ``DATA_LAKE`` and ``THESS_TILES`` from the options, and pass no arguments on."""
     for option in (
         click.option(
             "--tiles",
@@ -38,7 +38,7 @@ def data_lake_option(command: _Command) -> _Command:
             envvar="THESS_TILES",
             expose_value=False,
             callback=_tiles,
-            help=f"Where tiles lie, in the lake or not.  [default: {TILES}]",
+            help=f"Where the tiles are, in the lake or elsewhere.  [default: {TILES}]",
         ),
         click.option(
             "--data-lake",
@@ -53,7 +53,7 @@ def data_lake_option(command: _Command) -> _Command:
 
 
 def parameter_options(model: type[Parameters]) -> Callable[[_Command], _Command]:
-    """An option for every parameter, under the heading of its group; ``None`` where it is not given."""
+    """An option for every parameter, grouped in the help; ``None`` if it is not given."""
 
     def decorate(command: _Command) -> _Command:
         for each in reversed(model.declared().values()):  # the topmost decorator is the first option
@@ -87,7 +87,7 @@ class _GroupedOption(click.Option):
 
 
 class Sections(click.Group):
-    """A command whose help has the options of a group under its heading."""
+    """A command whose help lists options by group."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -1,4 +1,4 @@
-"""The way back for a lake whose Dagster instance is lost: its attempts, read back from the manifests beside the mosaics."""
+"""Recovery of a lake whose Dagster instance is lost: its attempts are restored from the manifests next to the mosaics."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from thess_agg_dagster.storage.errors import first_line
 
 
 @click.command(
-    help="Read the audit trail of a lake back from its manifests, where the Dagster instance is lost. Nothing that is published "
-    "changes."
+    help="Restore the audit trail of a lake from its manifests after its Dagster instance was lost. Published files do not "
+    "change."
 )
 @data_lake_option
 def rebuild() -> None:
@@ -33,7 +33,7 @@ def rebuild() -> None:
         resources = resources_config(io_manager, params)
         try:
             for number, (key, fault) in enumerate(rebuilt(instance, io_manager.lake, params), 1):
-                click.echo(f"{number:>5}  {key}  {fault or 'is read back'}", err=bool(fault))
+                click.echo(f"{number:>5}  {key}  {fault or 'restored'}", err=bool(fault))
                 bad += fault is not None
         except ValueError as error:
             raise click.UsageError(str(error)) from error
@@ -50,22 +50,23 @@ def rebuild() -> None:
 def rebuilt(
     instance: dg.DagsterInstance, lake: DataLake, params: TimestampsAggregationParams
 ) -> Iterator[tuple[str, str | None]]:
-    """Give an instance the attempts of published timestamps that it has no success of; yields each, with what went wrong.
+    """Record the attempts of published timestamps for which an instance has no success; yields each one, with the error
+    if it failed.
 
-    Raises ``ValueError`` where the instance is that of another lake.
+    Raises ``ValueError`` if the instance belongs to another lake.
     """
     published = latest_successes(instance)
     if stranger := why_foreign(lake, published):
         raise ValueError(
-            f"the Dagster instance in {instance.root_directory} is that of another lake: {stranger}. Set DAGSTER_HOME to a "
-            f"folder of this lake's own, as {lake.root}/.dagster"
+            f"the Dagster instance in {instance.root_directory} belongs to another lake: {stranger}. Set DAGSTER_HOME to a "
+            f"folder of this lake's own, e.g. {lake.root}/.dagster"
         )
     registered = set(instance.get_dynamic_partitions(str(timestamps.name)))
     for key in sorted(unknown_timestamps(lake, published)):
         try:
             attempt = read_back(read_manifest(lake.manifest(key)), lake, params)
         except Exception as error:  # whatever stands in a file that calls itself a manifest: the others are read back
-            yield key, f"{lake.manifest(key)}: cannot be read back ({type(error).__name__}: {first_line(error)})"
+            yield key, f"{lake.manifest(key)}: cannot be restored ({type(error).__name__}: {first_line(error)})"
             continue
         if key not in registered:
             instance.add_dynamic_partitions(str(timestamps.name), [key])

@@ -1,4 +1,4 @@
-"""The run queue that ``dagster.yaml`` names: Dagster's own, its limit taken from the environment."""
+"""The run queue named in ``dagster.yaml``: Dagster's own, with its limit taken from the environment."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ LIMIT = "THESS_MAX_CONCURRENT_RUNS"
 
 
 class RunQueue(QueuedRunCoordinator):
-    """At most ``THESS_MAX_CONCURRENT_RUNS`` runs at a time; one per core where that is unset.
-
-    Dagster's own ``env:`` would refuse to start without the variable.
-    """
+    """At most ``THESS_MAX_CONCURRENT_RUNS`` concurrent runs; if unset, one per core. Dagster's own ``env:`` would
+    refuse to start without the variable."""
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> RunQueue:

@@ -1,10 +1,10 @@
-"""Dagster's SQLite storage, without what it does over again for each event, for processes that make timestamps.
+"""Dagster's SQLite storage, without the work that it repeats for each event, for processes that aggregate timestamps.
 
-The databases, their places and what is in them are Dagster's own: an instance may be opened with either, also at once, and
-its ``dagster.yaml`` knows nothing of it.
-Dagster opens and closes a database for each statement, which compiles the statement anew, and looks through its
-migrations, a hundred modules, for each run's database. A timestamp of a small tile has 26 events, so that came to two
-thirds of its run. Here connections stay open, and a run's database begins as a copy of an empty one.
+The databases, their locations and contents are Dagster's own: either storage can open an instance, even at the same
+time, and its ``dagster.yaml`` does not mention this one. For each statement, Dagster opens and closes a database and
+compiles the statement again; for each run's database, it looks through its migrations, a hundred modules. The run of a
+timestamp with small tiles has 26 events, for which this took two thirds of the time. Here connections stay open, and a
+run's database begins as a copy of an empty one.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class SqliteStorage(DagsterSqliteStorage):
 
 
 def kept_open(instance: InstanceRef) -> InstanceRef:
-    """The same instance, its databases kept open, where they are Dagster's own SQLite."""
+    """The same instance, with its databases kept open if they are Dagster's own SQLite."""
     storage = instance.storage_data
     if storage is None or storage.class_name != DagsterSqliteStorage.__name__:
         return instance

@@ -1,8 +1,8 @@
-"""Dagster's default run launcher, but for our own runs: those start in a process that has everything imported already.
+"""Dagster's default run launcher, except that our own runs start in a process that has already imported everything.
 
-Dagster starts a new Python for every run, which takes some seconds of a core before the first tile is opened: most of what
-a small timestamp costs. The launcher keeps one process (``python -m thess_agg_dagster.runs.warm``) that has imported the
-definitions, and forks for each run. Runs of other code locations are launched as they always were.
+Dagster starts a new Python for every run, which takes several CPU seconds before the first tile is opened: most of the
+cost of a small timestamp. This launcher keeps one process (``python -m thess_agg_dagster.runs.warm``) that has imported
+the definitions, and forks it for each run. Runs of other code locations are launched as usual.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ _waiting = _Waiting()
 
 
 class WarmLauncher(dg.DefaultRunLauncher):
-    """Launches the runs of this package from a process that waits for them, on this machine.
+    """Launches the runs of this package from a waiting process, on this machine.
 
-    That process has the code and the environment of when the first run was launched: restart Dagster after an upgrade.
+    That process keeps the code and environment from when the first run was launched: restart Dagster after an upgrade.
     """
 
     def launch_run(self, context: LaunchRunContext) -> None:

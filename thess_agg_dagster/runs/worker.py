@@ -1,7 +1,7 @@
 """The Celery app of a fleet's workers: ``celery -A thess_agg_dagster.runs.worker worker --concurrency 2``.
 
 Broker and settings are those of the Dagster instance's run launcher (``DAGSTER_HOME``). The definitions are imported
-before the worker forks, so a run starts at once. A worker takes the runs of the lake that ``THESS_LAKE`` names.
+before the worker forks, so runs start at once. A worker takes the runs of the lake named by ``THESS_LAKE``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _launcher_of_the_instance() -> FleetLauncher:
     with dg.DagsterInstance.get() as instance:
         launcher = instance.run_launcher
     if not isinstance(launcher, FleetLauncher):
-        raise SystemExit("DAGSTER_HOME has no dagster.yaml of a fleet; see deploy/fleet/dagster.yaml")
+        raise SystemExit("DAGSTER_HOME has no dagster.yaml for a fleet; see deploy/fleet/dagster.yaml")
     return launcher
 
 

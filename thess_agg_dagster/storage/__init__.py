@@ -1,1 +1,1 @@
-"""Local or remote: the one floor that knows where a file lies."""
+"""Local or remote: the only floor that knows where a file is."""

@@ -1,4 +1,4 @@
-"""Objects of a store that are replaced only where nobody else did so meanwhile."""
+"""Objects in a store that are replaced only if no one else has done so in the meantime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REFUSED = (409, 412)
 
 
 def version_of(path: Path) -> str | None:
-    """What a store calls the version that an object has now; ``None`` where there is no object. Raises ``OSError``."""
+    """The version that a store gives for an object, or ``None`` if there is no object. Raises ``OSError``."""
     with suppress(FileNotFoundError), as_os_errors(path):
         info = cast(Any, path).fs.info(cast(Any, path).path)
         return str(info.get("ETag") or info.get("etag") or "")
@@ -22,9 +22,9 @@ def version_of(path: Path) -> str | None:
 
 
 def put_if(path: Path, data: bytes, version: str | None) -> bool:
-    """Write an object where it still has this version (``None``: where there is none). False where it has not.
+    """Write an object if it still has this version (``None``: if it does not exist). Returns whether it was written.
 
-    A store that knows no conditions writes it in any case. Raises ``OSError``.
+    A store without conditional writes always writes it. Raises ``OSError``.
     """
     store, where = cast(Any, path).fs, cast(Any, path).path
     try:
@@ -60,7 +60,7 @@ def _condition(protocol: str, version: str | None) -> dict[str, Any]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error tells of, as botocore and azure keep it."""
+    """The HTTP status in an error, as botocore and azure store it."""
     cause = error.__cause__
     response = getattr(cause, "response", None)
     if isinstance(response, dict):

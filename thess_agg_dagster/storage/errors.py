@@ -1,4 +1,4 @@
-"""Faults of the system, told from those of a file."""
+"""Distinguishing faults of the system from faults of a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRANSIENT = frozenset(
 
 
 class SystemFaultError(Exception):
-    """A tile could not be read just now, through no fault of the file; trying again may help."""
+    """A tile could not be read for now, through no fault of the file; a retry may help."""
 
     def __init__(self, path: Path, cause: BaseException) -> None:
         super().__init__(
@@ -30,9 +30,10 @@ class SystemFaultError(Exception):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: the system, not the file, is at fault (too many open files, a stale mount, ...).
+    """Whether a retry may help, because the system, not the file, is at fault (too many open files, a stale mount,
+    ...).
 
-    GDAL keeps only the text of what the system said, so that is looked for as well.
+    GDAL keeps only the text of a system error, so the text is searched as well.
     """
     chain: BaseException | None = error
     while chain is not None:

@@ -1,4 +1,4 @@
-"""Fingerprints: short texts that tell whether a file is still the one it was."""
+"""Fingerprints: short texts that show whether a file has changed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any, cast
 
 from thess_agg_dagster.storage.paths import NOT_THERE, REQUESTS, as_os_errors, is_remote
 
+#: How to look up the fingerprint of a file, e.g. in a listing made earlier; ``None``: there is no such file.
+Fingerprints = Callable[[Path], str | None]
+
 # What identifies a version of an object, by what the stores' libraries call it.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "last_modified", "LastModified")
 
 
 def fingerprint_of(path: Path) -> str | None:
-    """A short text that changes when a file is replaced; ``None`` where there is none.
+    """A short text that changes when a file is replaced, or ``None`` if it does not exist.
 
-    Size and modification time; in a bucket size and ETag. Raises ``OSError`` where a store does not answer.
+    Size and modification time or, in a bucket, size and ETag. Raises ``OSError`` if a store does not answer.
     """
     with suppress(*NOT_THERE), as_os_errors(path):
         found = path.stat()
@@ -26,7 +29,8 @@ def fingerprint_of(path: Path) -> str | None:
 
 
 def exact_fingerprint_of(path: Path) -> list[Any] | None:
-    """What changes whenever a file is written or replaced, its modification time kept or not; ``None`` where there is none."""
+    """Changes whenever a file is written or replaced, even if its modification time is preserved; ``None`` if it does
+    not exist."""
     if is_remote(path):
         found = fingerprint_of(path)
         return None if found is None else [found, path.stat().st_mtime_ns]
@@ -38,13 +42,13 @@ def exact_fingerprint_of(path: Path) -> list[Any] | None:
 
 
 def etag_of(path: Path) -> str:
-    """What an object store says identifies the bytes of an object. Raises ``OSError``."""
+    """The store's identifier for the bytes of an object. Raises ``OSError``."""
     with as_os_errors(path):
         return _version(cast(Any, path.stat()).as_info())
 
 
-def fingerprints_below(folders: Sequence[Path]) -> Callable[[Path], str | None]:
-    """:func:`fingerprint_of` for the files in some folders: in a bucket from one listing of each, made now."""
+def fingerprints_below(folders: Sequence[Path]) -> Fingerprints:
+    """:func:`fingerprint_of` for the files in some folders; in a bucket, it uses one listing of each folder, made now."""
     folders = list(filter(is_remote, folders))
     if not folders:
         return fingerprint_of

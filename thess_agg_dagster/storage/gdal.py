@@ -1,4 +1,4 @@
-"""What GDAL calls a file that lies in a folder or a bucket, and the settings it works with."""
+"""GDAL's names for files in folders and buckets, and the settings it works with."""
 
 from __future__ import annotations
 
@@ -40,31 +40,32 @@ GDAL_OPTIONS = {
 
 @contextmanager
 def gdal_env() -> Iterator[None]:
-    """GDAL settings of this thread for everything this package opens."""
+    """GDAL settings, on this thread, for all files that this package opens."""
     with rasterio.Env(**GDAL_OPTIONS, **_endpoint()):
         yield
 
 
 @contextmanager
 def store_env() -> Iterator[None]:
-    """What GDAL needs to find an object store, and its own settings else: for files that users go on to read."""
+    """The settings that GDAL needs to find an object store, and its defaults otherwise: for files that users keep
+    reading."""
     with rasterio.Env(**_endpoint()):
         yield
 
 
 def gdal_name(path: Path) -> str:
-    """What GDAL calls a file: its path, or ``/vsis3/bucket/key`` for one in an object store (a ``upath.UPath``).
+    """GDAL's name for a file: its path, or ``/vsis3/bucket/key`` for one in an object store (a ``upath.UPath``).
 
-    Buckets are read by ranges. Credentials are looked for by GDAL, where they usually are; of the endpoint
-    :func:`gdal_env` and :func:`store_env` tell it.
+    Buckets are read by range requests. GDAL looks for credentials in the usual places; :func:`gdal_env` and
+    :func:`store_env` set the endpoint.
     """
     store = _STORES.get(getattr(path, "protocol", ""))
     return str(path) if store is None else store + str(path.path)  # type: ignore[attr-defined]
 
 
 def tell_all_of_the_endpoint() -> None:
-    """Tell GDAL of the endpoint outside of :func:`store_env`, too, and for good: for who opens files later, on threads that
-    are not ours (dask)."""
+    """Set GDAL's endpoint outside :func:`store_env`, too, and permanently: for files opened later on other threads
+    (dask)."""
     for name, value in _endpoint().items():
         os.environ.setdefault(name, value)
 

@@ -1,8 +1,8 @@
-"""Where a lake is kept: a folder, or a bucket of an object store (``s3://``, ``gs://``, ``az://``).
+"""Where a lake is stored: in a folder, or a bucket of an object store (``s3://``, ``gs://``, ``az://``).
 
-A path in a bucket is a ``upath.UPath``: it has the interface of ``pathlib.Path``, but for what only a folder can do
-(links, locks, renames), so it is typed as one; :func:`is_remote` tells them apart. What goes wrong on the way to a store
-is an ``OSError`` here, as on a disk.
+A path in a bucket is a ``upath.UPath``: it has the interface of ``pathlib.Path``, except for what only folders can do
+(links, locks, renames), so it is typed as one; :func:`is_remote` tells them apart. Errors of a store are raised as
+``OSError``, like those of a disk.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
+
+from thess_agg_dagster.storage.errors import SystemFaultError
 
 # Bytes that travel at once, up or down.
 _PIECE = 8 * 2**20
@@ -30,7 +34,7 @@ NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permissio
 def lake_path(text: str | Path) -> Path:
     """A path as users write it: ``/data/lake``, or ``s3://bucket/prefix``.
 
-    Raises ``ImportError`` where the library of a store is not installed.
+    Raises ``ImportError`` if the library of a store is not installed.
     """
     if "://" not in str(text):
         return Path(text).expanduser().absolute()
@@ -50,7 +54,7 @@ def is_remote(path: Path) -> bool:
 
 @contextmanager
 def as_os_errors(path: Path) -> Iterator[None]:
-    """What the libraries of object stores raise, as ``OSError``."""
+    """Convert the exceptions of object stores' libraries to ``OSError``."""
     try:
         yield
     except (OSError, ValueError):
@@ -62,17 +66,17 @@ def as_os_errors(path: Path) -> Iterator[None]:
 
 
 class NotAFileError(OSError):
-    """What has a file's name is something else, lies elsewhere, or is absurdly large. The text says which and what to do."""
+    """Not a regular file, outside the lake, or absurdly large. The text says which, and what to do."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
 
 
 def open_file(path: Path, most: int = _MOST_BYTES, within: Sequence[Path] = ()) -> BinaryIO:
-    """Open a file of a lake for reading, after a look at it: every file that others could have put there is opened here.
+    """Open a file of a lake for reading, after checking it; all files that others could have put there are opened here.
 
-    Raises :class:`NotAFileError` where it is a pipe, a device or a socket (which would wait for ever, or never end), larger
-    than ``most`` bytes, or a link out of all of the folders ``within``; and ``OSError``.
+    Raises :class:`NotAFileError` if it is a pipe, a device or a socket (which would block, or never end), larger than
+    ``most`` bytes, or a link out of all folders in ``within``; and ``OSError``.
     """
     if is_remote(path):
         return cast(BinaryIO, path.open("rb"))
@@ -105,7 +109,7 @@ def open_file(path: Path, most: int = _MOST_BYTES, within: Sequence[Path] = ()) 
 
 
 def read_bytes(path: Path, most: int = _MOST_OF_A_TABLE, within: Sequence[Path] = ()) -> bytes:
-    """A small file as a whole. Raises ``OSError``; see :func:`open_file`."""
+    """The content of a small file. Raises ``OSError``; see :func:`open_file`."""
     if not is_remote(path):
         with open_file(path, most, within) as file:
             return file.read(most)  # also where it grows meanwhile
@@ -116,7 +120,7 @@ def read_bytes(path: Path, most: int = _MOST_OF_A_TABLE, within: Sequence[Path] 
 
 @contextmanager
 def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
-    """A UTF-8 text file, for the ``csv`` module. Raises ``OSError``, and ``UnicodeDecodeError`` while it is read."""
+    """A UTF-8 text file, for the ``csv`` module. Raises ``OSError``, and ``UnicodeDecodeError`` during reading."""
     if is_remote(path):
         yield io.TextIOWrapper(io.BytesIO(read_bytes(path)), "utf-8-sig", errors, newline="")
     else:
@@ -125,7 +129,7 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
 
 
 def read_if_there(path: Path, within: Sequence[Path] = ()) -> bytes | None:
-    """What stands beside a tile, as a whole; ``None`` where there is no such file, or none that may be read.
+    """The content of a small file next to a tile, or ``None`` if it is missing or not readable.
 
     Raises ``OSError``; see :func:`open_file`.
     """
@@ -135,7 +139,7 @@ def read_if_there(path: Path, within: Sequence[Path] = ()) -> bytes | None:
 
 
 def files_below(folder: Path, name: str, depths: Sequence[int] = (1,)) -> list[Path]:
-    """The files of this name so many folders below a folder, sorted; in a bucket from one listing. Raises ``OSError``."""
+    """The files of this name at these depths below a folder, sorted; in a bucket, from one listing. Raises ``OSError``."""
     if not is_remote(folder):
         return sorted(path for depth in depths for path in folder.glob(f"{'*/' * depth}{name}"))
     remote = cast(Any, folder)
@@ -146,7 +150,7 @@ def files_below(folder: Path, name: str, depths: Sequence[int] = (1,)) -> list[P
 
 
 def upload(file: Path, target: Path) -> None:
-    """Put a local file into a bucket, where it appears whole. Raises ``OSError``."""
+    """Upload a local file to a bucket, where it appears complete. Raises ``OSError``."""
     with as_os_errors(target):
         remote = cast(Any, target)
         # Not ten pieces of 50 MB of it at once, which is the default: several files travel beside each other.
@@ -155,7 +159,20 @@ def upload(file: Path, target: Path) -> None:
 
 
 def copy_object(source: Path, target: Path) -> None:
-    """Copy an object within its bucket; nothing where there is none. Raises ``OSError``."""
+    """Copy an object, if it exists, within its bucket. Raises ``OSError``."""
     with suppress(FileNotFoundError), as_os_errors(source):
         remote = cast(Any, source)
         remote.fs.cp_file(remote.path, cast(Any, target).path)
+
+
+@contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """A temporary copy of an object in a bucket. Raises :class:`SystemFaultError` if the store does not deliver it."""
+    with tempfile.NamedTemporaryFile(suffix=path.suffix) as copy:
+        try:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, copy, _PIECE)
+            copy.flush()
+        except Exception as error:  # whatever the store's library raises
+            raise SystemFaultError(path, error) from error
+        yield Path(copy.name)

@@ -1,1 +1,1 @@
-"""One timestamp: what it will be made of, and whether it is due."""
+"""One timestamp: what will be made of it, and whether it is due."""

@@ -1,4 +1,4 @@
-"""Building: a planned timestamp becomes files in a folder, and an outcome for the audit. Knows no Dagster."""
+"""Building: a planned timestamp becomes files in a folder, and an outcome for the audit. Independent of Dagster."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ Tell = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a timestamp: the attempt for the audit, and a picture of it; or the error, and whether another try
-    may end better."""
+    """The outcome of a timestamp: the attempt for the audit and a picture of it; or the error, and whether a retry may
+    help."""
 
     attempt: Attempt
     picture: Image.Image | None = None
@@ -48,7 +48,7 @@ class Outcome:
 
 
 class BuildError(Exception):
-    """Some band could not be made: nothing is to be published. ``outcome`` says why."""
+    """Some band could not be made, so nothing may be published. ``outcome`` says why."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.attempt.message)
@@ -58,11 +58,12 @@ class BuildError(Exception):
 def build_timestamp(
     plan: TimestampPlan, folder: Path, target: Path, lake: Path, tell: Tell = lambda _: None
 ) -> Outcome:
-    """Make the mosaics of a timestamp in ``folder``, and what stands beside them: quicklook, manifest, STAC item.
+    """Make the mosaics of a timestamp in ``folder``, together with quicklook, manifest and STAC item.
 
-    ``target`` is where the folder will be published (see ``DataLake.new_folder``), below the root ``lake``; ``tell`` hears
-    what is going on. Every band is tried, so that one outcome shows every problem. Raises :class:`BuildError` with that
-    outcome where some band cannot be made, ``OSError`` and :class:`ChangedError` as they come.
+    ``target`` is where the folder will be published (see ``DataLake.new_folder``), below the root ``lake``; ``tell`` is
+    called with progress messages. Every band is tried, so that one outcome contains every problem. Raises
+    :class:`BuildError` with that outcome if a band cannot be made, and ``OSError`` or :class:`ChangedError` for other
+    faults.
     """
     with BackgroundChecksums(plan.input_files()) as checksums:
         tell(plan.summary())
@@ -83,7 +84,7 @@ def build_timestamp(
 
 
 def unpublished(plan: TimestampPlan, target: Path, error: OSError | ChangedError) -> Outcome:
-    """The outcome of a timestamp that could not be put where it belongs."""
+    """The outcome of a timestamp that was built but could not be published."""
     why = f"{target}: cannot be published ({first_line(error)}); check disk space and permissions"
     if isinstance(error, ChangedError):
         why = str(error)
@@ -99,7 +100,7 @@ def _named(file: str, plan: TimestampPlan, target: Path) -> Iterator[None]:
     except (OSError, ChangedError):
         raise
     except Exception as error:
-        why = f"{target / file}: cannot be made ({type(error).__name__}: {first_line(error)}); please report it"
+        why = f"{target / file}: cannot be created ({type(error).__name__}: {first_line(error)}); please report it"
         records = [band_record(plan, mosaic, "write_failed", why) for mosaic in plan.mosaics.values()]
         raise BuildError(Outcome(failed_attempt(plan, records), None, error)) from error
 

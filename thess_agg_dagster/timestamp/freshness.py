@@ -1,14 +1,14 @@
-"""Whether what is published of a timestamp is what would be made of it now: what identifies a mosaic, and what is due.
+"""Freshness: what identifies a mosaic, and whether a published timestamp is out of date.
 
-A mosaic is identified by the version of its pixels, the parameters that decide them, and how its tiles stand. The
-release's number has no part in it: an upgrade makes nothing due.
+A mosaic is identified by the version of its pixels, the parameters that determine them, and the state of its tiles. The
+release number is not included: an upgrade makes nothing due.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,14 @@ from thess_agg_dagster.mosaic import PIXELS_VERSION
 from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.bands import SCL, mask_band
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.storage.fingerprints import Fingerprints
 from thess_agg_dagster.timestamp.remote import located
-
-#: How a file stands now, as ``DataLake.stamps`` tells.
-Stamps = Callable[[Path], str | None]
 
 
 def code_version() -> str | None:
-    """What Dagster compares published timestamps by: the version of the pixels.
+    """The version of the pixels, by which Dagster compares published timestamps.
 
-    The first one has no name: 0.1.0 told Dagster of none, and what it published would be stale.
+    The first version has no name: 0.1.0 gave Dagster none, and what it published would become stale.
     """
     return None if PIXELS_VERSION == 1 else str(PIXELS_VERSION)
 
@@ -38,7 +36,7 @@ def code_version() -> str | None:
 def tile_names(
     acquisition: Acquisition, params: TimestampsAggregationParams, required: bool = False
 ) -> list[tuple[str, str]]:
-    """Scene id and band of the tiles that a timestamp reads; with ``required`` only those that it cannot do without."""
+    """Scene id and band of the tiles that a timestamp reads; with ``required``, only those that it needs in any case."""
     bands = list(params.bands)
     if params.mask_scl_classes and not (required and params.missing_scl == "unmasked"):
         bands.append(mask_band(bands))
@@ -50,14 +48,15 @@ def identify_bands(
     lake: DataLake,
     params: TimestampsAggregationParams,
     bands: Iterable[str],
-    stamps: Stamps | None = None,
+    fingerprints: Fingerprints | None = None,
 ) -> dict[str, str]:
-    """Per band a short text that changes with what decides its pixels: parameters, the tile list, and size or
-    modification time (or ETag) of any file that is read for it.
+    """A short text per band that changes with everything that determines its pixels: parameters, the tile list, and
+    size and modification time (or ETag) of every file that is read for it.
 
-    ``stamps`` is how the lake stands, where that is known already. Raises ``AreaError``.
+    ``fingerprints`` looks up those of the lake's files; a caller that already has a listing passes it. Raises
+    ``AreaError``.
     """
-    stamps = stamps or lake.stamps(acquisition.scene_ids)
+    fingerprints = fingerprints or lake.fingerprints(acquisition.scene_ids)
     lake = located(lake, params)
     start = f"{PIXELS_VERSION}\n{params.pixel_identity()}\n"
     found = {}
@@ -67,61 +66,66 @@ def identify_bands(
         tiles = [(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
         paths = [*(lake.tile(*tile) for tile in tiles), *map(lake.scene_item, acquisition.scene_ids)]
         # A checksum that somebody publishes later may tell that what was read is not what it should have been.
-        paths += [file for tile in tiles for file in checksum_files(lake.tile(*tile)) if stamps(file)]
+        paths += [file for tile in tiles for file in checksum_files(lake.tile(*tile)) if fingerprints(file)]
         published = [
             f"{scene} {name} {text}\n"
             for scene, name in tiles
             if (text := manifest_value(lake, "checksum", scene, name))
         ]
-        found[band] = _digest(start + "".join(published), paths, stamps)
+        found[band] = _digest(start + "".join(published), paths, fingerprints)
     return found
 
 
 def identify_inputs(
-    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, stamps: Stamps | None = None
+    acquisition: Acquisition,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    fingerprints: Fingerprints | None = None,
 ) -> str:
-    """What identifies the mosaics of all bands that ``params`` ask for, as a short text: see :func:`identify_bands`."""
-    return together(identify_bands(acquisition, lake, params, params.bands, stamps))
+    """A short text that identifies the mosaics of all bands in ``params``: see :func:`identify_bands`."""
+    return together(identify_bands(acquisition, lake, params, params.bands, fingerprints))
 
 
 def together(bands: Mapping[str, str]) -> str:
-    """One text for what identifies each of some bands."""
+    """One text from those that identify several bands."""
     return hashlib.sha256(json.dumps(bands, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def is_identified(recorded: str, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> bool:
-    """Whether a text that was recorded earlier, maybe by an earlier release, still identifies the inputs."""
-    stamps = lake.stamps(acquisition.scene_ids)
-    return recorded == identify_inputs(acquisition, lake, params, stamps) or _is_of_0_1_0(
-        recorded, acquisition, lake, params, params.bands, stamps
+    """Whether a recorded text, maybe from an earlier release, still identifies the inputs."""
+    fingerprints = lake.fingerprints(acquisition.scene_ids)
+    return recorded == identify_inputs(acquisition, lake, params, fingerprints) or _is_of_0_1_0(
+        recorded, acquisition, lake, params, params.bands, fingerprints
     )
 
 
 def current_bands(
-    made: Attempt, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, stamps: Stamps
+    made: Attempt,
+    acquisition: Acquisition,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    fingerprints: Fingerprints,
 ) -> set[str]:
-    """The bands of a success that would be made the same again, by what was recorded of them."""
+    """The bands of a successful attempt that, according to its records, would come out the same again."""
     bands = [band.band for band in made.bands]
     if not made.schema:
-        return set(bands) if _is_of_0_1_0(made.inputs, acquisition, lake, params, bands, stamps) else set()
-    now = identify_bands(acquisition, lake, params, bands, stamps)
+        return set(bands) if _is_of_0_1_0(made.inputs, acquisition, lake, params, bands, fingerprints) else set()
+    now = identify_bands(acquisition, lake, params, bands, fingerprints)
     return {band.band for band in made.bands if band.inputs == now[band.band]}
 
 
 def changed_inputs(
     published: Mapping[str, RecordedAttempt], lake: DataLake, params: TimestampsAggregationParams
 ) -> dict[str, str]:
-    """What identifies the inputs now, of published timestamps that were made of other ones (or with other parameters).
-
-    Raises ``TimeSerieError`` and ``AreaError``.
-    """
+    """The identities of published timestamps whose inputs or parameters have changed since. Raises ``TimeSerieError``
+    and ``AreaError``."""
     acquisitions = read_time_serie(lake.time_serie).acquisitions
-    stamps = lake.stamps()
+    fingerprints = lake.fingerprints()
     return {
-        key: identify_inputs(acquisitions[key], lake, params, stamps)
+        key: identify_inputs(acquisitions[key], lake, params, fingerprints)
         for key, found in published.items()
         if key in acquisitions
-        and not set(params.bands) <= current_bands(found.attempt, acquisitions[key], lake, params, stamps)
+        and not set(params.bands) <= current_bands(found.attempt, acquisitions[key], lake, params, fingerprints)
     }
 
 
@@ -130,12 +134,12 @@ def is_due(
     last: RecordedAttempt | None,
     lake: DataLake,
     params: TimestampsAggregationParams,
-    stamps: Stamps,
+    fingerprints: Fingerprints,
 ) -> bool:
-    """Whether there is no success yet, or one of other inputs or parameters, or something of it is gone."""
+    """Whether a timestamp has no success yet, its inputs or parameters have changed, or a published file is missing."""
     if last is None or last.attempt.status != "success":
         return True
-    if not set(params.bands) <= current_bands(last.attempt, acquisition, lake, params, stamps):
+    if not set(params.bands) <= current_bands(last.attempt, acquisition, lake, params, fingerprints):
         return True
     key = acquisition.timestamp
     # By the record, not by the manifest, which would be a request for each timestamp.
@@ -145,13 +149,13 @@ def is_due(
         expected.append(folder / ITEM)
     if params.provenance:
         expected.append(folder / f"{SOURCE}.tif")
-    return not all(map(stamps, expected))
+    return not all(map(fingerprints, expected))
 
 
-def _digest(start: str, paths: Iterable[Path], stamps: Stamps) -> str:
+def _digest(start: str, paths: Iterable[Path], fingerprints: Fingerprints) -> str:
     digest = hashlib.sha256(start.encode())
     for path in paths:
-        digest.update(f"{path.parent.name}/{path.name} {stamps(path) or 'missing'}\n".encode())
+        digest.update(f"{path.parent.name}/{path.name} {fingerprints(path) or 'missing'}\n".encode())
     return digest.hexdigest()[:32]
 
 
@@ -186,7 +190,7 @@ def _is_of_0_1_0(
     lake: DataLake,
     params: TimestampsAggregationParams,
     bands: Sequence[str],
-    stamps: Stamps,
+    fingerprints: Fingerprints,
 ) -> bool:
     """Whether a text identifies the inputs of some bands in the way of 0.1.0, which made the first version of the pixels.
 
@@ -203,4 +207,4 @@ def _is_of_0_1_0(
     paths = [lake.tile(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
     paths += map(lake.scene_item, acquisition.scene_ids)
     texts = (json.dumps(values | {"stac": stac}, sort_keys=True) for stac in (True, False))
-    return any(recorded == _digest(f"0.1.0\n{text}\n", paths, stamps) for text in texts)
+    return any(recorded == _digest(f"0.1.0\n{text}\n", paths, fingerprints) for text in texts)

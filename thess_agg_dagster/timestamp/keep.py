@@ -1,4 +1,4 @@
-"""Bands that were published earlier and are not asked for now: they stay while they are up to date, and none goes unsaid."""
+"""Published bands that are not requested now: they stay while they are up to date, and none is removed without notice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import rasterio
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import DataLake, Published
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.preview import PREVIEW
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -23,56 +23,63 @@ from thess_agg_dagster.timestamp.freshness import current_bands
 
 
 class BandsLostError(Exception):
-    """Publishing would remove bands that nobody said may go."""
+    """Publishing would remove bands, and ``drop_bands`` is not set."""
 
 
 class KeepError(Exception):
-    """A band that was to stay is not what was published."""
+    """A band that should stay differs from what was published."""
 
 
 def kept_bands(
-    acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams, made: Attempt | None
+    acquisition: Acquisition,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    made: Attempt | None,
+    published: Published,
 ) -> dict[str, BandRecord]:
-    """The records of published bands that ``params`` do not ask for and that are to stay; ``made`` is the latest success.
+    """The records of published bands that are not in ``params`` and stay; ``made`` is the latest success.
 
-    Raises :class:`BandsLostError` where a band cannot stay, because its tiles or parameters have changed since, unless
-    ``drop_bands`` says that it may go.
+    Raises :class:`BandsLostError` if a band cannot stay because its tiles or parameters have changed, unless
+    ``drop_bands`` is set.
     """
-    published = lake.published(acquisition.timestamp)
     others = set(published.bands) - set(params.bands)
     if not others:
         return {}
     current = set()
     if made is not None:
-        current = current_bands(made, acquisition, lake, params, lake.stamps(acquisition.scene_ids))
+        current = current_bands(made, acquisition, lake, params, lake.fingerprints(acquisition.scene_ids))
     kept = {
-        record.band: replace(record, output_path=str(published.folder / f"{record.band}.tif"))
+        record.band: replace(record, output_path=str(published.mosaic(record.band)))
         for record in (made.bands if made else ())
         if record.band in current & others
     }
     lost = sorted(others - set(kept))
     if lost and not params.drop_bands:
         raise BandsLostError(
-            f"{', '.join(lost)} in {lake.timestamp_folder(acquisition.timestamp)} would be removed: not among the bands, and made of other tiles or "
-            f"parameters, or not by this lake's runs; ask for all of {', '.join([*params.bands, *lost])}, or set drop_bands"
+            f"{', '.join(lost)} in {lake.timestamp_folder(acquisition.timestamp)} would be removed: not among the bands, and made from other tiles or "
+            f"parameters, or not by this lake's runs; set bands to {', '.join([*params.bands, *lost])}, or set drop_bands"
         )
     return kept
 
 
 def keep_band(record: BandRecord, planned: BandRecord, staged: Path) -> tuple[BandRecord, Preview]:
-    """Put a published mosaic beside those that are made anew: its record, and a preview of it.
+    """Put a published mosaic next to those that are made again. Returns its record and a preview.
 
-    ``planned`` is what it would become now. Raises :class:`KeepError` where it is another grid or dtype, or where the
-    file is not the one that was recorded; ``OSError``.
+    ``planned`` is what it would be now. Raises :class:`KeepError` if its grid or dtype would differ or the file is not
+    the recorded one, and ``OSError``.
     """
     old = lake_path(record.output_path)
     for name in ("crs", "bounds", "width", "height", "dtype", "nodata"):
         before, now = getattr(record, name), getattr(planned, name)
         if (list(before), list(now)) != (list(now), list(before)) if name == "bounds" else before != now:
-            raise KeepError(f"{old}: has {name} {before}, beside the other bands it would have {now}; ask for it, too")
+            raise KeepError(
+                f"{old}: has {name} {before}, with the other bands it would have {now}; include it in the bands"
+            )
     _link_or_copy(old, staged)
     if (found := str(checksum_of(staged))) != record.output_checksum:
-        raise KeepError(f"{old}: has {found}, {record.output_checksum} was published; ask for {record.band}, too")
+        raise KeepError(
+            f"{old}: has {found}, but {record.output_checksum} was published; include {record.band} in the bands"
+        )
     with gdal_env(), rasterio.open(staged, driver="GTiff") as mosaic:
         step = max(1, -(-max(mosaic.shape) // PREVIEW))
         preview = mosaic.read(1, out_shape=(-(-mosaic.height // step), -(-mosaic.width // step)), masked=True)

@@ -1,4 +1,4 @@
-"""What one timestamp will become: a planned mosaic per band, or everything that stands in the way."""
+"""Plans: for each band of a timestamp, a planned mosaic or everything that prevents it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
 from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote
-from thess_agg_dagster.timestamp.freshness import Stamps, identify_bands, tile_names, together
+from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.keep import kept_bands
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
 from thess_agg_dagster.timestamp.remote import located
@@ -33,7 +33,7 @@ _STRAY = "is a symbolic link out of the lake, which is not followed; put the fil
 
 
 class Scene(NamedTuple):
-    """A scene, its processing baseline, and the offset that its reflectance bands carry; ``None`` where not known."""
+    """A scene, its processing baseline, and the offset of its reflectance bands; ``None`` if unknown."""
 
     scene_id: str
     baseline: str | None
@@ -42,7 +42,7 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class TimestampPlan:
-    """One timestamp, decided. Every band stands in exactly one of ``mosaics`` and ``problems``."""
+    """The plan of one timestamp. Every band is in exactly one of ``mosaics`` and ``problems``."""
 
     timestamp: str
     scene_ids: Sequence[str]
@@ -64,8 +64,11 @@ class TimestampPlan:
     replaces: str | None = None
 
     def beside(self, plan: MosaicPlan, folder: Path) -> OriginFiles | None:
-        """What is written beside a band's mosaic: which scene each pixel came from, and of the finest band (the first of
-        them) how many scenes had one. Bands differ in their empty pixels, so each has a source of its own."""
+        """The files to write next to a band's mosaic: which scene each pixel comes from and, for the finest band (the
+        first of them), how many scenes had one.
+
+        Bands differ in their empty pixels, so each has a source of its own.
+        """
         if not self.provenance:
             return None
         finest = min(self.mosaics.values(), key=lambda mosaic: abs(mosaic.grid.resolution.x))
@@ -75,11 +78,11 @@ class TimestampPlan:
 
     @property
     def inputs(self) -> str:
-        """What identifies the inputs of all bands that were asked for."""
+        """Identifies the inputs of all requested bands."""
         return together({band: self.identities[band] for band in self.asked})
 
     def summary(self) -> str:
-        """What is about to be made, in one line."""
+        """A one-line description of what is about to be made."""
         bands = ", ".join(f"{m.band} ({m.grid.width} x {m.grid.height})" for m in self.mosaics.values())
         return f"Merging {len(self.scene_ids)} tiles into {bands}"
 
@@ -95,22 +98,54 @@ def plan_timestamp(
     fetched: Mapping[Path, Refetched | str] = MappingProxyType({}),
     made: Attempt | None = None,
 ) -> TimestampPlan:
-    """Plan every band of a timestamp from its tiles' headers; all problems of all bands are found.
+    """Plan every band of a timestamp from its tiles' headers; finds all problems of all bands.
 
-    ``fetched`` is what became of the tiles that had to be fetched again, ``made`` the latest success: its bands that are
-    not asked for now stay. Raises :class:`BandsLostError` where one cannot.
+    ``fetched`` is the result for tiles that had to be downloaded again; ``made`` is the latest success, whose other
+    bands stay. Raises :class:`BandsLostError` if one cannot.
     """
     asked = params
     lake = located(lake, params)
     replaces = lake.version(acquisition.timestamp)
-    kept = kept_bands(acquisition, lake, asked, made)
+    published = lake.published(acquisition.timestamp)
+    kept = kept_bands(acquisition, lake, asked, made, published)
     params = asked.with_bands([*asked.bands, *kept])
     # First of all: what changes from here on must look like a change to whoever compares later.
-    stamps = lake.stamps(acquisition.scene_ids)
-    identities = identify_bands(acquisition, lake, asked, params.bands, stamps)
+    fingerprints = lake.fingerprints(acquisition.scene_ids)
+    identities = identify_bands(acquisition, lake, asked, params.bands, fingerprints)
     scenes = _scenes(acquisition, lake)
-    mismatches = _mismatches(tile_names(acquisition, params), lake, stamps, params.threads)
-    mask = mask_band(asked.bands)
+    mismatches = _mismatches(tile_names(acquisition, params), lake, fingerprints, params.threads)
+    sources, problems = _inputs(scenes, lake, params, mask_band(asked.bands), mismatches)
+    mosaics, faults = plan_mosaics(sources, params.mosaic_options())
+    for band, others in faults.items():
+        problems[band] += others
+    return TimestampPlan(
+        acquisition.timestamp,
+        acquisition.scene_ids,
+        {band: mosaic for band, mosaic in mosaics.items() if not problems[band]},
+        {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
+        identities,
+        scenes,
+        params.stac or bool(fingerprint_of(published.item)),  # one that is there is kept true
+        params.as_json(),
+        {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
+        bool(params.download_from),
+        params.provenance,
+        params.seams,
+        {} if params.provenance else kept,  # what tells of pixels' origins is made in one go
+        asked.bands,
+        params.pixel_identity(),
+        replaces,
+    )
+
+
+def _inputs(
+    scenes: Sequence[Scene],
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    mask: str,
+    mismatches: Mapping[Path, Problem],
+) -> tuple[dict[str, list[Source]], dict[str, list[Problem]]]:
+    """The tiles of each band that may be read, and per band what is wrong before any is opened."""
     sources: dict[str, list[Source]] = {}
     problems: dict[str, list[Problem]] = {}
     for band in params.bands if scenes else ():
@@ -126,27 +161,7 @@ def plan_timestamp(
         else:
             sources[band] = found
             problems[band] = [mismatches[path] for path in tiles if path in mismatches]
-    mosaics, faults = plan_mosaics(sources, params.mosaic_options())
-    for band, others in faults.items():
-        problems[band] += others
-    return TimestampPlan(
-        acquisition.timestamp,
-        acquisition.scene_ids,
-        {band: mosaic for band, mosaic in mosaics.items() if not problems[band]},
-        {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
-        identities,
-        scenes,
-        params.stac or bool(fingerprint_of(lake.item(acquisition.timestamp))),  # one that is there is kept true
-        params.as_json(),
-        {path: record for tile in tile_names(acquisition, params) if (record := refetched(path := lake.tile(*tile)))},
-        bool(params.download_from),
-        params.provenance,
-        params.seams,
-        {} if params.provenance else kept,  # what tells of pixels' origins is made in one go
-        asked.bands,
-        params.pixel_identity(),
-        replaces,
-    )
+    return sources, problems
 
 
 def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> Problem:
@@ -158,14 +173,14 @@ def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> 
 
 
 def _mismatches(
-    tiles: Sequence[tuple[str, str]], lake: DataLake, stamps: Stamps, threads: int | None
+    tiles: Sequence[tuple[str, str]], lake: DataLake, fingerprints: Fingerprints, threads: int | None
 ) -> dict[Path, Problem]:
-    """Of tiles, by scene and band, those that are not what somebody published them to be."""
+    """The tiles (scene and band) that differ from their published checksums."""
 
     def look(tile: tuple[str, str]) -> Problem | None:
         path = lake.tile(*tile)
         try:
-            expected = expected_checksum(lake, *tile, stamps)
+            expected = expected_checksum(lake, *tile, fingerprints)
             # A missing tile is found by who opens it; a stray is not opened at all.
             if expected is None or lake.leads_outside(path) or isinstance(path, RemoteTile):
                 return None  # nor is one that stays where it is read as a whole: its ETag tells of a change
@@ -178,7 +193,7 @@ def _mismatches(
             return None
         if found == expected[0]:
             return None
-        reason = f"has {found}, published is {expected[0]} (in {expected[1]}); download the tile again"
+        reason = f"has {found}, but {expected[0]} was published (in {expected[1]}); download the tile again"
         return Problem("checksum_mismatch", reason, path)
 
     with ThreadPoolExecutor(REQUESTS if is_remote(lake.tiles_folder) else threads) as pool:

@@ -1,4 +1,4 @@
-"""What the audit says of a timestamp's plan: rows for its bands, and the attempt as a whole."""
+"""The audit's view of a plan: rows for its bands, and the attempt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 
 def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, message: str) -> BandRecord:
-    """A row of the band report for a band that got as far as a mosaic."""
+    """A row of the band report for a band with a planned mosaic."""
     rows, cols = mosaic.grid.shape
     return BandRecord(
         band=mosaic.band,
@@ -43,7 +43,7 @@ def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, mes
 
 
 def unplanned_attempt(plan: TimestampPlan) -> Attempt:
-    """The attempt that ends here: no tiles listed, or no plan for some band."""
+    """The attempt that ends with planning: no tiles are listed, or a band has no plan."""
     if not plan.scene_ids:
         message = "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
         return _attempt(plan, "failed_no_tiles", message)
@@ -65,7 +65,7 @@ def unplanned_attempt(plan: TimestampPlan) -> Attempt:
 
 
 def successful_attempt(plan: TimestampPlan, records: Sequence[BandRecord], folder: Path) -> Attempt:
-    """The attempt whose mosaics stand in ``folder``."""
+    """The attempt whose mosaics are in ``folder``."""
     message = "; ".join(f"{record.band}: {record.message}" for record in records if record.message)
     return _attempt(plan, "success", message, records, str(folder))
 
@@ -92,7 +92,8 @@ def _problem_message(plan: TimestampPlan) -> str:
 
 
 def failed_attempt(plan: TimestampPlan, records: Sequence[BandRecord]) -> Attempt:
-    """An attempt that had a plan and published nothing: made bands are withheld, the message names the faults."""
+    """An attempt that had a plan but published nothing: finished bands are withheld, and the message names the
+    problems."""
     failed = [record for record in records if record.status not in ("success", "skipped")]
     names = ", ".join(record.band for record in failed)
     withheld = [

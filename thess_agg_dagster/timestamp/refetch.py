@@ -1,4 +1,4 @@
-"""Tiles that are missing, unreadable or not what was published: fetched again from where the catalogue says they are."""
+"""Downloading tiles again that are missing, unreadable or differ from what was published."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
-from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy, Progress, shown
+from thess_agg_dagster.lake.download import Downloader, Progress
+from thess_agg_dagster.lake.download_policy import DownloadError, DownloadPolicy, shown
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import keep_aside, staged_file
 from thess_agg_dagster.lake.remote import RemoteTile
@@ -39,7 +40,7 @@ _BANDS = re.compile(r"(?<![A-Z0-9])(B0[1-9]|B1[0-2]|B8A|SCL|AOT|WVP|TCI)(?![A-Z0
 
 @dataclass(frozen=True)
 class Refetched:
-    """What was done about a tile; kept beside it. ``why`` it was fetched, from where, when, and what came."""
+    """The record of a download, kept next to the tile: why, from where and when it was downloaded, and what arrived."""
 
     why: str
     source: str
@@ -54,8 +55,10 @@ class Refetched:
 def download_policy(
     params: TimestampsAggregationParams, environment: Mapping[str, str] = os.environ
 ) -> DownloadPolicy | None:
-    """Where tiles may be fetched from; ``None``: nowhere. User and password come from the environment alone: ours, else
-    those that the Copernicus Data Space's own tools read."""
+    """From where tiles may be downloaded, or ``None`` if downloads are off.
+
+    User and password come only from the environment: ours, or else those used by the Copernicus Data Space's own tools.
+    """
     if not params.download_from:
         return None
     user, password, code = environment.get("THESS_DOWNLOAD_USER"), environment.get("THESS_DOWNLOAD_PASSWORD"), None
@@ -81,10 +84,10 @@ def refetch(
     progress: Progress = lambda _: None,
     done: Callable[[], None] = lambda: None,
 ) -> dict[Path, Refetched | str]:
-    """Fetch the tiles (scene id, band) that are broken; ``deep`` decodes those that seem whole to find out.
+    """Download broken tiles (scene id, band) again; ``deep`` decodes all pixels to find out which are broken.
 
-    What became of each broken tile, by path: a record, or why it could not be had. A broken file is kept aside as
-    ``<band>.tif.broken-<time>``; what replaces it was verified and appears at once.
+    Returns, for the path of each broken tile, a record, or the reason why it could not be downloaded. The broken file
+    is kept as ``<band>.tif.broken-<time>``; its replacement is verified and appears in one step.
     """
 
     def look(tile: tuple[str, str]) -> tuple[Path, Refetched | str] | None:
@@ -106,7 +109,7 @@ def refetch(
 
 
 def refetched(path: Path) -> Refetched | None:
-    """What was done about a tile earlier, as long as it is the file that came then."""
+    """The record of an earlier download, as long as the tile is still that file."""
     try:
         record = Refetched(**json.loads(read_if_there(_record(path)) or b"null"))
         return record if record.bytes == path.stat().st_size else None
@@ -130,7 +133,7 @@ def _fault(lake: DataLake, scene_id: str, band: str, deep: bool) -> str | None:
         return error.problem.reason.split(";")[0]
     expected = expected_checksum(lake, scene_id, band)
     if expected is not None and checksum_of(path, expected[0].algorithm) != expected[0]:
-        return f"was not the published one ({expected[0]})"
+        return f"did not match the published checksum ({expected[0]})"
     return None
 
 
@@ -141,8 +144,7 @@ def _fetched(
     sources = [href for href in hrefs(lake, scene_id, band) if downloader.policy.allows(href)]
     if not sources:
         raise DownloadError(
-            f"nothing tells an allowed address of it: {lake.assets_manifest} (href_{band.lower()}), "
-            f"{lake.scene_item(scene_id)}"
+            f"no allowed address in {lake.assets_manifest} (href_{band.lower()}) or {lake.scene_item(scene_id)}"
         )
     with staged_file(path) as part:
         href = _first_good(sources, part, lake, (scene_id, band), downloader, progress)
@@ -181,29 +183,29 @@ def _first_good(
 
 
 class _OtherError(DownloadError):
-    """What came is not the tile."""
+    """The downloaded file is not the tile."""
 
 
 def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> None:
     """Raise :class:`_OtherError` unless a file is the tile that was asked for, whole."""
 
     def refuse(why: str) -> DownloadError:
-        return _OtherError(f"{shown(href)}: what came {why}")
+        return _OtherError(f"{shown(href)}: the download {why}")
 
     named = _BANDS.findall(urlsplit(href).path.rpartition("/")[2].upper())
     if named and band not in named and _BANDS.fullmatch(band):
-        raise refuse(f"is {named[-1]} by its name, not {band}")
+        raise refuse(f"is {named[-1]} according to its name, not {band}")
     size = item_asset(read_item(lake.scene_item(scene_id), lake.folders), band).get("file:size")
     if isinstance(size, int) and part.stat().st_size != size:
-        raise refuse(f"has {part.stat().st_size} bytes, published are {size}")
+        raise refuse(f"has {part.stat().st_size} bytes, but {size} were published")
     expected = expected_checksum(lake, scene_id, band)
     if expected is not None and (found := checksum_of(part, expected[0].algorithm)) != expected[0]:
-        raise refuse(f"has {found}, published is {expected[0]} (in {expected[1]})")
+        raise refuse(f"has {found}, but {expected[0]} was published (in {expected[1]})")
     try:
         tile = inspect_tile(part)
         for pixels in _decoded(tile):
             if is_scl(band) and not np.isin(pixels, list(CLASSES)).all():
-                raise refuse("holds other values than the classes of SCL")
+                raise refuse("has values that are not classes of SCL")
     except TileError as error:
         start = part.read_bytes()[:200].lstrip().lower()
         page = " (it is a web page)" if start.startswith((b"<!doctype", b"<html")) else ""
@@ -214,7 +216,7 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
     for other in _others(lake, scene_id, band):
         bounds = np.subtract(tile.geobox.boundingbox.bbox, other.geobox.boundingbox.bbox)
         if tile.geobox.crs == other.geobox.crs and np.abs(bounds).max() > abs(other.geobox.resolution.x):
-            raise refuse(f"does not lie where {other.path.name} of the scene does")
+            raise refuse(f"is not in the same place as {other.path.name} of the scene")
 
 
 def _others(lake: DataLake, scene_id: str, band: str) -> Iterable[Tile]:
@@ -239,7 +241,7 @@ def _decoded(tile: Tile) -> Iterator[Pixels]:
 
 
 def hrefs(lake: DataLake, scene_id: str, band: str) -> list[str]:
-    """Where a tile can be had, by the manifest of assets first, then by the scene's STAC item."""
+    """The addresses of a tile: first from the asset manifest, then from the scene's STAC item."""
     found = [manifest_value(lake, "href", scene_id, band)]
     asset = item_asset(read_item(lake.scene_item(scene_id), lake.folders), band)
     found.append(str(asset.get("href", "")))

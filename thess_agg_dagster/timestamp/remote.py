@@ -1,4 +1,4 @@
-"""A lake some of whose tiles stay where the catalogue says they are (``tiles=remote``)."""
+"""A lake with tiles that stay at the address given by the catalogue (``tiles=remote``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
-from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadPolicy
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -20,8 +21,7 @@ _downloader = lru_cache(maxsize=1)(Downloader)
 
 
 def located(lake: DataLake, params: TimestampsAggregationParams) -> DataLake:
-    """The lake with tiles where they are: those that are not in it at their address, where ``tiles=remote`` and
-    ``download_from`` allow that."""
+    """The lake with tiles that are not in it at their addresses, if ``tiles=remote`` and ``download_from`` allow that."""
     policy = download_policy(params)
     if not lake.remote or policy is None or isinstance(lake, _LocatedLake):
         return lake

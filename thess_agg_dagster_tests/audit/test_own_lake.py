@@ -19,7 +19,7 @@ from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.runs.rebuild import rebuilt
 from thess_agg_dagster.timestamp.freshness import is_due
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake, in_folder_and_bucket
-from thess_agg_dagster_tests.runs.test_command import invoke
+from thess_agg_dagster_tests.processes import invoke
 
 NOT_READ_BACK = ["run_id", "finished_at"]
 # What a manifest of 0.1.0 does not tell, and the mosaics do not either.
@@ -85,9 +85,9 @@ def test_the_instance_of_another_lake_changes_nothing(published: SmallLake, tmp_
     # One timestamp of its own does not make the others so.
     published.instance.add_dynamic_partitions("timestamp", [FIRST])
     other.aggregate(FIRST)
-    with pytest.raises(dg.Failure, match="that of another lake"):
+    with pytest.raises(dg.Failure, match="belongs to another lake"):
         other.tables()
-    with pytest.raises(ValueError, match="that of another lake"):
+    with pytest.raises(ValueError, match="belongs to another lake"):
         list(rebuilt(published.instance, other.lake, TimestampsAggregationParams()))
 
 
@@ -123,9 +123,13 @@ def test_a_lost_instance_is_read_back(published: SmallLake, stranger: dg.Dagster
                 each[each["timestamp"] == key].drop(columns=lost, errors="ignore") for each in (again[name], table)
             )
             pd.testing.assert_frame_equal(found, expected)
-    series, stamps = read_time_serie(published.lake.time_serie), published.lake.stamps()
+    series, fingerprints = read_time_serie(published.lake.time_serie), published.lake.fingerprints()
     latest = latest_attempts(stranger)
-    due = [key for key, row in series.acquisitions.items() if is_due(row, latest[key], published.lake, params, stamps)]
+    due = [
+        key
+        for key, row in series.acquisitions.items()
+        if is_due(row, latest[key], published.lake, params, fingerprints)
+    ]
     assert due == []
 
 
@@ -137,14 +141,14 @@ def test_a_tile_that_changed_meanwhile_makes_its_timestamp_due(
         published.add_tile(next(iter(read_time_serie(published.lake.time_serie).acquisitions[key].scene_ids)), "B04")
     list(rebuilt(stranger, published.lake, TimestampsAggregationParams(stac=True)))
     published.instance = stranger
-    series, stamps, latest = (
+    series, fingerprints, latest = (
         read_time_serie(published.lake.time_serie),
-        published.lake.stamps(),
+        published.lake.fingerprints(),
         latest_attempts(stranger),
     )
     params = TimestampsAggregationParams(stac=True)
     for key in (FIRST, SECOND):
-        assert is_due(series.acquisitions[key], latest[key], published.lake, params, stamps)
+        assert is_due(series.acquisitions[key], latest[key], published.lake, params, fingerprints)
 
 
 def test_the_command_reads_back_and_tells_what_it_cannot(published: SmallLake, tmp_path: Path) -> None:
@@ -153,8 +157,8 @@ def test_the_command_reads_back_and_tells_what_it_cannot(published: SmallLake, t
     published.lake.manifest(SECOND).write_text(json.dumps({"timestamp": SECOND}))
     first = invoke(*arguments)
     assert first.exit_code == 1
-    assert f"{FIRST}  is read back" in first.stdout
-    assert f"{published.lake.manifest(SECOND)}: cannot be read back (KeyError" in first.stderr
+    assert f"{FIRST}  restored" in first.stdout
+    assert f"{published.lake.manifest(SECOND)}: cannot be restored (KeyError" in first.stderr
     published.lake.manifest(SECOND).write_text(good)
     assert invoke(*arguments).exit_code == 0
     assert published.tables_on_disk()["status"]["status"].tolist() == ["success", "success"]
@@ -168,10 +172,10 @@ def test_a_collection_is_kept_while_there_are_items(published: SmallLake) -> Non
     published.tables()
     assert published.lake.collection.read_bytes() == before
     for key in (FIRST, SECOND):  # that nobody can read
-        published.lake.item(key).write_text("{")
+        published.lake.published(key).item.write_text("{")
     published.tables()
     assert published.lake.collection.read_bytes() == before
     for key in (FIRST, SECOND):
-        published.lake.item(key).unlink()
+        published.lake.published(key).item.unlink()
     published.tables()
     assert not published.lake.collection.exists()

@@ -7,7 +7,7 @@ from typing import get_args
 
 from thess_agg_dagster.audit.outcome import STATUSES, BandStatus, TimestampStatus
 from thess_agg_dagster.mosaic.tiles import ProblemKind
-from thess_agg_dagster_tests.runs.test_command import ROOT
+from thess_agg_dagster_tests.processes import ROOT
 
 
 def names(kind: object) -> set[str]:
@@ -27,5 +27,5 @@ def test_the_docs_tell_of_each() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.*?) ?\|$", (ROOT / "docs/LAKE.md").read_text(), re.M)
     told = {name: (meaning, mended) for name, meaning, mended in rows if name in STATUSES}
     for name, status in STATUSES.items():
-        mended = "tiles that arrive later" if status.late_tiles else "another try, where the system was at fault"
+        mended = "tiles that arrive later" if status.late_tiles else "a retry, if the system was at fault"
         assert told[name] == (status.meaning, mended if status.late_tiles or status.retry else "")

@@ -161,7 +161,7 @@ def test_the_latest_attempt_counts(instance: dg.DagsterInstance) -> None:
 def test_what_is_not_listed_any_more(instance: dg.DagsterInstance) -> None:
     record(instance, SUCCESS)
     found = rows(instance, "status", listed={BAD})
-    gone = "not in time_serie.csv any more (what is on disk stays)"
+    gone = "no longer in time_serie.csv (files on disk stay)"
     assert [(each["listed"], each["message"]) for each in found] == [
         (False, f"{gone}; B04: dtype promoted"),
         (True, "not aggregated yet"),
@@ -182,7 +182,7 @@ def test_paths_are_those_of_the_lake_at_hand(instance: dg.DagsterInstance) -> No
 
 
 SILENT = "the run ended before it could report (killed, stopped, or failed before this step)"
-AGAIN = "see it in the UI, then run it again"
+AGAIN = "look at it in the UI, then run it again"
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ AGAIN = "see it in the UI, then run it again"
     [
         (None, "", f"{SILENT}; {AGAIN}"),
         (None, "out of memory", f"{SILENT}: out of memory; {AGAIN}"),
-        (SUCCESS, "", f"{SILENT}; {AGAIN}; what was published before stays"),
+        (SUCCESS, "", f"{SILENT}; {AGAIN}; the previous version stays published"),
         (
             replace(FAILURE, timestamp=GOOD),
             "",
-            f"{SILENT}; {AGAIN}; the attempt before: failed_missing_inputs: B08 of S2_A: is not there",
+            f"{SILENT}; {AGAIN}; previous attempt: failed_missing_inputs: B08 of S2_A: is not there",
         ),
     ],
 )

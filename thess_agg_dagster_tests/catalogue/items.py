@@ -10,24 +10,20 @@ import pyproj
 import shapely
 import shapely.ops
 
-#: Real tiles around Thessaloniki: EPSG code and upper-left corner; 109.8 km on each side.
-TILES = {
-    "34TFK": (32634, 600000, 4500000),
-    "34TFL": (32634, 600000, 4600020),
-    "34TGL": (32634, 699960, 4600020),
-    "35TKE": (32635, 199980, 4500000),
-    "35TKF": (32635, 199980, 4600020),
-}
-SIDE = 109_800
+from thess_agg_dagster import sample
+from thess_agg_dagster.sample import TILE_SIZE
+
+#: Real tiles around Thessaloniki: EPSG code and upper-left corner.
+TILES = {name.removeprefix("T"): place for name, place in sample.TILES.items()}
 FIRST = datetime(2023, 2, 2, 9, 21, 9, tzinfo=UTC)
 
 
 def square(tile: str, left: float = 0.0, right: float = 1.0) -> shapely.Polygon:
     """A tile in longitude and latitude, or the part of it between two shares of its width."""
     code, x, y = TILES[tile]
-    box = shapely.box(x + left * SIDE, y - SIDE, x + right * SIDE, y)
+    box = shapely.box(x + left * TILE_SIZE, y - TILE_SIZE, x + right * TILE_SIZE, y)
     to_degrees = pyproj.Transformer.from_crs(code, 4326, always_xy=True)
-    return shapely.ops.transform(to_degrees.transform, shapely.segmentize(box, SIDE / 8))
+    return shapely.ops.transform(to_degrees.transform, shapely.segmentize(box, TILE_SIZE / 8))
 
 
 def product_name(

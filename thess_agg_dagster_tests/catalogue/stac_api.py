@@ -10,18 +10,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-from thess_agg_dagster_tests.services import Service, free_port, prepare_postgres
+from thess_agg_dagster_tests.processes import free_port
+from thess_agg_dagster_tests.servers import listening
+from thess_agg_dagster_tests.services import Service, prepare_postgres
 
 COLLECTION = {
     "type": "Collection",
@@ -180,10 +181,5 @@ def stumbling(proxy: Proxy) -> Iterator[Proxy]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        proxy.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield proxy
-        finally:
-            server.shutdown()
+    with listening(Handler) as proxy.url:
+        yield proxy

@@ -19,7 +19,8 @@ from thess_agg_dagster.catalogue.choose import Seen, Thresholds, anchor_of, best
 from thess_agg_dagster.catalogue.overpass import Overpass, group_overpasses
 from thess_agg_dagster.catalogue.scene import scene_of
 from thess_agg_dagster.mosaic.area import AreaError
-from thess_agg_dagster_tests.catalogue.items import FIRST, SIDE, TILES, item, square
+from thess_agg_dagster.sample import TILE_SIZE
+from thess_agg_dagster_tests.catalogue.items import FIRST, TILES, item, square
 
 GEODESIC = pyproj.Geod(ellps="WGS84")
 
@@ -36,7 +37,10 @@ def overpass(*items: dict[str, object]) -> Overpass:
 def tile_area(tile: str, left: float, right: float, top: float, bottom: float) -> SearchArea:
     """A part of a tile, in shares of its sides from its upper left corner."""
     code, x, y = TILES[tile]
-    return area_of(shapely.box(x + left * SIDE, y - bottom * SIDE, x + right * SIDE, y - top * SIDE), f"EPSG:{code}")
+    return area_of(
+        shapely.box(x + left * TILE_SIZE, y - bottom * TILE_SIZE, x + right * TILE_SIZE, y - top * TILE_SIZE),
+        f"EPSG:{code}",
+    )
 
 
 def test_coverage_and_clouds_are_weighted_by_area() -> None:
@@ -150,9 +154,9 @@ def seen_at(day: str, coverage: float = 1.0, cloud: float | None = 0.0) -> Seen:
     [
         (seen_at("2023-02-02"), None),
         (seen_at("2023-02-02", cloud=60), None),
-        (seen_at("2023-02-02", cloud=60.1), "60.1 % of clouds, at most 60 % are asked for"),
+        (seen_at("2023-02-02", cloud=60.1), "60.1 % clouds; at most 60 % is allowed"),
         (seen_at("2023-02-02", 0.5), None),
-        (seen_at("2023-02-02", 0.49), "covers 49.0% of the area, 50.0% are asked for"),
+        (seen_at("2023-02-02", 0.49), "covers 49.0% of the area; at least 50.0% is required"),
     ],
 )
 def test_thresholds(seen: Seen, why: str | None) -> None:
@@ -175,8 +179,8 @@ def test_the_best_of_each_anchor_date() -> None:
         date(2023, 1, 11): date(2023, 1, 10),
     }
     reasons = {seen.overpass.timestamp[:10]: why for seen, why in others}
-    assert reasons["2023-01-01"] == "2023-01-04 09:00:00.024000+00:00 is the better one for the anchor date 2023-01-01"
-    assert reasons["2023-01-22"] == "the list has one for the anchor date 2023-01-21 already"
+    assert reasons["2023-01-01"] == "2023-01-04 09:00:00.024000+00:00 is better for the anchor date 2023-01-01"
+    assert reasons["2023-01-22"] == "the list already has one for the anchor date 2023-01-21"
     assert len(reasons) == 4
 
 

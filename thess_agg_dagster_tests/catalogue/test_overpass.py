@@ -146,9 +146,9 @@ def test_an_item_with_no_product_name_is_told_by_its_properties() -> None:
         ({"id": "../../etc/passwd"}, "not a plain name"),
         ({"id": 7, "properties": None}, "neither a product name nor"),
         ({"id": "x", "properties": {"datetime": "2023-02-02T09:21:09Z"}}, "neither a product name nor"),
-        ({"properties": {"datetime": None}}, "datetime '' is none"),
-        ({"properties": {"datetime": "yesterday"}}, "datetime 'yesterday' is none"),
-        ({"id": "S2B_MSIL2A_20239902T092109_N0510_R093_T35TKF_20240815T155145"}, "is none"),
+        ({"properties": {"datetime": None}}, "datetime '' is not valid"),
+        ({"properties": {"datetime": "yesterday"}}, "datetime 'yesterday' is not valid"),
+        ({"id": "S2B_MSIL2A_20239902T092109_N0510_R093_T35TKF_20240815T155145"}, "is not valid"),
     ],
 )
 def test_an_item_that_is_no_scene_says_why(change: dict[str, Any], why: str) -> None:

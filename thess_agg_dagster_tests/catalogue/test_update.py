@@ -94,14 +94,14 @@ def test_every_scene_is_accounted_for(lake: DataLake) -> None:
     update(lake, *items, *items)
     assert reasons(lake) == {
         product_name("34TFL", **old): f"is an older product of {product_name('34TFL')}",
-        product_name("35TKF"): "lies beside the area",
-        product_name("34TGL"): "shows nothing of the area that the others do not",
-        product_name("34TFL", SECOND): "99.0 % of clouds, at most 60 % are asked for",
-        product_name("34TFK", SECOND): "99.0 % of clouds, at most 60 % are asked for",
+        product_name("35TKF"): "lies outside the area",
+        product_name("34TGL"): "adds nothing to what the others show of the area",
+        product_name("34TFL", SECOND): "99.0 % clouds; at most 60 % is allowed",
+        product_name("34TFK", SECOND): "99.0 % clouds; at most 60 % is allowed",
         product_name("34TFL", THIRD): reasons(lake)[product_name("34TFL", THIRD)],
         "no-footprint": "cannot be used: it has no footprint",
     }
-    assert "% of the area, 50.0% are asked for" in reasons(lake)[product_name("34TFL", THIRD)]
+    assert "% of the area; at least 50.0% is required" in reasons(lake)[product_name("34TFL", THIRD)]
     assert [row["tile_ids"] for row in rows(lake.time_serie)] == [f"{product_name('34TFL')}|{product_name('34TFK')}"]
 
 
@@ -148,7 +148,7 @@ def test_an_update_adds_and_keeps_what_a_person_edited(lake: DataLake) -> None:
     first, *others = rows(lake.assets_manifest)
     assert (first["scene_id"], first["href_b02"], first["who"]) == ("scene-a", "https://example.org/a", "me")
     assert {row["scene_id"] for row in others} == {product_name(tile, THIRD) for tile in ("34TFK", "34TFL")}
-    assert reasons(lake)[product_name("34TFK")] == "time_serie.csv has this overpass without it"
+    assert reasons(lake)[product_name("34TFK")] == "time_serie.csv lists this overpass without it"
 
 
 def test_a_row_that_was_taken_off_stays_off(lake: DataLake) -> None:
@@ -178,7 +178,7 @@ def test_a_better_baseline_is_told_and_taken_when_that_is_wanted(lake: DataLake)
     change += " instead of " + " and ".join(product_name(tile, **OLD) for tile in ("34TFL", "34TFK"))
     assert outcome.better == {KEYS[0]: change}
     assert lake.time_serie.read_text() == before
-    assert reasons(lake)[product_name("34TFL")] == "time_serie.csv has this overpass without it"
+    assert reasons(lake)[product_name("34TFL")] == "time_serie.csv lists this overpass without it"
 
     outcome = update(lake, *both(cloud=30.0), *both(SECOND), upgrade=True)  # the archive has dropped the old ones
     assert outcome.upgraded == [KEYS[0]]
@@ -223,8 +223,8 @@ def test_one_per_anchor_date(lake: DataLake) -> None:
     found = [(row["anchor_date"], row["acq_datetime"][:10]) for row in rows(lake.time_serie)]
     assert found == [("2023-02-02", "2023-02-07"), ("2023-02-16", "2023-02-12")]
     why = reasons(lake)
-    assert why[product_name("34TFL", days[0])] == "the list has one for the anchor date 2023-02-02 already"
-    assert "is the better one for the anchor date 2023-02-16" in why[product_name("34TFL", days[3])]
+    assert why[product_name("34TFL", days[0])] == "the list already has one for the anchor date 2023-02-02"
+    assert "is better for the anchor date 2023-02-16" in why[product_name("34TFL", days[3])]
 
 
 def test_a_list_that_cannot_be_read_is_left_alone(lake: DataLake) -> None:

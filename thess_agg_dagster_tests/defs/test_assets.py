@@ -225,15 +225,15 @@ def test_a_run_that_ends_before_it_can_report(ready: SmallLake) -> None:
     assert tables["status"]["status"].tolist() == ["exception"]
     message = tables["status"]["message"][0]
     assert "the run ended before it could report" in message
-    assert "grid=fixed needs bounds (left, bottom, right, top) or an aoi; see it in the UI" in message
-    assert message.endswith("what was published before stays")
+    assert "grid=fixed needs bounds (left, bottom, right, top) or an aoi; look at it in the UI" in message
+    assert message.endswith("the previous version stays published")
     # What was wrong before is not lost, either.
     ready.lake.tile(scene(FIRST, "T34TFL"), "B08").unlink()
     ready.aggregate(FIRST)
     with pytest.raises(dg.DagsterResourceFunctionError):
         run_asset(ready.instance, ready.resources(grid="fixed"), AGGREGATED, FIRST)
     message = ready.tables()["status"]["message"][0]
-    assert f"the attempt before: failed_missing_inputs: B08 of {scene(FIRST, 'T34TFL')}: no such file" in message
+    assert f"previous attempt: failed_missing_inputs: B08 of {scene(FIRST, 'T34TFL')}: no such file" in message
 
 
 def test_checks_of_a_good_timestamp(ready: SmallLake) -> None:
@@ -386,14 +386,14 @@ def test_each_materialization_says_with_which_parameters_and_what_changed(small_
 
     small_lake.aggregate(SECOND, merge_method="max", bands=["B04"])
     small_lake.aggregate(FIRST, bands=["B04"])
-    assert said() == ("all as by default", None)
+    assert said() == ("all defaults", None)
     small_lake.tables(bands=["B04"])
     check = small_lake.checks(REPORT)["same_parameters"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     small_lake.add_tile(scene(FIRST, "T34TFL"), "B04", pixels=noise(77, (120, 120)))
     small_lake.aggregate(FIRST, bands=["B04"], merge_method="max")
     tile = small_lake.lake.tile(scene(FIRST, "T34TFL"), "B04")
-    assert said() == ("merge_method=max", f"merge_method: default -> max; {tile} has other content")
+    assert said() == ("merge_method=max", f"merge_method: default -> max; the content of {tile} has changed")
     small_lake.tables(bands=["B04"])
     assert small_lake.checks(REPORT)["same_parameters"].passed
 

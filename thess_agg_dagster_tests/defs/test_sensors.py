@@ -158,7 +158,7 @@ def test_a_list_in_the_making_or_unusable_waits_and_is_looked_at_again(
     assert "is unusable, and has not changed" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good[:60])
     monkeypatch.setattr(common, "SETTLE_SECONDS", 0.5)
-    assert "may still be written" in sensor.tick()[1]
+    assert "may not be complete" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good)
     time.sleep(0.6)
     assert sensor.tick()[0] == ["", FIRST, SECOND]
@@ -302,7 +302,7 @@ def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: p
     ready.add_tile(scene(SECOND, "T34TFL"), "B04", pixels=noise(77, (120, 120)))
     sensor.tick()
     assert stale() == {FIRST: False, SECOND: True}
-    assert told(SECOND) == "tiles: their files, checksums or STAC items are other ones"
+    assert told(SECOND) == "tiles: files, checksums or STAC items have changed"
     assert sensor.tick() == ([], "1 published timestamps are stale")  # told once
     ready.aggregate(SECOND)
     sensor.tick()
@@ -382,7 +382,7 @@ def test_a_tile_that_lands_while_its_run_plans_is_late(ready: SmallLake, monkeyp
 
 def test_the_report_follows_successes_failures_and_killed_runs_and_waits_for_the_busy(ready: SmallLake) -> None:
     sensor = Sensor(report_sensor, ready)
-    assert sensor.tick() == ([], "Nothing new to tell")
+    assert sensor.tick() == ([], "Nothing new to report")
     ready.read_list()
     ready.aggregate(FIRST)
     job = defs.resolve_implicit_global_asset_job_def()
@@ -392,7 +392,7 @@ def test_the_report_follows_successes_failures_and_killed_runs_and_waits_for_the
     assert sensor.tick()[0] == [""]
     assert sensor.tick()[0] == []  # asked for, and not yet there
     ready.tables()
-    assert sensor.tick() == ([], "Nothing new to tell")
+    assert sensor.tick() == ([], "Nothing new to report")
     ready.aggregate(SECOND)  # fails
     assert sensor.tick()[0] == [""]
     ready.tables()
@@ -407,7 +407,7 @@ def test_the_report_follows_successes_failures_and_killed_runs_and_waits_for_the
         job, status=dg.DagsterRunStatus.STARTED, asset_selection=frozenset([REPORT])
     )
     ready.instance.report_run_failed(failed_report)
-    assert sensor.tick() == ([], "Nothing new to tell")
+    assert sensor.tick() == ([], "Nothing new to report")
     # A run that ends without a word.
     killed = ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     ready.instance.report_run_failed(killed)
@@ -453,7 +453,7 @@ def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) 
     ready.aggregate(FIRST)
     ready.tables()
     sensor = Sensor(report_sensor, ready)
-    assert sensor.tick() == ([], "Nothing new to tell")
+    assert sensor.tick() == ([], "Nothing new to report")
     job = defs.resolve_implicit_global_asset_job_def()
     ready.instance.report_run_failed(ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED))
     assert sensor.tick()[0] == [""]  # a run that was killed meanwhile
@@ -464,7 +464,7 @@ def test_tables_that_are_gone_or_not_those_of_the_report_are_written_again(ready
     ready.read_list()
     assert sensor.tick()[0] == [""]
     ready.tables()
-    assert sensor.tick() == ([], "Nothing new to tell")
+    assert sensor.tick() == ([], "Nothing new to report")
     good = {path: path.read_bytes() for path in map(ready.lake.audit_table, ("status", "summary", "band_report"))}
     summary = ready.lake.audit_table("summary")
     for broken in (None, b"timestamp,success\n", None):  # gone; those of another lake; gone again
@@ -473,10 +473,10 @@ def test_tables_that_are_gone_or_not_those_of_the_report_are_written_again(ready
             summary.write_bytes(broken)
         assert [sensor.tick()[0] for _ in range(2)] == [[""], []]
         ready.tables()
-        assert sensor.tick() == ([], "Nothing new to tell")
+        assert sensor.tick() == ([], "Nothing new to report")
     assert {path: path.read_bytes() for path in good} == good
     summary.write_bytes(good[summary])  # touched, and the same
-    assert sensor.tick() == ([], "Nothing new to tell")
+    assert sensor.tick() == ([], "Nothing new to report")
 
 
 def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
@@ -491,7 +491,7 @@ def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
     status = ready.tables()["status"].set_index("timestamp")
     assert status["listed"].to_dict() == {FIRST: "False", SECOND: "True"}
     assert status.loc[FIRST, "status"] == "success"
-    assert str(status.loc[FIRST, "message"]).startswith("not in time_serie.csv any more (what is on disk stays)")
+    assert str(status.loc[FIRST, "message"]).startswith("no longer in time_serie.csv (files on disk stay)")
     assert ready.lake.mosaic(FIRST, "B04").read_bytes() == before
     # A list that cannot be used says nothing about what vanished from it.
     ready.lake.time_serie.write_text("rubbish\n")

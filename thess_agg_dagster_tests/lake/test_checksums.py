@@ -131,7 +131,7 @@ def test_every_form_of_a_file_beside_a_tile(lake: DataLake, text: str, expected:
         assert found is not None
         assert (found[0].digest, found[1]) == (expected, str(sibling))
     else:
-        with pytest.raises(ChecksumError, match=f"the checksum in {re.escape(str(sibling))} cannot be understood"):
+        with pytest.raises(ChecksumError, match=f"the checksum in {re.escape(str(sibling))} cannot be parsed"):
             expected_checksum(lake, "scene", "B04")
 
 
@@ -150,7 +150,7 @@ def test_what_coreutils_and_openssl_write(lake: DataLake) -> None:
 
 def test_a_checksum_in_the_manifest_that_cannot_be_understood(lake: DataLake) -> None:
     lake.assets_manifest.write_text("scene_id,checksum_b04\nscene,crc32:deadbeef\n")
-    with pytest.raises(ChecksumError, match=r"assets_manifest_selected.csv cannot be understood \('crc32:deadbeef'\)"):
+    with pytest.raises(ChecksumError, match=r"assets_manifest_selected.csv cannot be parsed \('crc32:deadbeef'\)"):
         expected_checksum(lake, "scene", "B04")
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadPolicy
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import staged_file
 from thess_agg_dagster.lake.time_serie import Acquisition

@@ -89,7 +89,7 @@ def test_tiles_may_live_elsewhere(template: str, tile: str) -> None:
      "{scene_id.__class__}/{band}.tif", "{0}/{scene_id}/{band}.tif", "{scene_id}/{band}_10m.tif"],
 )  # fmt: skip
 def test_a_template_of_tiles_that_is_none_is_refused(template: str) -> None:
-    with pytest.raises(TemplateError, match="it is a folder, then {scene_id}/{band} and a suffix"):
+    with pytest.raises(TemplateError, match="a template is a folder, then {scene_id}/{band} and a suffix"):
         DataLake.at("/lake", tiles=template)
 
 

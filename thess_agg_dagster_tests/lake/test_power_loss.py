@@ -13,7 +13,8 @@ import rasterio
 import xxhash
 
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadPolicy
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.timestamp.refetch import Refetched, refetch
 from thess_agg_dagster_tests.conftest import FIRST, SmallLake, scene

@@ -93,7 +93,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
         ("line.geojson", '{"type": "LineString", "coordinates": [[1, 2], [3, 4]]}', "holds no polygon"),
         ("flat.wkt", "POLYGON((1 1, 2 2, 3 3, 1 1))", "has no area"),
         ("bad.wkt", "POLYGON((1 1, 2 2", "is not well-known text"),
-        ("point.wkt", "POINT(1 1)", "is no POLYGON or MULTIPOLYGON"),
+        ("point.wkt", "POINT(1 1)", "is not a POLYGON or MULTIPOLYGON"),
         ("far.wkt", "SRID=999999;POLYGON((1 1, 2 1, 2 2, 1 1))", "far.wkt"),
     ],
 )

@@ -65,6 +65,6 @@ def test_what_is_not_known_is_said(tmp_path: Path, options: MosaicOptions) -> No
     ]
     for band, told in (("ndvi", True), ("AOT", False), ("B04", False)):
         plans, _ = plan_mosaics({band: [Source(path) for path in paths]}, options)
-        assert any("its name does not tell what it is" in note.text for note in plans[band].notes) is told
+        assert any("its name is not a known one" in note.text for note in plans[band].notes) is told
     plans, _ = plan_mosaics({"ndvi": [Source(path) for path in paths]}, MosaicOptions())
     assert not any("its name" in note.text for note in plans["ndvi"].notes)

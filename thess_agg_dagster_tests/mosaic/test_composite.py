@@ -211,7 +211,7 @@ def test_what_a_method_needs(tmp_path: Path) -> None:
     series = [write(tmp_path, "B04", some(1))]
     with pytest.raises(CompositeError, match="max_ndvi needs B04 and B08"):
         write_composites(series, tmp_path, CompositeOptions(method="max_ndvi"))
-    with pytest.raises(CompositeError, match="'mode' is no method"):
+    with pytest.raises(CompositeError, match="'mode' is not a method of composites"):
         write_composites(series, tmp_path, CompositeOptions(method="mode"))
 
 

@@ -102,7 +102,7 @@ def test_bounds_of_many(boxes: list[tuple[float, float, float, float]], expected
 @pytest.mark.parametrize(
     ("wkt", "message"),
     [
-        ("POLYGON((inf 0, 1 1, 2 0, inf 0))", "a corner of the polygon is infinite, or no number"),
+        ("POLYGON((inf 0, 1 1, 2 0, inf 0))", "a corner of the polygon is infinite or not a number"),
         ("POLYGON((0 nan, 1 1, 2 0, 0 nan))", "well-known text|no number"),
         ("POLYGON((20 85, 25 85, 25 95, 20 85))", "latitude 85 to 95, which is not on the Earth"),
         ("POLYGON((600000 4500000, 600100 4500000, 600100 4500100, 600000 4500000))", "are x and y swapped, or in metres"),

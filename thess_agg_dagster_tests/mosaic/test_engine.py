@@ -364,7 +364,7 @@ def test_nodata_that_is_a_valid_value_elsewhere_is_counted(tmp_path: Path) -> No
     pixels[:2] = 0
     b = write_tile(tmp_path / "b.tif", pixels, corner=(600200, 4500000), nodata=65535)
     plan = plan_mosaic([a, b], "B04", MosaicOptions())
-    assert any("different values empty" in note.text for note in plan.notes)
+    assert any("different nodata values" in note.text for note in plan.notes)
     assert write_mosaic(plan, tmp_path / "out.tif").overwritten_pixels == 40
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS, verify
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
+from thess_agg_dagster_tests.servers import listening
 
 
 def write_cog(tmp_path: Path, band: str = "B04", dtype: str = "uint16", size: int = 2048, **options: Any) -> Path:
@@ -118,9 +118,5 @@ def serving(path: Path) -> Iterator[tuple[str, list[int]]]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/cog.tif", sent
-        finally:
-            server.shutdown()
+    with listening(Handler) as url:
+        yield f"{url}/cog.tif", sent

@@ -179,12 +179,12 @@ def test_what_has_no_offset_keeps_its_numbers(tmp_path: Path) -> None:
 
 def test_unknown_and_impossible_offsets_are_refused_and_mixed_ones_noted(tmp_path: Path) -> None:
     path = write_tile(tmp_path / "a.tif", noise(1, (64, 64)))
-    with pytest.raises(PlanError, match="nothing tells its processing baseline") as caught:
+    with pytest.raises(PlanError, match="its processing baseline is unknown") as caught:
         mosaic([Source(path, offset=None)], tmp_path / "out.tif", harmonize=True)
     assert caught.value.problems[0].kind == "unknown_baseline"
     small = write_tile(tmp_path / "b.tif", noise(1, (64, 64), high=200, dtype="uint8"))
     for tile in (small, write_tile(tmp_path / "c.tif", noise(1, (64, 64)).astype("float32"))):
-        with pytest.raises(PlanError, match="the offset of 1000 is one of Sentinel-2's digital numbers"):
+        with pytest.raises(PlanError, match="the offset of 1000 applies to Sentinel-2's digital numbers"):
             mosaic([Source(tile, offset=1000)], tmp_path / "out.tif", harmonize=True)
     mixed = [Source(path, offset=1000), Source(path, offset=0)]
     plans, _ = plan_mosaics({"B04": mixed}, MosaicOptions())

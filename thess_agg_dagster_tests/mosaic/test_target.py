@@ -97,7 +97,7 @@ def test_a_crs_that_no_tile_has() -> None:
     ]
     left, bottom, right, top = np.min(bounds, axis=0)[:2].tolist() + np.max(bounds, axis=0)[2:].tolist()
     np.testing.assert_allclose(edges(grid), (left, bottom, right, top), atol=10.5)
-    with pytest.raises(PlanError, match=r"EPSG:4326 counts in degrees_north and the tiles in metre; give resolution"):
+    with pytest.raises(PlanError, match=r"EPSG:4326 is in degrees_north and the tiles in metre; give resolution"):
         target_grid([tile("T34TFL")], Target("EPSG:4326"))
     assert target_grid([tile("T34TFL")], Target("EPSG:4326", resolution=0.0001)).affine.a == 0.0001
 
@@ -173,9 +173,9 @@ def test_pixel_sizes_without_common_edges_are_refused() -> None:
 
 
 def test_a_grid_too_large_to_be_meant_is_refused() -> None:
-    with pytest.raises(PlanError, match="pixels; give a coarser resolution, or less ground"):
+    with pytest.raises(PlanError, match="pixels; give a coarser resolution, or a smaller area"):
         target_grid([tile("T34TFL")], Target("EPSG:32634", grid="fixed", bounds=(0, 0, 3e6, 9e6)), 20)
-    with pytest.raises(PlanError, match="give a coarser resolution, or less ground"):
+    with pytest.raises(PlanError, match="give a coarser resolution, or a smaller area"):
         target_grid([tile("T34TFL")], Target(resolution=0.001))
 
 

@@ -150,7 +150,7 @@ def test_a_mask_inside_the_file_is_not_passed_over(tmp_path: Path, nodata: float
         tile.write_mask(np.arange(64 * 64).reshape(64, 64) % 3 > 0)
     kind, message = refused(path)
     assert kind == "unreadable_input"
-    assert "has a mask of its own, which mosaics do not look at; write it into the pixels" in message
+    assert "has an internal mask, which is not supported; write it into the pixels" in message
 
 
 def test_what_is_unpacked_at_once_is_bounded(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_every_pixel_names_its_checksummed_tile(numbered: tuple[SmallLake, list[
     names = {"B04": "source", "B08": "source_B08", "SCL": "source_SCL"}
     assert {path.stem for path in folder.glob("*.tif")} == {*BANDS, *names.values(), "observations"}
     manifest = json.loads(lake.lake.manifest(FIRST).read_text())
-    item = pystac.Item.from_dict(json.loads(lake.lake.item(FIRST).read_text()))
+    item = pystac.Item.from_dict(json.loads(lake.lake.published(FIRST).item.read_text()))
     report = lake.tables()["band_report"].set_index("band")
     for band, name in names.items():
         source = read(folder / f"{name}.tif")
@@ -92,14 +92,14 @@ def test_seams_are_drawn_where_two_scenes_meet(numbered: tuple[SmallLake, list[s
     plain, seamed = (np.asarray(quicklook({"B04": pixels}, seams)) for seams in ({}, {"B04": origins}))
     assert {int(col) for col in np.nonzero((plain != seamed).any(axis=(0, 2)))[0]} == {3}
     lake.aggregate(FIRST, provenance=True)
-    before = np.asarray(Image.open(lake.lake.quicklook(FIRST))).astype(int)
+    before = np.asarray(Image.open(lake.lake.published(FIRST).quicklook)).astype(int)
     lake.aggregate(FIRST, provenance=True, seams=True)
-    after = np.asarray(Image.open(lake.lake.quicklook(FIRST))).astype(int)
+    after = np.asarray(Image.open(lake.lake.published(FIRST).quicklook)).astype(int)
     assert 0 < (np.abs(after - before).max(axis=2) > 60).mean() < 0.2
 
 
 def test_what_cannot_be() -> None:
     with pytest.raises(ValidationError, match="seams need provenance"):
         TimestampsAggregationParams(seams=True)
-    with pytest.raises(ValidationError, match="'source_B04' has the name of a file that stands beside the bands"):
+    with pytest.raises(ValidationError, match="'source_B04' is the name of a file that is written next to the bands"):
         TimestampsAggregationParams(bands=["source_B04"])

@@ -20,8 +20,8 @@ from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.storage.paths import is_remote
 from thess_agg_dagster.timestamp.freshness import identify_bands
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.processes import invoke
 from thess_agg_dagster_tests.rasters import noise, read
-from thess_agg_dagster_tests.runs.test_command import invoke
 
 
 def etag(path: Path) -> str:
@@ -84,7 +84,8 @@ def test_a_tile_that_is_not_what_was_published_is_not_used(two: SmallLake) -> No
         "B04": "skipped", "B08": "checksum_mismatch", "SCL": "skipped",
     }  # fmt: skip
     assert (
-        f"published is sha256:{sibling.read_text().split()[0]} (in {sibling}); download the tile again" in found.message
+        f"but sha256:{sibling.read_text().split()[0]} was published (in {sibling}); download the tile again"
+        in found.message
     )
     assert not two.checks()["inputs_complete"].passed
     assert set(two.tables()["band_report"].query("band == 'B08'")["status"]) == {"checksum_mismatch", "skipped"}
@@ -102,7 +103,7 @@ def test_a_checksum_that_comes_later_is_a_change(two: SmallLake) -> None:
     assert [band for band in before if after[band] != last[band]] == ["SCL"]
     found = two.aggregate(FIRST, bands=["B04", "B08"]).attempt
     assert {band.band: band.status for band in found.bands} == {"B04": "skipped", "B08": "checksum_mismatch"}
-    assert f"the checksum in {sibling} cannot be understood ('?'); mend it" in found.message
+    assert f"the checksum in {sibling} cannot be parsed ('?'); correct it" in found.message
 
 
 def test_a_scl_tile_that_masks_is_verified_as_well(two: SmallLake) -> None:
@@ -127,7 +128,7 @@ def test_a_bit_that_flips_is_found_by_name(two: SmallLake) -> None:
     arguments = ("--data-lake", str(two.root))
     assert invoke(*arguments).exit_code == 0
     result = invoke(*arguments, "--verify")
-    assert (result.exit_code, result.output.strip()) == (0, "6 mosaics looked at")
+    assert (result.exit_code, result.output.strip()) == (0, "6 mosaics checked")
     rotten = two.lake.mosaic(SECOND, "B08")
     data = bytearray(rotten.read_bytes())
     data[len(data) // 2] ^= 1

@@ -29,8 +29,8 @@ from thess_agg_dagster.products.series import open_series
 from thess_agg_dagster.sample import MISSING_SCENE, make_sample_lake, write_scene
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.processes import invoke
 from thess_agg_dagster_tests.rasters import DATA, noise, read
-from thess_agg_dagster_tests.runs.test_command import invoke
 
 # Across the border of the small lake's two tiles.
 AOI = "SRID=32634;POLYGON((694000 4499000, 703000 4498000, 702000 4491000, 695000 4490000, 694000 4499000))"
@@ -195,7 +195,7 @@ def test_a_scene_id_without_a_baseline_cannot_be_harmonized(small_lake: SmallLak
     small_lake.read_list()
     found = small_lake.aggregate(FIRST, bands=["B04"], harmonize=True).attempt
     assert (found.status, found.bands[0].status) == ("failed_invalid_inputs", "unknown_baseline")
-    assert "nothing tells its processing baseline" in found.message
+    assert "its processing baseline is unknown" in found.message
 
 
 # --- catalog --------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_the_catalog_is_valid_and_tells_the_truth(two: SmallLake) -> None:
 
 def test_the_offset_that_stays_is_told(two: SmallLake) -> None:
     two.aggregate(FIRST, stac=True)
-    item = pystac.Item.from_file(str(two.lake.item(FIRST)))
+    item = pystac.Item.from_file(str(two.lake.published(FIRST).item))
     assert item.assets["B04"].extra_fields["raster:bands"][0]["offset"] == -0.1
 
 
@@ -268,11 +268,11 @@ def test_without_stac_there_is_no_catalog_but_one_that_stands_stays_true(two: Sm
     for stac, compress, there in ((False, "zstd", False), (True, "zstd", True), (False, "deflate", True)):
         two.aggregate(FIRST, stac=stac, compress=compress)
         two.tables()
-        assert two.lake.item(FIRST).exists() == there
+        assert two.lake.published(FIRST).item.exists() == there
         assert two.lake.collection.exists() == there
-    item = json.loads(two.lake.item(FIRST).read_bytes())
+    item = json.loads(two.lake.published(FIRST).item.read_bytes())
     assert item["assets"]["B04"]["file:size"] == len(two.lake.mosaic(FIRST, "B04").read_bytes())
-    two.lake.item(FIRST).unlink()
+    two.lake.published(FIRST).item.unlink()
     two.tables()
     assert not two.lake.collection.exists()
 
@@ -299,7 +299,7 @@ def test_a_date_that_is_all_cloud_is_a_warning(two: SmallLake) -> None:
     assert found.masked_share == pytest.approx(found.bands[2].valid_share, abs=0.01)
     check = two.checks()["mosaics_valid"]
     assert (check.passed, check.severity.value) == (False, "WARN")
-    assert "all is masked" in str(check.description)
+    assert "everything is masked" in str(check.description)
 
 
 # --- a series -------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_folders_of_another_origin_and_instants_twice(two: SmallLake) -> None:
     shutil.copytree(folder, folder.with_name("old backup"))
     assert open_series(two.root, "B04").sizes["time"] == 1
     shutil.copytree(folder, folder.with_name(folder.name.removesuffix("+00_00")))
-    with pytest.raises(ValueError, match="are of one instant; remove one of them"):
+    with pytest.raises(ValueError, match="are of the same instant; remove one of them"):
         open_series(two.root, "B04")
 
 

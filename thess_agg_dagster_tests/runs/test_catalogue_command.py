@@ -18,8 +18,8 @@ from thess_agg_dagster.runs import catalogue_command  # noqa: F401  (a subcomman
 from thess_agg_dagster.runs.command import main
 from thess_agg_dagster_tests.catalogue.items import FIRST, TILES, item, product_name, square
 from thess_agg_dagster_tests.catalogue.stac_api import StacApi, serving_stac
+from thess_agg_dagster_tests.processes import run
 from thess_agg_dagster_tests.rasters import noise, write_tile
-from thess_agg_dagster_tests.runs.test_command import run
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
 
 PAIR = ("34TFL", "34TFK")
@@ -166,5 +166,5 @@ def test_a_dry_run_tells_and_writes_nothing(api: StacApi, aoi: Path, tmp_path: P
     assert "Dry run: nothing was written" in result.stdout
     assert not lake.exists()
     nothing = invoke(*options, "--to", "2023-02-01", "--data-lake", str(lake))
-    assert "The catalogue has nothing over the area" in nothing.stdout
+    assert "The catalogue has nothing for this area" in nothing.stdout
     assert json.loads(aoi.read_text())["type"] == "Polygon"

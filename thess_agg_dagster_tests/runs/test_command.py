@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
 import dagster as dg
-import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
 
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.parameter import Group
@@ -21,36 +16,8 @@ from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.command import main
 from thess_agg_dagster.runs.options import data_lake_option
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.processes import invoke, run, status_table, statuses
 from thess_agg_dagster_tests.rasters import noise
-
-ROOT = Path(__file__).parents[2]
-
-
-def clean_environment() -> dict[str, str]:
-    """This process's environment without what the product reads from it."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("THESS_", "DAGSTER_", "DATA_LAKE"))}
-
-
-def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = clean_environment()
-    return subprocess.run(
-        [sys.executable, "-m", *command], cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=300
-    )
-
-
-def invoke(*arguments: str, **environment: str) -> Result:
-    """The command in this process, its workers in theirs: seconds less than a start of Python, for what it decides and
-    does; how a process starts and ends is for :func:`run`."""
-    return CliRunner().invoke(main, arguments, env=environment)
-
-
-def status_table(lake: DataLake) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(lake.audit_table("status").read_bytes()), dtype=str, keep_default_na=False)
-
-
-def statuses(lake: DataLake) -> dict[str, str]:
-    table = status_table(lake)
-    return dict(zip(table["timestamp"], table["status"], strict=True))
 
 
 def finished(lake: DataLake) -> dict[str, str]:

@@ -19,8 +19,8 @@ import pytest
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
-from thess_agg_dagster_tests.runs.test_command import ROOT, clean_environment, invoke, run
-from thess_agg_dagster_tests.services import Client, free_port
+from thess_agg_dagster_tests.processes import ROOT, clean_environment, free_port, invoke, run
+from thess_agg_dagster_tests.services import Client
 
 
 class Ui(Client):

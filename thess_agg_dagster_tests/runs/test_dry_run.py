@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
-from thess_agg_dagster_tests.runs.test_command import invoke
+from thess_agg_dagster_tests.processes import invoke
 
 
 def lake_with_one_done(small_lake: SmallLake) -> tuple[str, Path]:
@@ -36,8 +36,7 @@ def test_it_tells_what_would_be_done_and_does_nothing(small_lake: SmallLake) -> 
     assert f"  {missing}" in lines
     assert not any(line.startswith(FIRST) for line in lines)
     assert (
-        "2 timestamps due; 2 tiles missing (download_from says from where to fetch): 3.5 MB and 1 of unknown size"
-        in lines
+        "2 timestamps due; 2 tiles missing (set download_from to download them): 3.5 MB and 1 of unknown size" in lines
     )
     # Two timestamps of as many tiles as the one that was made: twice its bytes.
     written = sum(path.stat().st_size for path in small_lake.lake.timestamp_folder(FIRST).glob("*.tif"))
@@ -55,5 +54,5 @@ def test_a_lake_where_nothing_was_made_yet(small_lake: SmallLake) -> None:
     small_lake.list_rows((FIRST, small_lake.add_timestamp(FIRST)))
     result = invoke("--data-lake", str(small_lake.root), "--dry-run")
     assert "1 timestamps due; 0 tiles missing" in result.stdout
-    assert "unknown, nothing was aggregated here yet" in result.stdout
+    assert "unknown, because nothing has been aggregated here yet" in result.stdout
     assert not small_lake.lake.aggregated.exists()

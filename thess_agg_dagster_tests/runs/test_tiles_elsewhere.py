@@ -15,8 +15,8 @@ from thess_agg_dagster.products.readback import read_back
 from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster.timestamp.freshness import is_due
 from thess_agg_dagster_tests.conftest import FIRST, SmallLake, scene
+from thess_agg_dagster_tests.processes import invoke, statuses
 from thess_agg_dagster_tests.rasters import noise, read
-from thess_agg_dagster_tests.runs.test_command import invoke, statuses
 from thess_agg_dagster_tests.servers import S3Server, make_bucket
 
 SCENE = scene(FIRST, "T34TFL")
@@ -26,7 +26,7 @@ def is_made(small_lake: SmallLake) -> bool:
     """Whether what is published is what would be made now."""
     lake, params = small_lake.lake, TimestampsAggregationParams(bands=["B04"])
     (acquisition,) = read_time_serie(lake.time_serie).acquisitions.values()
-    return not is_due(acquisition, latest_successes(small_lake.instance)[FIRST], lake, params, lake.stamps())
+    return not is_due(acquisition, latest_successes(small_lake.instance)[FIRST], lake, params, lake.fingerprints())
 
 
 def test_todays_layout_works_without_links(small_lake: SmallLake) -> None:
@@ -95,4 +95,4 @@ def test_tiles_in_a_folder_and_mosaics_in_a_bucket(small_lake: SmallLake, s3_ser
 def test_a_template_that_is_none_is_refused(arguments: tuple[str, ...]) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2
-    assert "tiles='raw/s2' is no template of tiles' paths" in " ".join(result.stderr.split())
+    assert "tiles='raw/s2' is not a template of tile paths" in " ".join(result.stderr.split())

@@ -25,8 +25,8 @@ from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name, store_env
 from thess_agg_dagster.storage.paths import is_remote, lake_path
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, scene
+from thess_agg_dagster_tests.processes import invoke, statuses
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
-from thess_agg_dagster_tests.runs.test_command import invoke, statuses
 from thess_agg_dagster_tests.servers import S3Server, make_bucket
 
 
@@ -72,7 +72,7 @@ def test_the_pixels_are_those_of_a_local_lake(ready: SmallLake, tmp_path: Path) 
     assert [link["href"] for link in links if link["rel"] == "item"] == [
         f"./{folder.parent.name}/{folder.name}/item.json"
     ]
-    item = json.loads(ready.lake.item(FIRST).read_text())
+    item = json.loads(ready.lake.published(FIRST).item.read_text())
     assert {link["href"] for link in item["links"]} == {"../../collection.json"}
     assert item["assets"]["B04"]["href"] == "./B04.tif"
     assert item["assets"]["B04"]["file:size"] == ready.lake.mosaic(FIRST, "B04").stat().st_size

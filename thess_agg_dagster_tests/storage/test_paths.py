@@ -11,7 +11,8 @@ import pytest
 
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.download import Downloader, DownloadError, DownloadPolicy
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadError, DownloadPolicy
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.storage.paths import NotAFileError, open_file, open_text, read_bytes, read_if_there
 from thess_agg_dagster_tests.conftest import FIRST, SmallLake

@@ -138,5 +138,5 @@ def test_what_goes_wrong_beside_the_mosaics_is_an_attempt_that_says_so(tmp_path:
     assert attempt.status == "failed_merge"
     (record,) = attempt.bands
     assert record.status == "write_failed"
-    assert "published/item.json: cannot be made (ValueError: " in record.message
+    assert "published/item.json: cannot be created (ValueError: " in record.message
     assert not caught.value.outcome.worth_a_retry

@@ -1,4 +1,4 @@
-"""What identifies a mosaic, and what is due: a lake is a table of stamps here, and identities are spelled out."""
+"""What identifies a mosaic, and what is due: a lake is a table of fingerprints here, and identities are spelled out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def params(**given: Any) -> TimestampsAggregationParams:
 
 
 def all_there(lake: DataLake = LAKE) -> dict[Path, str]:
-    """Every file of the two scenes and of the published timestamp, with a stamp of its own."""
+    """Every file of the two scenes and of the published timestamp, with a fingerprint of its own."""
     tiles = [lake.tile(scene, band) for scene in ROW.scene_ids for band in ("B04", "B08", "SCL")]
     items = [lake.scene_item(scene) for scene in ROW.scene_ids]
     made = [lake.timestamp_folder(KEY) / name for name in PUBLISHED]
@@ -51,17 +51,17 @@ def digest(text: str) -> str:
 
 
 def made_now(
-    given: TimestampsAggregationParams, stamps: Mapping[Path, str], status: Any = "success"
+    given: TimestampsAggregationParams, fingerprints: Mapping[Path, str], status: Any = "success"
 ) -> RecordedAttempt:
-    identities = identify_bands(ROW, LAKE, given, given.bands, stamps.get)
+    identities = identify_bands(ROW, LAKE, given, given.bands, fingerprints.get)
     records = [BandRecord(band, "success", inputs=identities[band]) for band in given.bands]
     return RecordedAttempt(Attempt(KEY, status, "", records, inputs=together(identities)), "run", 1.0, 1)
 
 
 def test_a_band_is_identified_by_version_parameters_and_files() -> None:
-    stamps = all_there()
+    fingerprints = all_there()
     lines = "".join(
-        f"{path.parent.name}/{path.name} {stamps[path]}\n"
+        f"{path.parent.name}/{path.name} {fingerprints[path]}\n"
         for path in [
             LAKE.tile("S2_A", "B04"),
             LAKE.tile("S2_B", "B04"),
@@ -69,17 +69,17 @@ def test_a_band_is_identified_by_version_parameters_and_files() -> None:
             LAKE.scene_item("S2_B"),
         ]
     )
-    assert identify_bands(ROW, LAKE, params(), ["B04"], stamps.get) == {"B04": digest("1\n{}\n" + lines)}
-    del stamps[LAKE.tile("S2_B", "B04")]
+    assert identify_bands(ROW, LAKE, params(), ["B04"], fingerprints.get) == {"B04": digest("1\n{}\n" + lines)}
+    del fingerprints[LAKE.tile("S2_B", "B04")]
     missing = lines.replace("S2_B/B04.tif 3", "S2_B/B04.tif missing")
-    assert identify_bands(ROW, LAKE, params(), ["B04"], stamps.get) == {"B04": digest("1\n{}\n" + missing)}
+    assert identify_bands(ROW, LAKE, params(), ["B04"], fingerprints.get) == {"B04": digest("1\n{}\n" + missing)}
 
 
 def test_all_bands_together_are_identified_by_each() -> None:
     assert together({"B08": "b", "B04": "a"}) == digest('{"B04": "a", "B08": "b"}')
-    stamps = all_there().get
-    bands = identify_bands(ROW, LAKE, params(), ["B04", "B08"], stamps)
-    assert identify_inputs(ROW, LAKE, params(), stamps) == digest(json.dumps(bands))
+    fingerprints = all_there().get
+    bands = identify_bands(ROW, LAKE, params(), ["B04", "B08"], fingerprints)
+    assert identify_inputs(ROW, LAKE, params(), fingerprints) == digest(json.dumps(bands))
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_all_bands_together_are_identified_by_each() -> None:
     ],
 )
 def test_a_file_changes_the_bands_that_read_it(changed: str, given: dict[str, Any], others: set[str]) -> None:
-    stamps = all_there()
-    before = identify_bands(ROW, LAKE, params(**given), ["B04", "B08"], stamps.get)
+    fingerprints = all_there()
+    before = identify_bands(ROW, LAKE, params(**given), ["B04", "B08"], fingerprints.get)
     after = identify_bands(
-        ROW, LAKE, params(**given), ["B04", "B08"], (stamps | {LAKE.root / "cache/s2" / changed: "x"}).get
+        ROW, LAKE, params(**given), ["B04", "B08"], (fingerprints | {LAKE.root / "cache/s2" / changed: "x"}).get
     )
     assert {band for band in before if before[band] != after[band]} == others
 
@@ -114,8 +114,10 @@ def test_a_file_changes_the_bands_that_read_it(changed: str, given: dict[str, An
     ],
 )
 def test_parameters_that_decide_pixels_change_it(given: dict[str, Any], same: bool) -> None:
-    stamps = all_there().get
-    assert (identify_inputs(ROW, LAKE, params(), stamps) == identify_inputs(ROW, LAKE, params(**given), stamps)) is same
+    fingerprints = all_there().get
+    assert (
+        identify_inputs(ROW, LAKE, params(), fingerprints) == identify_inputs(ROW, LAKE, params(**given), fingerprints)
+    ) is same
 
 
 def test_a_checksum_that_is_published_later_changes_its_band(tmp_path: Path) -> None:
@@ -143,11 +145,11 @@ def test_tiles_that_a_timestamp_reads() -> None:
 
 
 def test_due_without_a_success() -> None:
-    stamps = all_there()
-    assert is_due(ROW, None, LAKE, params(), stamps.get)
+    fingerprints = all_there()
+    assert is_due(ROW, None, LAKE, params(), fingerprints.get)
     for status in ("failed_no_tiles", "failed_missing_inputs", "failed_invalid_inputs", "failed_merge", "exception"):
-        assert is_due(ROW, made_now(params(), stamps, status), LAKE, params(), stamps.get)
-    assert not is_due(ROW, made_now(params(), stamps), LAKE, params(), stamps.get)
+        assert is_due(ROW, made_now(params(), fingerprints, status), LAKE, params(), fingerprints.get)
+    assert not is_due(ROW, made_now(params(), fingerprints), LAKE, params(), fingerprints.get)
 
 
 @pytest.mark.parametrize(
@@ -161,36 +163,36 @@ def test_due_without_a_success() -> None:
     ],
 )
 def test_due_with_other_parameters(given: dict[str, Any], due: bool) -> None:
-    stamps = all_there()
-    assert is_due(ROW, made_now(params(), stamps), LAKE, params(**given), stamps.get) is due
+    fingerprints = all_there()
+    assert is_due(ROW, made_now(params(), fingerprints), LAKE, params(**given), fingerprints.get) is due
 
 
 @pytest.mark.parametrize("gone", PUBLISHED)
 @pytest.mark.parametrize("stac", [False, True])
 def test_due_where_something_is_gone(gone: str, stac: bool) -> None:
-    stamps = all_there()
-    last = made_now(params(stac=stac), stamps)
-    del stamps[LAKE.timestamp_folder(KEY) / gone]
+    fingerprints = all_there()
+    last = made_now(params(stac=stac), fingerprints)
+    del fingerprints[LAKE.timestamp_folder(KEY) / gone]
     expected = gone in ("manifest.json", "quicklook.jpg", "B04.tif", "B08.tif") or (stac and gone == "item.json")
-    assert is_due(ROW, last, LAKE, params(stac=stac), stamps.get) is expected
+    assert is_due(ROW, last, LAKE, params(stac=stac), fingerprints.get) is expected
 
 
 def test_due_with_other_tiles() -> None:
-    stamps = all_there()
-    last = made_now(params(), stamps)
-    assert is_due(Acquisition(KEY, ("S2_A",)), last, LAKE, params(), stamps.get)
-    assert is_due(Acquisition(KEY, ("S2_B", "S2_A")), last, LAKE, params(), stamps.get)
-    assert is_due(ROW, last, LAKE, params(), (stamps | {LAKE.tile("S2_B", "B08"): "new"}).get)
+    fingerprints = all_there()
+    last = made_now(params(), fingerprints)
+    assert is_due(Acquisition(KEY, ("S2_A",)), last, LAKE, params(), fingerprints.get)
+    assert is_due(Acquisition(KEY, ("S2_B", "S2_A")), last, LAKE, params(), fingerprints.get)
+    assert is_due(ROW, last, LAKE, params(), (fingerprints | {LAKE.tile("S2_B", "B08"): "new"}).get)
 
 
 def test_current_bands_are_those_made_of_what_is_there() -> None:
-    stamps = all_there()
-    made = made_now(params(bands=["B04", "B08", "SCL"]), stamps).attempt
-    stamps[LAKE.tile("S2_A", "B08")] = "new"
-    assert current_bands(made, ROW, LAKE, params(), stamps.get) == {"B04", "SCL"}
+    fingerprints = all_there()
+    made = made_now(params(bands=["B04", "B08", "SCL"]), fingerprints).attempt
+    fingerprints[LAKE.tile("S2_A", "B08")] = "new"
+    assert current_bands(made, ROW, LAKE, params(), fingerprints.get) == {"B04", "SCL"}
 
 
-def identity_of_0_1_0(stamps: Mapping[Path, str], bands: list[str], **given: Any) -> str:
+def identity_of_0_1_0(fingerprints: Mapping[Path, str], bands: list[str], **given: Any) -> str:
     """As that release made it: its number, all parameters, tiles, items."""
     values: dict[str, Any] = {
         "aoi": None, "aoi_mask": False, "bands": bands, "bounds": None, "compress": "zstd", "dtype": None,
@@ -201,7 +203,8 @@ def identity_of_0_1_0(stamps: Mapping[Path, str], bands: list[str], **given: Any
     names = [*bands, "SCL"] if given.get("mask_scl_classes") and "SCL" not in bands else bands
     paths = [LAKE.tile(scene, band) for scene in ROW.scene_ids for band in names]
     lines = [
-        f"{path.parent.name}/{path.name} {stamps[path]}\n" for path in [*paths, *map(LAKE.scene_item, ROW.scene_ids)]
+        f"{path.parent.name}/{path.name} {fingerprints[path]}\n"
+        for path in [*paths, *map(LAKE.scene_item, ROW.scene_ids)]
     ]
     return digest(f"0.1.0\n{json.dumps(values | given, sort_keys=True)}\n" + "".join(lines))
 
@@ -210,17 +213,17 @@ def identity_of_0_1_0(stamps: Mapping[Path, str], bands: list[str], **given: Any
     "given", [{}, {"stac": True}, {"merge_method": "max", "dtype": "float32"}, {"mask_scl_classes": [9]}]
 )
 def test_what_0_1_0_made_is_current(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    stamps = all_there()
+    fingerprints = all_there()
     bands = ["B04", "B08"]
     records = [BandRecord(band, "success") for band in bands]
-    made = Attempt(KEY, "success", "", records, inputs=identity_of_0_1_0(stamps, bands, **given), schema=0)
-    assert current_bands(made, ROW, LAKE, params(**given), stamps.get) == set(bands)
-    assert not is_due(ROW, RecordedAttempt(made, "run", 1.0, 1), LAKE, params(**given), stamps.get)
-    assert current_bands(made, ROW, LAKE, params(**given, resampling="cubic"), stamps.get) == set()
-    assert current_bands(replace(made, schema=1), ROW, LAKE, params(**given), stamps.get) == set()
+    made = Attempt(KEY, "success", "", records, inputs=identity_of_0_1_0(fingerprints, bands, **given), schema=0)
+    assert current_bands(made, ROW, LAKE, params(**given), fingerprints.get) == set(bands)
+    assert not is_due(ROW, RecordedAttempt(made, "run", 1.0, 1), LAKE, params(**given), fingerprints.get)
+    assert current_bands(made, ROW, LAKE, params(**given, resampling="cubic"), fingerprints.get) == set()
+    assert current_bands(replace(made, schema=1), ROW, LAKE, params(**given), fingerprints.get) == set()
     # Other pixels than that release's: then it is not.
     monkeypatch.setattr(freshness, "PIXELS_VERSION", 2)
-    assert current_bands(made, ROW, LAKE, params(**given), stamps.get) == set()
+    assert current_bands(made, ROW, LAKE, params(**given), fingerprints.get) == set()
 
 
 def test_the_first_version_of_the_pixels_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +240,7 @@ def test_changes_are_told_of_listed_timestamps_that_were_made_of_something_else(
     lake.tables_folder.mkdir()
     lake.time_serie.write_text(f"acq_datetime,tile_ids\n{KEY},S2_A|S2_B\n")
     identities = identify_bands(ROW, lake, params(), ["B04", "B08"])
-    assert identities == identify_bands(ROW, lake, params(), ["B04", "B08"], lake.stamps())
+    assert identities == identify_bands(ROW, lake, params(), ["B04", "B08"], lake.fingerprints())
     records = [BandRecord(band, "success", inputs=text) for band, text in identities.items()]
     made = RecordedAttempt(Attempt(KEY, "success", "", records), "run", 1.0, 1)
     published = {KEY: made, "2020-01-01": made}

@@ -31,9 +31,9 @@ def published(lake: SmallLake) -> dict[str, str]:
 
 
 def due(lake: SmallLake, *bands: str) -> bool:
-    params, stamps = TimestampsAggregationParams(bands=list(bands)), lake.lake.stamps()
+    params, fingerprints = TimestampsAggregationParams(bands=list(bands)), lake.lake.fingerprints()
     row = read_time_serie(lake.lake.time_serie).acquisitions[FIRST]
-    return is_due(row, latest_attempts(lake.instance)[FIRST], lake.lake, params, stamps)
+    return is_due(row, latest_attempts(lake.instance)[FIRST], lake.lake, params, fingerprints)
 
 
 @in_folder_and_bucket
@@ -51,7 +51,7 @@ def test_they_stay_while_they_are_up_to_date(made: SmallLake) -> None:
     manifest = json.loads(made.lake.manifest(FIRST).read_bytes())
     assert [Path(each["file"]).name for each in manifest["outputs"]] == ["B04.tif", "B08.tif", "SCL.tif"]
     assert set(manifest["inputs"]) == {"B04", "B08", "SCL"} == set(manifest["parameters"]["bands"])
-    assert {"B04", "B08", "SCL"} <= set(json.loads(made.lake.item(FIRST).read_bytes())["assets"])
+    assert {"B04", "B08", "SCL"} <= set(json.loads(made.lake.published(FIRST).item.read_bytes())["assets"])
     assert not due(made, "B04", "B08", "SCL")
     assert set(made.tables()["band_report"]["status"]) == {"success"}
     # More bands: those that are not asked for stay then, too.
@@ -71,7 +71,7 @@ def test_one_out_of_date_goes_by_word_only(made: SmallLake) -> None:
     found = made.aggregate(FIRST, bands=["B04"]).attempt
     assert found.status == "exception"
     assert f"B08 in {made.lake.timestamp_folder(FIRST)} would be removed" in found.message
-    assert "ask for all of B04, B08, or set drop_bands" in found.message
+    assert "set bands to B04, B08, or set drop_bands" in found.message
     assert published(made) == before
     assert made.aggregate(FIRST, bands=["B04"], drop_bands=True).attempt.status == "success"
     assert {name for name in published(made) if name.endswith(".tif")} == {"B04.tif", "SCL.tif"}
@@ -95,7 +95,7 @@ def test_a_damaged_one_is_not_passed_on(made: SmallLake) -> None:
     assert {band.band: band.status for band in found.bands} == {
         "B04": "skipped", "B08": "merge_failed", "SCL": "skipped",
     }  # fmt: skip
-    assert "was published; ask for B08, too" in found.message
+    assert "was published; include B08 in the bands" in found.message
     assert published(made) == before
 
 
@@ -105,9 +105,9 @@ def test_what_was_removed_beside_the_mosaics_is_due(small_lake: SmallLake) -> No
     lake, params = small_lake.lake, TimestampsAggregationParams(bands=["B04"], stac=True)
     acquisition = read_time_serie(lake.time_serie).acquisitions[FIRST]
     found = small_lake.aggregate(FIRST, bands=["B04"], stac=True)
-    assert not is_due(acquisition, found, lake, params, lake.stamps())
-    for path in (lake.item(FIRST), lake.quicklook(FIRST)):
+    assert not is_due(acquisition, found, lake, params, lake.fingerprints())
+    for path in (lake.published(FIRST).item, lake.published(FIRST).quicklook):
         kept = path.read_bytes()
         path.unlink()
-        assert is_due(acquisition, found, lake, params, lake.stamps())
+        assert is_due(acquisition, found, lake, params, lake.fingerprints())
         path.write_bytes(kept)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadPolicy
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
 from thess_agg_dagster_tests.conftest import BANDS, EAST, FIRST, SECOND, WEST, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.processes import invoke
 from thess_agg_dagster_tests.rasters import noise, write_tile
-from thess_agg_dagster_tests.runs.test_command import invoke
 from thess_agg_dagster_tests.servers import PASSWORD, USER, Archive, serving
 
 
@@ -109,12 +110,12 @@ def test_a_tile_that_is_not_the_published_one(small_lake: SmallLake, archive: Ar
     small_lake.add_tile(scene(FIRST, "T34TFL"), "B08", pixels=noise(9, (120, 120)))
     _, outcome = healed(small_lake, archive)
     assert isinstance(outcome, Refetched)
-    assert outcome.why == f"was not the published one (sha256:{digest})"
+    assert outcome.why == f"did not match the published checksum (sha256:{digest})"
     # The archive itself has another file than it published: nothing is replaced.
     archive.files[f"/{path.parent.name}/B08.tif"] = path.read_bytes()[:-1] + b"!"
     path.write_bytes(b"broken")
     _, outcome = healed(small_lake, archive)
-    assert "published is sha256" in str(outcome)
+    assert "but sha256" in str(outcome)
     assert path.read_bytes() == b"broken"
 
 
@@ -131,9 +132,9 @@ def put(archive: Archive, path: Path, **options: Any) -> None:
     ("band", "options", "message"),
     [
         ("B08", {"crs": EAST[0], "corner": EAST[1]}, "is in EPSG:32635, the scene's is EPSG:32634"),
-        ("B08", {"corner": (700000, 4500000)}, "does not lie where B04.tif of the scene does"),
-        ("SCL", {}, "holds other values than the classes of SCL"),
-        ("SCL", {"pixels": np.full((60, 60), 99, "uint8"), "pixel": 200}, "holds other values than the classes of SCL"),
+        ("B08", {"corner": (700000, 4500000)}, "is not in the same place as B04.tif of the scene"),
+        ("SCL", {}, "has values that are not classes of SCL"),
+        ("SCL", {"pixels": np.full((60, 60), 99, "uint8"), "pixel": 200}, "has values that are not classes of SCL"),
         ("B08", {"crs": None}, "has no CRS"),
     ],
 )
@@ -151,7 +152,7 @@ def test_another_tile_is_not_taken(
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("page", "it is a web page"), ("lie", "cannot be read|is not a readable"), ("404", "it is not there")],
+    [("page", "it is a web page"), ("lie", "cannot be read|is not a readable"), ("404", "no such file")],
 )
 def test_what_a_server_sends_instead(small_lake: SmallLake, archive: Archive, fault: str, message: str) -> None:
     path = small_lake.lake.tile(scene(FIRST, "T34TFL"), "B08")
@@ -170,9 +171,9 @@ def test_an_address_of_another_band_or_of_none(small_lake: SmallLake, archive: A
     path = small_lake.lake.tile(scene_id, "B08")
     path.unlink()
     small_lake.lake.assets_manifest.write_text(f"scene_id,href_b08\n{scene_id},{archive.url}/{scene_id}/B04.tif\n")
-    assert "is B04 by its name, not B08" in str(healed(small_lake, archive)[1])
+    assert "is B04 according to its name, not B08" in str(healed(small_lake, archive)[1])
     small_lake.lake.assets_manifest.write_text(f"scene_id,href_b08\n{scene_id},https://evil.example/B08.tif\n")
-    assert "nothing tells an allowed address of it" in str(healed(small_lake, archive)[1])
+    assert "no allowed address in" in str(healed(small_lake, archive)[1])
 
 
 def test_the_scenes_stac_item_tells_an_address_too(small_lake: SmallLake, archive: Archive) -> None:
@@ -187,7 +188,7 @@ def test_the_scenes_stac_item_tells_an_address_too(small_lake: SmallLake, archiv
     assert isinstance(healed(small_lake, archive)[1], Refetched)
     item.write_text(json.dumps({"assets": {"B08_10m": {"href": href, "file:size": 5}}}))
     path.unlink()
-    assert "published are 5" in str(healed(small_lake, archive)[1])
+    assert "but 5 were published" in str(healed(small_lake, archive)[1])
 
 
 # --- in a run -------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_every_defect_heals_in_one_command(
 ) -> None:
     """Missing, empty, a page, cut, not the published one, one whose server is down; a token is needed, and kept."""
     lake = small_lake.lake
-    scenes = [scene(stamp, tile) for stamp in (FIRST, SECOND) for tile in ("T35TKF", "T34TFL")]
+    scenes = [scene(key, tile) for key in (FIRST, SECOND) for tile in ("T35TKF", "T34TFL")]
     tiles = [lake.tile(scene_id, band) for scene_id in scenes for band in BANDS]
     before = {path: path.read_bytes() for path in tiles}
     tiles[0].unlink()
@@ -226,7 +227,7 @@ def test_every_defect_heals_in_one_command(
         assert f"{name} " in told
         assert f"from {archive.url}/{name}.tif at 20" in told
     assert "was missing" in told
-    assert "was not the published one" in told
+    assert "did not match the published checksum" in told
     assert told.count(" at 20") == 6
     everything = result.output + "".join(
         str(record.event_log_entry) for run in small_lake.instance.get_runs() for record in
@@ -247,7 +248,7 @@ def test_what_cannot_be_fetched_is_told_with_the_reason(small_lake: SmallLake, a
     found = small_lake.aggregate(FIRST, download_from=[archive.url]).attempt
     assert found.status == "failed_missing_inputs"
     assert "(fetching it again failed: http://127.0.0.1" in found.message
-    assert "the server answers 404; it is not there)" in found.message
+    assert "the server answers 404; no such file)" in found.message
     assert small_lake.aggregate(FIRST).attempt.message.count("fetching it again") == 0  # off
 
 

@@ -12,7 +12,8 @@ import pytest
 import rasterio
 
 from thess_agg_dagster.audit.event_log import latest_successes
-from thess_agg_dagster.lake.download import Downloader, DownloadPolicy
+from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.download_policy import DownloadPolicy
 from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.lake.time_serie import read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -106,9 +107,9 @@ def test_of_an_area_only_its_blocks_travel(
     (acquisition,) = read_time_serie(small_lake.lake.time_serie).acquisitions.values()
     made = latest_successes(small_lake.instance)[FIRST]
     given, lake = TimestampsAggregationParams(**params), small_lake.lake
-    assert not is_due(acquisition, made, lake, given, lake.stamps())
+    assert not is_due(acquisition, made, lake, given, lake.fingerprints())
     archive.files["/tiles/B04.jp2"] = tile_bytes(tmp_path, noise(2, (1024, 1024)), jpeg2000)
-    assert is_due(acquisition, made, lake, given, lake.stamps())
+    assert is_due(acquisition, made, lake, given, lake.fingerprints())
 
 
 def test_from_nowhere_else(archive: Archive, small_lake: SmallLake, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What runs by itself: sensors for the list, for tiles that arrive late, for what a job found, and for the report."""
+"""Sensors for the list, for late tiles, for the results of a job, and for the report."""
 
 import dagster as dg
 

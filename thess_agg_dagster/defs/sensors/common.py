@@ -1,4 +1,4 @@
-"""What the sensors share: how often and how much they look at, and how they ask for a run."""
+"""Shared by the sensors: how often they run, how much they look at, and how they request runs."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from thess_agg_dagster.storage.paths import is_remote
 
 
 def interval() -> int:
-    """Seconds between two looks of a sensor: ``THESS_SENSOR_SECONDS``, or 30."""
+    """Seconds between two ticks of a sensor: ``THESS_SENSOR_SECONDS``, or 30."""
     given = os.environ.get("THESS_SENSOR_SECONDS", "").strip() or "30"
     if not given.isdigit() or int(given) < 1:
         raise ValueError(f"THESS_SENSOR_SECONDS={given!r} is not a number of seconds, 1 or more")
@@ -33,7 +33,8 @@ Tick = dg.SensorResult | dg.SkipReason
 
 
 def request_of(key: str, last: RecordedAttempt | None, what: str, cause: str) -> dg.RunRequest:
-    """A run of one timestamp. Dagster launches a run key once, so the same cause after the same attempt is one run."""
+    """A request to run one timestamp. Dagster launches each run key once, so the same cause after the same attempt
+    gives one run."""
     run_key = f"{key} after {last.storage_id if last else 0} {digest_of(what)}"
     return dg.RunRequest(run_key=run_key, partition_key=key, asset_selection=[AGGREGATED], tags={CAUSE: cause})
 

@@ -1,4 +1,4 @@
-"""A new or changed list."""
+"""The sensor for a new or changed list."""
 
 import json
 from typing import Any
@@ -30,23 +30,23 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     cursor = json.loads(context.cursor) if context.cursor else {}
     fingerprint = exact_fingerprint_of(path)
     if fingerprint is None:
-        if not cursor.get("stamp"):
+        if not cursor.get("stamp"):  # a fingerprint; cursors of 0.1.0 call it so
             return dg.SkipReason(f"{path}: no such file yet")
-        return _unusable(cursor, None, f"{path}: is gone; put it back (what is on disk stays)")
+        return _unusable(cursor, None, f"{path}: is gone; put it back (files on disk stay)")
     if cursor.get("refused") == [fingerprint]:
         return dg.SkipReason(f"{path} is unusable, and has not changed; its check `schema` says why")
     if fingerprint == cursor.get("stamp") and not cursor.get("after"):
         return dg.SkipReason(f"{path} has not changed")
     if is_fresh(path):
         return dg.SkipReason(
-            f"{path} changed less than {common.SETTLE_SECONDS} s ago; it may still be written, so it waits"
+            f"{path} changed less than {common.SETTLE_SECONDS} s ago; waiting, because it may not be complete"
         )
     try:
         series = read_time_serie(path)
     except TimeSerieError as error:
         return _unusable(cursor, fingerprint, str(error))
     if exact_fingerprint_of(path) != fingerprint:
-        return dg.SkipReason(f"{path} changed while it was read; it is looked at again")
+        return dg.SkipReason(f"{path} changed while it was read; it will be read again")
     # Sorted, so that a list too long for one tick goes on where the last one stopped.
     after = cursor.get("after") or "" if fingerprint == cursor.get("stamp") else ""
     ahead = sorted(key for key in series.acquisitions if key > after)
@@ -61,12 +61,8 @@ def time_serie_sensor(context: dg.SensorEvaluationContext, io_manager: dg.Resour
     last = now[-1] if len(wanted) > len(now) else looked_at[-1] if len(ahead) > len(looked_at) else None
     registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
     new = [key for key in series.acquisitions if key not in registered]
-    requests = [
-        request_of(
-            key, latest.get(key), "\n".join(wanted[key].scene_ids), "tile list changed" if key in latest else "new"
-        )
-        for key in now
-    ]
+    causes = {key: "tile list changed" if key in latest else "new" for key in now}
+    requests = [request_of(key, latest.get(key), "\n".join(wanted[key].scene_ids), causes[key]) for key in now]
     if not after:  # the asset tells which rows were refused, and shows the list
         requests.insert(
             0, dg.RunRequest(run_key=f"list {digest_of(json.dumps(fingerprint))}", asset_selection=[TIME_SERIE])

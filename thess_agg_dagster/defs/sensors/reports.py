@@ -1,4 +1,4 @@
-"""The report follows what happens, and runs follow what a job found."""
+"""Sensors for the report, which follows other events, and for the runs that a job requests."""
 
 import json
 from collections.abc import Iterable
@@ -24,8 +24,8 @@ from thess_agg_dagster.storage.fingerprints import fingerprint_of
     target=[REPORT],
     minimum_interval_seconds=common.SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Keeps the audit tables fresh: writes them when timestamps succeeded or failed since, or the tables are gone or "
-    "not those of the last report, and nothing is at work any more.",
+    description="Keeps the audit tables up to date: rewrites them after successes and failures, and when they are missing or differ "
+    "from the last report, once no run is in progress.",
 )
 def report_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> Tick:
     instance, lake = context.instance, io_manager.lake
@@ -44,7 +44,7 @@ def report_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourcePa
     ours = not reports or tables == seen_tables or _value(reports, TABLES_DIGEST) == tables_digest(lake)
     if told <= written and seen_failure in ("", failure) and ours:
         context.update_cursor(f"{failure} {tables}")
-        return dg.SkipReason("Nothing new to tell")
+        return dg.SkipReason("Nothing new to report")
     busy = sum(map(_is_ours, instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))))
     if busy:
         return dg.SkipReason(f"{busy} runs are not finished; the tables wait for them")
@@ -99,6 +99,6 @@ def _up_to(reports: Iterable[dg.EventLogRecord]) -> int:
 
 
 def _value(reports: Iterable[dg.EventLogRecord], name: str) -> object:
-    """What the latest report says of itself."""
+    """A value from the metadata of the latest report."""
     found = next((event.metadata.get(name) for record in reports if (event := record.asset_materialization)), None)
     return found.value if found else None

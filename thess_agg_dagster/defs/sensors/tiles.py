@@ -1,4 +1,4 @@
-"""Tiles that arrive late, or change under what is published."""
+"""Sensors for tiles that arrive late, and for changed inputs of published timestamps."""
 
 import json
 from collections.abc import Collection
@@ -36,8 +36,8 @@ _LOOK_BACK = 1_000
     target=[AGGREGATED],
     minimum_interval_seconds=common.SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tiles that arrive late: launches a timestamp that failed for missing or broken tiles again, once, when "
-    "all of its tiles are there and something about them changed.",
+    description="Late tiles: launches a timestamp again, once, after it failed for missing or broken tiles, when all its tiles are "
+    "present and at least one has changed.",
 )
 def late_tiles_sensor(
     context: dg.SensorEvaluationContext,
@@ -87,7 +87,7 @@ def late_tiles_sensor(
     target=[AGGREGATED],
     minimum_interval_seconds=10 * common.SECONDS,  # it looks at every tile of thousands of timestamps
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Launches nothing: marks published timestamps as stale whose tiles, tile list or parameters have changed.",
+    description="Marks published timestamps as stale when their tiles, tile list or parameters have changed; launches nothing.",
 )
 def changed_inputs_sensor(
     context: dg.SensorEvaluationContext,
@@ -138,7 +138,7 @@ def _failed_for_tiles(instance: dg.DagsterInstance, among: Collection[str]) -> d
 def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: TimestampsAggregationParams) -> bool:
     """Whether every tile that is needed exists and none is still being written."""
     lake = located(io_manager.lake, params)
-    fingerprints = lake.stamps(acquisition.scene_ids)
+    fingerprints = lake.fingerprints(acquisition.scene_ids)
     tiles = [lake.tile(*tile) for tile in tile_names(acquisition, params, required=True)]
     try:
         return all(fingerprints(tile) and not is_fresh(tile) for tile in tiles)

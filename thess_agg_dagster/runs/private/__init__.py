@@ -1,8 +1,9 @@
-"""Every name that is taken from Dagster's insides: there are no public ones for what they do.
+"""Every import from Dagster's private modules, used where no public API exists.
 
-``dagster.yaml`` names a run queue, a run launcher and a storage by their modules, so Dagster means them to be derived from, and
-an instance is handed to another process as its ``InstanceRef``; where a job is to be found is noted at a run as ``dagster run migrate-repository`` does it; and a Celery task executes a run as
-``dagster api execute_run`` does. The storage's are in a module of their own: they take SQLAlchemy and Alembic along.
+``dagster.yaml`` names a run queue, a run launcher and a storage by module, so Dagster intends these classes to be
+subclassed; an instance is passed to another process as its ``InstanceRef``; recording where a run's job is found is
+done as in ``dagster run migrate-repository``; and a Celery task executes a run as ``dagster api execute_run`` does. The
+imports for the storage are in a module of their own, because they import SQLAlchemy and Alembic.
 """
 
 from typing import Any
