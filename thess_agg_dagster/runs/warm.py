@@ -37,8 +37,8 @@ from thess_agg_dagster.runs.private import (
 from thess_agg_dagster.runs.sqlite import kept_open
 
 _DEFINITIONS = "thess_agg_dagster.definitions"
-# A tag that Dagster does not show. A run that is re-executed inherits it, so it names the run.
-_WARM = ".dagster/thess_agg_dagster_warm"
+#: Tag of a run that was launched so. Dagster does not show it; a run that is re-executed inherits it, so it names the run.
+WARM = ".dagster/thess_agg_dagster_warm"
 # Between a run's launch and its first line; then it can be told to stop.
 _SECONDS_TO_BEGIN = 10
 
@@ -78,16 +78,16 @@ class WarmLauncher(dg.DefaultRunLauncher):
 
     def launch_run(self, context: LaunchRunContext) -> None:
         run = context.dagster_run
-        if not _is_ours(run):
+        if not is_ours(run):
             super().launch_run(context)
             return
-        self._instance.add_run_tags(run.run_id, {_WARM: run.run_id})
+        self._instance.add_run_tags(run.run_id, {WARM: run.run_id})
         _waiting.hand_over({"run_id": run.run_id, "instance": dg.serialize_value(self._instance.get_ref())})
 
     def terminate(self, run_id: str) -> bool:
         """Interrupt a run, as Ctrl-C would."""
         run = self._instance.get_run_by_id(run_id)
-        if run is None or run.is_finished or run.tags.get(_WARM) != run_id:
+        if run is None or run.is_finished or run.tags.get(WARM) != run_id:
             return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
         self._instance.report_run_canceling(run)
         # The webserver asks, which is not where the run was launched: it is found by what it says of itself.
@@ -111,12 +111,12 @@ class WarmLauncher(dg.DefaultRunLauncher):
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         tag = run.tags.get(PROCESS_TAG)
-        if run.tags.get(_WARM) == run.run_id and tag and not is_alive(tag):
+        if run.tags.get(WARM) == run.run_id and tag and not is_alive(tag):
             return CheckRunHealthResult(WorkerStatus.FAILED, "its process was killed, or ran out of memory")
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
 
-def _is_ours(run: dg.DagsterRun) -> bool:
+def is_ours(run: dg.DagsterRun) -> bool:
     """Whether a run is of these definitions, and its code location has this process's environment, so its lake."""
     if run.job_code_origin is None or run.remote_job_origin is None:
         return False

@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 
 from thess_agg_dagster.keys import AGGREGATED
-from thess_agg_dagster.runs.instance import UNFINISHED
-from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
+from thess_agg_dagster.runs.instance import PROCESS_TAG, UNFINISHED
+from thess_agg_dagster.runs.warm import WARM
+from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake
 from thess_agg_dagster_tests.processes import ROOT, clean_environment, free_port, invoke, run
 from thess_agg_dagster_tests.services import Client
 
@@ -105,11 +107,16 @@ def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
     assert len(made) == len(successes) >= 1 + 2 * len(keys)  # not one event lost
     assert list(small_lake.lake.staging.iterdir()) == []
 
+    # All in one process that waited for them, and not one of its own each.
+    assert all(run.tags[WARM] == run.run_id for run in ui.backfill_runs(dg.DagsterRunStatus.SUCCESS))
+    (waiting,) = waiting_processes(ui)
+
     # "Re-execute" on a run of the command: again, with its parameters.
     def succeeded(run_id: str) -> bool:
         assert ui.status(run_id) != dg.DagsterRunStatus.FAILURE
         return ui.status(run_id) == dg.DagsterRunStatus.SUCCESS
 
+    waiting.kill()  # there will be another
     again = ui.reexecute(by_command.run_id)
     ui.wait_until(lambda: succeeded(again))
     (executed,) = (run for run in ui.runs() if run.run_id == again)
@@ -130,6 +137,12 @@ def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
     assert "locked" not in ui.log.read_text()
 
 
+def waiting_processes(ui: Ui) -> list[psutil.Process]:
+    below = psutil.Process(ui.process.pid).children(recursive=True)
+    found = [each for each in below if "thess_agg_dagster.runs.warm" in each.cmdline()]
+    return [each for each in found if each.parent() not in found]
+
+
 def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     """A run that decodes for tens of seconds is told to stop in the UI: it does, at once, and leaves the truth."""
     small_lake.list_rows((FIRST, small_lake.add_slow_timestamp(FIRST, (6000, 3000))))  # and a sensor launches it
@@ -146,3 +159,15 @@ def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     (row,) = small_lake.tables_on_disk()["status"].query("timestamp == @FIRST").to_dict("records")
     assert row["run_id"] == started.run_id
     assert "stopped" in row["message"]
+
+
+def test_a_run_that_is_killed(small_lake: SmallLake, ui: Ui) -> None:
+    """As where memory ran out: the run ends, and says why, as soon as its process is gone."""
+    small_lake.list_rows((SECOND, small_lake.add_slow_timestamp(SECOND, (6000, 3000))))  # and a sensor launches it
+    staging = small_lake.lake.staging
+    ui.wait_until(lambda: staging.is_dir() and any(staging.iterdir()))
+    (started,) = ui.runs(dg.DagsterRunStatus.STARTED, tags={"dagster/partition": SECOND})
+    os.kill(int(started.tags[PROCESS_TAG].split(":")[-2]), signal.SIGKILL)
+    ui.wait_until(lambda: ui.status(started.run_id) == dg.DagsterRunStatus.FAILURE, seconds=30)
+    assert any("was killed" in entry.message for entry in ui.instance.all_logs(started.run_id))
+    ui.wait_until(lambda: "failed" in small_lake.lake.audit_table("status").read_text())
