@@ -19,7 +19,7 @@ import pytest
 import rasterio
 
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, scene
-from thess_agg_dagster_tests.processes import ROOT, clean_environment, statuses
+from thess_agg_dagster_tests.processes import ROOT, clean_environment, run, statuses
 from thess_agg_dagster_tests.rasters import read
 from thess_agg_dagster_tests.services import Client
 
@@ -99,36 +99,40 @@ def test_the_commands_of_docs_dagster_from_a_list_to_the_ui(small_lake: SmallLak
             assert {run.tags["dagster/partition"] for run in parts} == {FIRST, THIRD}
 
 
-def test_the_assets_of_docs_dagster_in_a_code_location_of_their_own(
-    small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_assets_of_docs_dagster_in_a_code_location_of_their_own(small_lake: SmallLake, tmp_path: Path) -> None:
+    """A file of somebody else's, in a folder of its own, whose assets Dagster's command line materializes."""
     rows = [(key, small_lake.add_timestamp(key)) for key in (FIRST, SECOND, THIRD)]
     small_lake.list_rows(*rows)
     small_lake.read_list()
     for key in (FIRST, THIRD):
         small_lake.aggregate(key)
-    monkeypatch.setenv("DATA_LAKE", str(small_lake.root))
     (code,) = blocks("docs/DAGSTER.md", "python")
-    names: dict[str, Any] = {"__name__": "ndvi"}
-    exec(code, names)
-    job = names["defs"].resolve_implicit_global_asset_job_def()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "vegetation.py").write_text(code)
 
-    def run(asset: str, partition: str | None = None) -> Any:
-        result = job.execute_in_process(
-            instance=small_lake.instance, asset_selection=[dg.AssetKey(asset)], partition_key=partition
-        )
-        (made,) = result.asset_materializations_for_node(asset)
-        (value,) = made.metadata.values()
-        return value.value
+    def materialize(asset: str, *partition: str) -> subprocess.CompletedProcess[str]:
+        command = ("dagster", "asset", "materialize", "-f", "vegetation.py", "--select", asset, *partition)
+        home = small_lake.instance.root_directory
+        return run(*command, cwd=elsewhere, DATA_LAKE=str(small_lake.root), DAGSTER_HOME=home)
+
+    def value(asset: str) -> Any:
+        event = small_lake.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert event is not None
+        assert event.asset_materialization is not None
+        return next(iter(event.asset_materialization.metadata.values())).value
 
     red, nir = (
         np.ma.masked_equal(read(small_lake.lake.mosaic(FIRST, band)), 0).astype(float) for band in ("B04", "B08")
     )
-    assert run("ndvi", FIRST) == pytest.approx(((nir - red) / (nir + red)).mean())
-    with pytest.raises(FileNotFoundError, match="materialize data_raw/aggregated"):  # not published
-        run("ndvi", SECOND)
+    assert materialize("ndvi", "--partition", FIRST).returncode == 0
+    assert value("ndvi") == pytest.approx(((nir - red) / (nir + red)).mean())
+    unpublished = materialize("ndvi", "--partition", SECOND)
+    assert unpublished.returncode != 0
+    assert "materialize data_raw/aggregated" in unpublished.stdout + unpublished.stderr
     scl = {key: np.ma.masked_equal(read(small_lake.lake.mosaic(key, "SCL")), 0) for key in (FIRST, THIRD)}
-    assert run("clear_days") == [key for key in (FIRST, THIRD) if (scl[key] == 4).mean() > 0.5]
+    assert materialize("clear_days").returncode == 0
+    assert value("clear_days") == [key for key in (FIRST, THIRD) if (scl[key] == 4).mean() > 0.5]
 
 
 def test_the_script_of_docs_lake(small_lake: SmallLake, capsys: pytest.CaptureFixture[str]) -> None:
