@@ -35,6 +35,11 @@ QUICKLOOK, MANIFEST, ITEM, COLLECTION = "quicklook.jpg", "manifest.json", "item.
 #: Beside the bands: which scene each pixel came from, and how many scenes had one. No band may be called so.
 SOURCE, OBSERVATIONS = "source", "observations"
 
+#: Among the bands of a composite: how many observations each pixel had, whose they are (the month's, or the quarter's that
+#: stands in), and NDVI. No band may be called so where composites are made.
+COUNT, PERIOD, NDVI = "count", "period", "NDVI"
+COMPOSITE_FILES = (COUNT, PERIOD, NDVI)
+
 #: Where tiles lie, below the root of the lake or anywhere: a template.
 TILES = "cache/s2/{scene_id}/{band}.tif"
 
