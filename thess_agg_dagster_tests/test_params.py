@@ -211,6 +211,8 @@ def test_groups_owners_and_freshness_from_the_environment() -> None:
         "time_serie": ("inputs", [], ["csv"], "None"),
         "cache/s2": ("inputs", [], ["geotiff"], "None"),
         "data_raw/aggregated": ("mosaics", [], ["geotiff"], "None"),
+        "data_raw/aggregated_by_period": ("mosaics", [], ["geotiff"], "None"),
+        "data_raw/composites": ("mosaics", [], ["geotiff"], "None"),
         "timestamps_aggregation": ("audit", [], ["csv"], "None"),
         "published_mosaics": ("audit", [], ["geotiff"], "None"),
     }

@@ -241,8 +241,8 @@ class DataLake:
             return fingerprints_below([self.tiles_folder, self._items, self.aggregated])
         return fingerprints_below([folder for each in scene_ids for folder in self._of_scene(each)])
 
-    def published_stamps(self) -> Callable[[Path], str | None]:
-        """The same of what is published."""
+    def published_fingerprints(self) -> Fingerprints:
+        """The same for what is published."""
         return fingerprints_below([self.aggregated])
 
     def _of_scene(self, scene_id: str) -> tuple[Path, Path]:

@@ -6,6 +6,7 @@ import re
 from calendar import monthrange
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from thess_agg_dagster.lake.time_serie import instant_of
 
@@ -16,6 +17,7 @@ KINDS = (MONTH, QUARTER)
 _PERIOD = re.compile(r"(\d{4})-(?:(0[1-9]|1[0-2])|Q([1-4]))", re.ASCII)
 
 
+@lru_cache(maxsize=2**18)
 def period_of(timestamp: str, kind: str) -> str:
     """The month or the quarter that a timestamp lies in."""
     instant = instant_of(timestamp)

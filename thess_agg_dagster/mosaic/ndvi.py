@@ -58,4 +58,4 @@ def write_ndvi(
         return np.where(empty, plan.nodata, pixels).astype(plan.dtype), ~empty
 
     told = {"index": "NDVI", "bands": "B08|B04", "offset_removed": f"{options.offset:g}"}
-    return derive([red, nir], plan, path, make, told | tags, 1 / SCALE if options.scaled else None)
+    return derive([red, nir], plan, path, make, {**told, **tags}, 1 / SCALE if options.scaled else None)
