@@ -296,25 +296,27 @@ def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str
 
 @dg.asset(
     key=VERIFICATION,
-    deps=[AGGREGATED],
+    deps=[AGGREGATED, COMPOSITES],
     check_specs=VERIFICATION_CHECKS,
     group_name=group("audit"),
     owners=OWNERS,
     kinds={"geotiff"},
-    description="Compares every published mosaic with what was recorded when it was made. The "
+    description="Compares every published mosaic and composite with what was recorded when it was made. The "
     "schedule `verify_published` does this every night, once you turn it on.",
 )
 def published_mosaics(
     context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]
 ) -> AssetEvents:
     published = _published(context, io_manager.lake)
+    composed = latest_successes(context.instance, asset=COMPOSITES)
     yield dg.MaterializeResult(
         metadata={
             "timestamps": len(published),
-            "mosaics": sum(len(found.attempt.bands) for found in published.values()),
+            "periods": len(composed),
+            "mosaics": sum(len(found.attempt.bands) for made in (published, composed) for found in made.values()),
         }
     )
-    yield check_published(published, io_manager.lake)
+    yield check_published(published, composed, io_manager.lake)
 
 
 with warnings.catch_warnings():

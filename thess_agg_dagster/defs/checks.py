@@ -266,22 +266,28 @@ def _pixels(band: BandRecord) -> str:
     return f"{band.width} x {band.height}"
 
 
-def check_published(published: Mapping[str, RecordedAttempt], lake: DataLake) -> dg.AssetCheckResult:
-    """Compare the record of every published mosaic with the file in this lake, down to the last byte."""
+def check_published(
+    published: Mapping[str, RecordedAttempt], composites: Mapping[str, RecordedAttempt], lake: DataLake
+) -> dg.AssetCheckResult:
+    """Compare the record of every published mosaic and composite with the file in this lake, down to the last byte."""
+    faults = []
+    for what, recorded, shelf in (("timestamp", published, lake), ("period", composites, lake.composites)):
+        faults += [f"{fault}; run the {what} again, with --force" for fault in _changes(recorded, shelf)]
+    return _result("unchanged", faults)
+
+
+def _changes(recorded: Mapping[str, RecordedAttempt], lake: DataLake) -> Iterator[str]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        folders = pool.map(lambda key: lake.published(key).folder, published)
+        folders = pool.map(lambda key: lake.published(key).folder, recorded)
         mosaics = [
             (key, folder / f"{band.band}.tif", band)
-            for (key, found), folder in zip(published.items(), folders, strict=True)
+            for (key, found), folder in zip(recorded.items(), folders, strict=True)
             for band in found.attempt.bands
         ]
         changes = pool.map(lambda each: _changed(*each[1:]), mosaics)
-        faults = [
-            f"{key}: {path}: {fault}; run the timestamp again, with --force"
-            for (key, path, _), fault in zip(mosaics, changes, strict=True)
-            if fault
-        ]
-    return _result("unchanged", faults)
+        for (key, path, _), fault in zip(mosaics, changes, strict=True):
+            if fault:
+                yield f"{key}: {path}: {fault}"
 
 
 def _changed(path: Path, band: BandRecord) -> str:

@@ -6,7 +6,7 @@ whether that is still so.) Instead each run that publishes a timestamp tells wha
 observation of an asset with the same partitions as the composites. So what Dagster shows as stale is.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 
 import dagster as dg
 
@@ -18,7 +18,7 @@ from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MOSAICS_BY_PERIOD, OWNERS, group, periods
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import KINDS, MONTH, kind_of, period_of, periods_of, quarter_of
-from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
+from thess_agg_dagster.lake.time_serie import read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.period.plan import COMPOSITES_VERSION, PeriodPlan, identify_mosaics, members_of, plan_period
 from thess_agg_dagster.runs.instance import claim_run
@@ -68,9 +68,7 @@ def composites(
         yield from attempted(context, COMPOSITES, lake.composites, plan)
 
 
-def published_in(
-    instance: dg.DagsterInstance, among: Iterable[str], listed: Mapping[str, Acquisition]
-) -> dict[str, Attempt]:
+def published_in(instance: dg.DagsterInstance, among: Iterable[str], listed: Collection[str]) -> dict[str, Attempt]:
     """The latest successes of the listed timestamps of some periods: what counts for their composites."""
     wanted = {key for period in among for key in members_of(period, listed)}
     found = latest_successes(instance, sorted(wanted)) if wanted else {}
@@ -78,7 +76,7 @@ def published_in(
 
 
 def register_periods(
-    instance: dg.DagsterInstance, listed: Mapping[str, Acquisition], params: TimestampsAggregationParams
+    instance: dg.DagsterInstance, listed: Collection[str], params: TimestampsAggregationParams
 ) -> Iterator[dg.AssetObservation]:
     """Register the periods of listed timestamps that composites are asked for; yields what is to be told of new ones."""
     wanted = periods_of(listed, params.composites)
@@ -89,7 +87,7 @@ def register_periods(
 
 
 def observed(
-    instance: dg.DagsterInstance, among: Iterable[str], listed: Mapping[str, Acquisition]
+    instance: dg.DagsterInstance, among: Iterable[str], listed: Collection[str]
 ) -> Iterator[dg.AssetObservation]:
     """What some periods consist of now."""
     among = list(among)

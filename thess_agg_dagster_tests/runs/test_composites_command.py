@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import pandas as pd
 
@@ -70,3 +71,21 @@ def test_a_period_that_fails_is_told(small_lake: SmallLake) -> None:
     assert f"{APRIL}  B04: {path}: has xxh128:" in found.stdout
     assert "2 periods, 0 unchanged" in found.stdout
     assert "composites need grid=fixed" in invoke("--data-lake", str(small_lake.root), "--composites", "month").output
+
+
+def test_a_lost_instance_is_read_back_and_what_rots_is_found(small_lake: SmallLake) -> None:
+    small_lake.list_rows(*((key, add(small_lake, key, seed)) for seed, key in enumerate(TIMES[:2])))
+    command = ["--data-lake", str(small_lake.root), *ON_ONE_GRID, "--composites", "month,quarter"]
+    assert invoke(*command).exit_code == 0
+    assert "14 mosaics looked at" in invoke("--data-lake", str(small_lake.root), "--verify").stderr
+    shutil.rmtree(small_lake.root / ".dagster")
+    found = invoke("rebuild", "--data-lake", str(small_lake.root))
+    assert found.exit_code == 0, found.output
+    assert f"{APRIL}  is read back" in found.stdout
+    assert "2 periods, 2 unchanged and skipped" in invoke(*command).stdout
+    path = small_lake.lake.composites.published(SPRING).folder / "count.tif"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    rotten = invoke("--data-lake", str(small_lake.root), "--verify")
+    assert rotten.exit_code == 1
+    assert f"{SPRING}: {path}: has xxh128:" in rotten.stderr
+    assert "run the period again, with --force" in rotten.stderr
