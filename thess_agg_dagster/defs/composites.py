@@ -18,7 +18,7 @@ from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MOSAICS_BY_PERIOD, OWNERS, group, periods
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import KINDS, MONTH, kind_of, period_of, periods_of, quarter_of
-from thess_agg_dagster.lake.time_serie import read_time_serie
+from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.period.plan import COMPOSITES_VERSION, PeriodPlan, identify_mosaics, members_of, plan_period
 from thess_agg_dagster.runs.instance import claim_run
@@ -100,5 +100,10 @@ def periods_changed(instance: dg.DagsterInstance, lake: DataLake, timestamp: str
     """What the registered periods of a timestamp consist of, now that it was published."""
     found = [period_of(timestamp, kind) for kind in KINDS]
     registered = [period for period in found if instance.has_dynamic_partition(str(periods.name), period)]
-    if registered:
-        yield from observed(instance, registered, read_time_serie(lake.time_serie).acquisitions)
+    if not registered:
+        return
+    try:
+        listed = read_time_serie(lake.time_serie).acquisitions
+    except TimeSerieError:  # it was readable when the timestamp was planned; what was published stays
+        return
+    yield from observed(instance, registered, listed)

@@ -203,12 +203,17 @@ class _Session:
         """Tell what :meth:`aggregate` would do. No run is started, no tile opened."""
         series = read_time_serie(self.lake.time_serie)
         published = latest_successes(self.instance)
-        due = [series.acquisitions[key] for key in self._due(series, _selected(series, wanted), force, published)]
+        keys = _selected(series, wanted)
+        due = [series.acquisitions[key] for key in self._due(series, keys, force, published)]
         workers = workers_for(self.params, len(due))
         found = forecast(due, self.lake, self.params, published, self.lake.fingerprints(), workers)
         out = Console()
         out.width = max(out.width, 120)
         found.print(out, fetches=bool(self.params.download_from))
+        if asked := periods_of(keys, self.params.composites):
+            # What is made anew of a timestamp may come out the same; its periods are due only if it does not.
+            periods = {*self._due_periods(series, asked, force), *periods_of(found.due, self.params.composites)}
+            out.print(f"{len(periods)} of {len(asked)} periods due: {', '.join(sorted(periods))}", soft_wrap=True)
         return ALL_GOOD
 
     def verify(self) -> int:

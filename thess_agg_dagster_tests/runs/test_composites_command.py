@@ -34,6 +34,7 @@ def test_timestamps_then_what_is_due_of_their_periods(small_lake: SmallLake) -> 
     assert not small_lake.lake.audit_table("composites").exists()
 
     command += ["--composites", "month,quarter"]
+    assert f"5 of 5 periods due: {APRIL}, 2023-05" in invoke(*command, "--dry-run").stdout
     first = invoke(*command)
     assert first.exit_code == 0, first.output
     assert "6 timestamps, 6 unchanged and skipped" in first.stdout
@@ -47,6 +48,7 @@ def test_timestamps_then_what_is_due_of_their_periods(small_lake: SmallLake) -> 
 
     # A timestamp made anew makes its month and its quarter due.
     small_lake.add_tile(scene(TIMES[0], "T34TFL"), "B04", pixels=noise(99, (120, 120)))
+    assert f"2 of 5 periods due: {APRIL}, {SPRING}" in invoke(*command, "--dry-run").stdout
     third = invoke(*command)
     assert third.exit_code == 0, third.output
     assert "6 timestamps, 5 unchanged and skipped" in third.stdout
