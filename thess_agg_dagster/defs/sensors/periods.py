@@ -41,9 +41,9 @@ def composites_sensor(
     newest = newest_of(instance.fetch_materializations(AGGREGATED, limit=1).records)
     if newest <= since:
         return dg.SkipReason("No timestamp was published since")
-    busy = sum(
-        bool(_MAKES & (run.asset_selection or set())) for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-    )
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    # (Which assets a job without a selection makes, it does not say.)
+    busy = sum(run.asset_selection is None or bool(run.asset_selection & _MAKES) for run in unfinished)
     if busy:
         return dg.SkipReason(f"{busy} runs are not finished; composites wait for them")
     try:
