@@ -388,6 +388,10 @@ def test_the_sensor_asks_for_what_changed(ready: SmallLake, monkeypatch: pytest.
     for name, value in environment.items():
         monkeypatch.setenv(f"THESS_{name}", value)
     everything = [APRIL, MAY, "2023-07", SPRING, "2023-Q3"]
+    job = defs.resolve_job_def("aggregate_timestamps")  # whose runs do not say which assets they make
+    busy = ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    assert sensor.tick() == ([], "1 runs are not finished; composites wait for them")
+    ready.instance.report_run_failed(busy)
     assert sorted(sensor.tick()[0]) == sorted(everything)
     for period in everything:
         compose(ready, period)
@@ -400,3 +404,34 @@ def test_the_sensor_asks_for_what_changed(ready: SmallLake, monkeypatch: pytest.
         compose(ready, period)
     monkeypatch.setenv("THESS_COMPOSITE_METHOD", "mean")
     assert sorted(sensor.tick()[0]) == sorted(everything)
+
+
+def test_what_cannot_be_looked_at_together_is_said(small_lake: SmallLake) -> None:
+    """Bands of two pixel sizes, and scenes of which one carries an offset."""
+    old = scene(TIMES[1], "T34TFL").replace("N0510", "N0209")
+    ids = {TIMES[0]: scene(TIMES[0], "T34TFL"), TIMES[1]: old}
+    for seed, scene_id in enumerate(ids.values()):
+        for band, size in (("B04", 120), ("B08", 120), ("B11", 60)):
+            small_lake.add_tile(scene_id, band, pixels=noise(seed, (size, size)), pixel=12000 // size)
+    small_lake.list_rows(*((key, [scene_id]) for key, scene_id in ids.items()))
+    bands = {"bands": ["B04", "B08", "B11"]}
+    run_asset(small_lake.instance, small_lake.resources(**ASKED | bands), dg.AssetKey("time_serie"))
+    for key in ids:
+        assert small_lake.aggregate(key, **ASKED | bands).attempt.status == "success"
+    found = compose(small_lake, APRIL, composite_method="medoid", **bands).attempt
+    assert found.status == "failed_invalid_inputs"
+    assert found.message == "B11: composite_method=medoid needs B11 on the pixels of B04; aggregate with match_band"
+    found = compose(small_lake, APRIL, ndvi="float32", **bands).attempt
+    assert found.message == "B04: NDVI needs to know one radiometric offset of all scenes; aggregate with harmonize"
+    assert "NDVI needs" in message_of(small_lake, "mosaics_stack")
+    assert compose(small_lake, APRIL, **bands).attempt.status == "success"
+    told = message_of(small_lake, "mosaics_stack")
+    assert told == "reflectances carry different radiometric offsets; aggregate with harmonize"
+    # Without it, they are made anew, and NDVI can be.
+    for key in ids:
+        small_lake.aggregate(key, **ASKED | bands, harmonize=True)
+    assert compose(small_lake, APRIL, ndvi="float32", **bands).attempt.status == "success"
+    pixels = composites_of(small_lake, APRIL)
+    red, nir = (pixels[band].astype(float) for band in ("B04", "B08"))
+    np.testing.assert_allclose(pixels["NDVI"], (nir - red) / (nir + red), rtol=1e-6)
+    assert pixels["B11"].shape == (60, 60)
