@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 ENVIRONMENT_PREFIX = "THESS_"
 
 #: What parameters are told under, in that order.
-Group: TypeAlias = Literal["Mosaic", "Grid", "Area", "Masking", "Output", "Download", "Running"]
+Group: TypeAlias = Literal["Mosaic", "Grid", "Area", "Masking", "Output", "Composites", "Download", "Running"]
 
 
 class FromEnvironment:
@@ -33,7 +33,13 @@ class FromEnvironment:
 
 
 def parameter(
-    default: Any, group: Group, *, pixels: bool = False, metavar: str | None = None, unset: str | None = None
+    default: Any,
+    group: Group,
+    *,
+    pixels: bool = False,
+    composite: bool = False,
+    metavar: str | None = None,
+    unset: str | None = None,
 ) -> Any:
     """A field of :class:`Parameters`; the string below it is its help.
 
@@ -41,12 +47,20 @@ def parameter(
     ----------
     pixels
         Whether it decides what a mosaic holds, so that a timestamp is made again where it changes.
+    composite
+        The same of a composite, so that a period is made again.
     metavar
         How a value looks, where the type does not say it.
     unset
         What happens where it is not given, for a default of ``None``.
     """
-    told: dict[str, Any] = {"group": group, "pixels": pixels, "metavar": metavar, "unset": unset}
+    told: dict[str, Any] = {
+        "group": group,
+        "pixels": pixels,
+        "composite": composite,
+        "metavar": metavar,
+        "unset": unset,
+    }
     return Field(default_factory=FromEnvironment(default), validate_default=True, json_schema_extra=told)
 
 
@@ -67,6 +81,7 @@ class Parameter:
     help: str
     group: Group
     pixels: bool
+    composite: bool
     metavar: str | None
     unset: str | None
 

@@ -18,7 +18,9 @@ from odc.geo.crs import CRS
 from pydantic import field_validator, model_validator
 from pyproj.exceptions import CRSError
 
-from thess_agg_dagster.lake.layout import is_beside, is_plain_name
+from thess_agg_dagster.lake.layout import COMPOSITE_FILES, is_beside, is_plain_name
+from thess_agg_dagster.lake.periods import KINDS
+from thess_agg_dagster.mosaic import reducers
 from thess_agg_dagster.mosaic.area import is_wkt, read_area
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.options import Format, MissingScl, MosaicOptions
@@ -35,9 +37,13 @@ if TYPE_CHECKING:
     Resampling: TypeAlias = str
     Compression: TypeAlias = str
     Dtype: TypeAlias = str
+    CompositeMethod: TypeAlias = str
+    Ndvi: TypeAlias = str
 else:
     Merging, Resampling, Compression = Literal[METHODS], Literal[RESAMPLINGS], Literal[tuple(COMPRESSIONS)]
     Dtype = StrEnum("Dtype", {name: name for name in SUPPORTED_DTYPES})  # Dagster takes no Literal that may be unset
+    CompositeMethod = Literal[tuple(reducers.METHODS)]
+    Ndvi = StrEnum("Ndvi", {name: name for name in ("float32", "int16")})
 
 
 class TimestampsAggregationParams(Parameters):
@@ -110,10 +116,10 @@ class TimestampsAggregationParams(Parameters):
     dtype: Dtype | None = parameter(None, "Output", pixels=True, unset="the tiles'")
     """Dtype of the mosaics; in float32, empty pixels are NaN."""
 
-    compress: Compression = parameter("zstd", "Output", pixels=True)
+    compress: Compression = parameter("zstd", "Output", pixels=True, composite=True)
     """Compression of the mosaics."""
 
-    format: Format = parameter("geotiff", "Output", pixels=True)
+    format: Format = parameter("geotiff", "Output", pixels=True, composite=True)
     """Format of the mosaics; cog is cloud-optimized, with overviews."""
 
     stac: bool = parameter(False, "Output")
@@ -124,6 +130,23 @@ class TimestampsAggregationParams(Parameters):
 
     seams: bool = parameter(False, "Output")
     """With provenance: draw the borders between scenes on the quicklook."""
+
+    composites: list[str] = parameter([], "Composites", metavar="month,quarter")
+    """Periods to make composites of, from the mosaics of their published timestamps. Needs grid=fixed."""
+
+    composite_method: CompositeMethod = parameter("median", "Composites", composite=True)
+    """How the timestamps of a period are combined; classes (SCL) become the most frequent one. All methods but median and
+    mean consider all bands together, which must then share one grid (match_band, or resolution)."""
+
+    min_observations: int = parameter(2, "Composites", composite=True)
+    """A composite's pixel stays empty if fewer timestamps have a value there."""
+
+    quarter_stands_in: bool = parameter(False, "Composites", composite=True)
+    """Where a month has fewer observations than that, use the quarter's pixel; period.tif tells where."""
+
+    ndvi: Ndvi | None = parameter(None, "Composites", composite=True, unset="none")
+    """Also write NDVI.tif, the NDVI of each composite's B08 and B04: float32, or int16 times 10 000 (the scale is in the
+    file)."""
 
     download_from: list[str] = parameter([], "Download", metavar="HOST|s3://BUCKET|file:///FOLDER,...")
     """Sources to download tiles from if they are missing, unreadable or differ from their published checksum. The addresses are
@@ -163,6 +186,13 @@ class TimestampsAggregationParams(Parameters):
                     f"band {band!r} is the name of a file that is written next to the bands; use another name"
                 )
         return unique
+
+    @field_validator("composites")
+    @classmethod
+    def _composites(cls, value: list[str]) -> list[str]:
+        if unknown := [kind for kind in value if kind not in KINDS]:
+            raise ValueError(f"composites: {unknown[0]!r} is not one of {', '.join(KINDS)}")
+        return [kind for kind in KINDS if kind in value]
 
     @field_validator("nodata")
     @classmethod
@@ -237,13 +267,27 @@ class TimestampsAggregationParams(Parameters):
             raise ValueError("seams need provenance, which tells where they are")
         if self.match_band is not None and self.match_band not in self.bands:
             raise ValueError(f"match_band={self.match_band!r} is not one of the bands, {', '.join(self.bands)}")
+        if self.composites:
+            self._for_composites()
         return self
 
-    @field_validator("max_workers", "threads", "download_connections")
+    def _for_composites(self) -> None:
+        if self.grid != "fixed":
+            raise ValueError("composites need grid=fixed, so that all timestamps have the same pixels")
+        if taken := sorted(set(self.bands) & set(COMPOSITE_FILES)):
+            raise ValueError(f"band {taken[0]!r} has the name of a file of the composites; call it otherwise")
+        needed = {"ndvi": self.ndvi is not None, "composite_method=max_ndvi": self.composite_method == "max_ndvi"}
+        for what, asked in needed.items():
+            if asked and not {"B04", "B08"} <= set(self.bands):
+                raise ValueError(f"{what} needs the bands B04 and B08, there are {', '.join(self.bands)}")
+
+    @field_validator("max_workers", "threads", "download_connections", "min_observations")
     @classmethod
     def _at_least_one(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
-            raise ValueError(f"{value} is not a number of workers, threads or connections; give 1 or more")
+            raise ValueError(
+                f"{value} is not a number of workers, threads, connections or observations; give 1 or more"
+            )
         return value
 
     @classmethod
@@ -273,7 +317,14 @@ class TimestampsAggregationParams(Parameters):
         choice of bands does not count. The aoi counts by its shape, not its name. Raises ``AreaError`` if the aoi
         cannot be used.
         """
-        defaults = {name: _spelled(each.default) for name, each in self.declared().items() if each.pixels}
+        return self._differing(name for name, each in self.declared().items() if each.pixels)
+
+    def composite_identity(self) -> str:
+        """The parameters that decide what a composite of given mosaics holds, in the same way."""
+        return self._differing(name for name, each in self.declared().items() if each.composite)
+
+    def _differing(self, names: Iterable[str]) -> str:
+        defaults = {name: _spelled(self.declared()[name].default) for name in names}
         values = self._recorded(defaults)
         return json.dumps({name: value for name, value in values.items() if value != defaults[name]}, sort_keys=True)
 
@@ -281,6 +332,11 @@ class TimestampsAggregationParams(Parameters):
         """The parameters that say what is made, as recorded in the mosaics and next to them. Raises ``AreaError``."""
         made = [name for name, each in self.declared().items() if each.pixels]
         return json.dumps(self._recorded([*made, "bands", "stac", "provenance"]), sort_keys=True, allow_nan=False)
+
+    def composite_json(self) -> str:
+        """The parameters that composites were made with, beside those of their mosaics."""
+        made = [name for name, each in self.declared().items() if each.composite]
+        return json.dumps(self._recorded([*made, "bands", "stac"]), sort_keys=True, allow_nan=False)
 
     def _recorded(self, names: Iterable[str]) -> dict[str, Any]:
         values = {name: _spelled(getattr(self, name)) for name in names}
@@ -306,7 +362,8 @@ set takes precedence.
 Locations are not parameters: `--data-lake` (`DATA_LAKE`), `--tiles` (`THESS_TILES`) and `THESS_TABLES`, or in run config
 `resources: io_manager: config:`, are described in [LAKE.md](LAKE.md#what-goes-in).
 
-For `provenance` and `seams`, see [LAKE.md](LAKE.md#which-pixel-from-where); for downloads, [DOWNLOADS.md](DOWNLOADS.md).
+For `provenance` and `seams`, see [LAKE.md](LAKE.md#which-pixel-from-where); for composites,
+[COMPOSITES.md](COMPOSITES.md); for downloads, [DOWNLOADS.md](DOWNLOADS.md).
 {TimestampsAggregationParams.markdown()}
 """
 

@@ -25,6 +25,9 @@ from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.params import TimestampsAggregationParams, page
 
+#: What composites ask for.
+FIXED: dict[str, Any] = {"composites": "month", "grid": "fixed", "bounds": "0,0,60,60", "target_crs": "EPSG:32634"}
+
 
 def test_names_and_defaults() -> None:
     params = TimestampsAggregationParams()
@@ -98,6 +101,14 @@ def test_a_parameter_goes_to_the_engine_under_its_own_name() -> None:
         ({"mask_scl_classes": "3,12"}, "12 is not a class of SCL; choose from 0 (no data), 1 (saturated"),
         ({"missing_scl": "ignore"}, "is not one of fail, unmasked"),
         ({"format": "jp2"}, "is not one of geotiff, cog"),
+        ({"composites": "month,week"}, "composites: 'week' is not one of month, quarter"),
+        ({"composites": "month"}, "composites need grid=fixed"),
+        ({"composite_method": "mode"}, "is not one of median, mean, max_ndvi, medoid, geomedian"),
+        ({"min_observations": 0}, "give 1 or more"),
+        ({"ndvi": "float64"}, "is not one of float32, int16"),
+        (FIXED | {"bands": "B04,count"}, "band 'count' has the name of a file of the composites"),
+        (FIXED | {"bands": "B04", "ndvi": "int16"}, "ndvi needs the bands B04 and B08, there are B04"),
+        (FIXED | {"bands": "B08", "composite_method": "max_ndvi"}, "composite_method=max_ndvi needs the bands"),
     ],
 )
 def test_errors_list_what_is_allowed(given: dict[str, Any], message: str) -> None:
@@ -115,6 +126,8 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         "MISSING_SCL": "unmasked", "HARMONIZE": "true", "FORMAT": "cog", "STAC": "true",
         "DOWNLOAD_FROM": "a.org, s3://b", "DOWNLOAD_TOKEN_URL": "https://a.org/t", "DOWNLOAD_CLIENT_ID": "me",
         "DOWNLOAD_CONNECTIONS": "2", "DROP_BANDS": "1", "PROVENANCE": "1", "SEAMS": "yes",
+        "COMPOSITES": "quarter, month", "COMPOSITE_METHOD": "mean", "MIN_OBSERVATIONS": "3", "QUARTER_STANDS_IN": "1",
+        "NDVI": "",
     }  # fmt: skip
     for name, value in given.items():
         monkeypatch.setenv(f"THESS_{name}", value)
@@ -126,6 +139,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         "missing_scl": "unmasked", "harmonize": True, "format": "cog", "stac": True,
         "download_from": ["a.org", "s3://b"], "download_token_url": "https://a.org/t", "download_client_id": "me",
         "download_connections": 2, "drop_bands": True, "provenance": True, "seams": True,
+        "composites": ["month", "quarter"], "composite_method": "mean", "min_observations": 3, "quarter_stands_in": True,
     }  # fmt: skip
     assert TimestampsAggregationParams(merge_method="min").merge_method == "min"
 
@@ -197,6 +211,8 @@ def test_groups_owners_and_freshness_from_the_environment() -> None:
         "time_serie": ("inputs", [], ["csv"], "None"),
         "cache/s2": ("inputs", [], ["geotiff"], "None"),
         "data_raw/aggregated": ("mosaics", [], ["geotiff"], "None"),
+        "data_raw/aggregated_by_period": ("mosaics", [], ["geotiff"], "None"),
+        "data_raw/composites": ("mosaics", [], ["geotiff"], "None"),
         "timestamps_aggregation": ("audit", [], ["csv"], "None"),
         "published_mosaics": ("audit", [], ["geotiff"], "None"),
     }
@@ -215,6 +231,18 @@ def test_what_decides_the_pixels() -> None:
     other = TimestampsAggregationParams(nodata=0)
     assert base.pixel_identity() == same.pixel_identity() == "{}" != other.pixel_identity()
     assert json.loads(base.as_json())["nodata"] == "nan"
+
+
+def test_what_decides_composites_decides_no_mosaic() -> None:
+    base, asked = TimestampsAggregationParams(grid="fixed", bounds=[0, 0, 60, 60], target_crs="EPSG:32634"), FIXED
+    other = TimestampsAggregationParams(**asked, composite_method="medoid", min_observations=1, ndvi="int16")
+    assert base.pixel_identity() == other.pixel_identity()
+    assert base.as_json() == other.as_json()
+    assert base.composite_identity() == TimestampsAggregationParams(**asked).composite_identity() == "{}"
+    assert json.loads(other.composite_identity()) == {
+        "composite_method": "medoid", "min_observations": 1, "ndvi": "int16",
+    }  # fmt: skip
+    assert json.loads(TimestampsAggregationParams(**asked, format="cog").composite_identity()) == {"format": "cog"}
 
 
 def test_an_area_counts_by_its_shape(tmp_path: Path) -> None:

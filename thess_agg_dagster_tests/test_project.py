@@ -33,6 +33,8 @@ def test_the_definitions_load() -> None:
         "time_serie",
         "cache/s2",
         "data_raw/aggregated",
+        "data_raw/aggregated_by_period",
+        "data_raw/composites",
         "timestamps_aggregation",
         "published_mosaics",
     }

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import dagster as dg
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
-from thess_agg_dagster.keys import AGGREGATED, RAW_TILES
+from thess_agg_dagster.keys import AGGREGATED, MOSAICS_BY_PERIOD, RAW_TILES
 
 _T = TypeVar("_T")
 
@@ -88,10 +88,10 @@ def _asked_for_since(made: Attempt, parameters: str, scene_ids: Sequence[str]) -
     return told
 
 
-def failure_observation(attempt: Attempt) -> dg.AssetObservation:
+def failure_observation(attempt: Attempt, asset: dg.AssetKey = AGGREGATED) -> dg.AssetObservation:
     """The event of an attempt that published nothing."""
     return dg.AssetObservation(
-        AGGREGATED, partition=attempt.timestamp, description=attempt.message, metadata=attempt_metadata(attempt)
+        asset, partition=attempt.timestamp, description=attempt.message, metadata=attempt_metadata(attempt)
     )
 
 
@@ -110,6 +110,16 @@ def inputs_observed(timestamp: str, inputs: str, scene_ids: Sequence[str], chang
     }
     tags = {"dagster/data_version": inputs}
     return dg.AssetObservation(RAW_TILES, changed or None, metadata=seen, partition=timestamp, tags=tags)
+
+
+def mosaics_observed(period: str, mosaics: str, timestamps: Sequence[str]) -> dg.AssetObservation:
+    """The event that tells Dagster the data version of a period's published mosaics, and a person which these are."""
+    seen: dict[str, Any] = {
+        "timestamps": len(timestamps),
+        "published": dg.MetadataValue.json(list(timestamps[:_MOST_SCENES])),
+    }
+    tags = {"dagster/data_version": mosaics}
+    return dg.AssetObservation(MOSAICS_BY_PERIOD, metadata=seen, partition=period, tags=tags)
 
 
 @contextmanager
@@ -167,24 +177,27 @@ def latest_attempts(
     instance: dg.DagsterInstance,
     successes: Mapping[str, RecordedAttempt] | None = None,
     among: Collection[str] | None = None,
+    asset: dg.AssetKey = AGGREGATED,
 ) -> dict[str, RecordedAttempt]:
-    """The latest attempt of each timestamp (all, or those in ``among``), read in batches of thousands; known
-    ``successes`` save queries.
+    """The latest attempt of each timestamp (all, or those in ``among``; of another ``asset``, of each partition), read in
+    batches of thousands; known ``successes`` save queries.
 
     A success is a materialization, a failure an observation; the more recent one counts. If the most recent of a kind
     is not ours ("mark as materialized" in the UI), nothing is known of that kind, and the timestamp is run again.
     """
-    latest = dict(latest_successes(instance, among) if successes is None else successes)
-    failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations, among)
+    latest = dict(latest_successes(instance, among, asset) if successes is None else successes)
+    failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations, among, asset)
     for key, found in failures.items():
         if key not in latest or latest[key].storage_id < found.storage_id:
             latest[key] = found
     return latest
 
 
-def latest_successes(instance: dg.DagsterInstance, among: Collection[str] | None = None) -> dict[str, RecordedAttempt]:
+def latest_successes(
+    instance: dg.DagsterInstance, among: Collection[str] | None = None, asset: dg.AssetKey = AGGREGATED
+) -> dict[str, RecordedAttempt]:
     """The latest successful attempt of each timestamp, whatever happened since."""
-    return _latest(instance, dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations, among)
+    return _latest(instance, dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations, among, asset)
 
 
 def failed_since(instance: dg.DagsterInstance, event: int) -> Mapping[str, int]:
@@ -193,23 +206,30 @@ def failed_since(instance: dg.DagsterInstance, event: int) -> Mapping[str, int]:
     return instance.get_latest_storage_id_by_partition(AGGREGATED, kind, after_cursor=event)
 
 
+def published_since(instance: dg.DagsterInstance, event: int) -> Mapping[str, int]:
+    """Timestamps that were published after an event, and the event of each that tells so, by storage id."""
+    kind = dg.DagsterEventType.ASSET_MATERIALIZATION
+    return instance.get_latest_storage_id_by_partition(AGGREGATED, kind, after_cursor=event)
+
+
 def _latest(
     instance: dg.DagsterInstance,
     event_type: dg.DagsterEventType,
     fetch: Callable[..., Any],
     among: Collection[str] | None,
+    asset: dg.AssetKey,
 ) -> dict[str, RecordedAttempt]:
     latest: dict[str, RecordedAttempt] = {}
     if among is None:
-        ids = list(instance.get_latest_storage_id_by_partition(AGGREGATED, event_type).values())
+        ids = list(instance.get_latest_storage_id_by_partition(asset, event_type).values())
     else:
         ids = [
             number
             for page in _pages(list(among))
-            for number in instance.get_latest_storage_id_by_partition(AGGREGATED, event_type, set(page)).values()
+            for number in instance.get_latest_storage_id_by_partition(asset, event_type, set(page)).values()
         ]
     for page in _pages(ids):
-        for record in fetch(dg.AssetRecordsFilter(AGGREGATED, storage_ids=page), limit=_PAGE).records:
+        for record in fetch(dg.AssetRecordsFilter(asset, storage_ids=page), limit=_PAGE).records:
             if found := _recorded(record):
                 latest[found.attempt.timestamp] = found
     return latest
@@ -224,16 +244,16 @@ def _pages(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
         yield items[start : start + _PAGE]
 
 
-def unreported(instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAttempt]) -> dict[str, str]:
+def unreported(
+    instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAttempt], asset: dg.AssetKey = AGGREGATED
+) -> dict[str, str]:
     """Timestamps whose latest run ended without recording an attempt (killed, crashed, or stopped), with its run id."""
-    planned = instance.get_latest_storage_id_by_partition(AGGREGATED, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    planned = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     silent = [run for key, run in planned.items() if key not in recorded or recorded[key].storage_id < run]
     runs: dict[str, str] = {}
     for page in _pages(silent):
         records = instance.get_event_records(
-            dg.EventRecordsFilter(
-                dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, asset_key=AGGREGATED, storage_ids=page
-            )
+            dg.EventRecordsFilter(dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, asset_key=asset, storage_ids=page)
         )
         run_ids = {record.partition_key: record.run_id for record in records if record.partition_key}
         finished = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]

@@ -60,8 +60,10 @@ def _is_here(lake: DataLake, found: RecordedAttempt) -> bool:
 
 
 def unknown_timestamps(lake: DataLake, known: Iterable[str]) -> set[str]:
-    """Timestamps that are published in a lake, according to their manifests, but not among these."""
+    """Timestamps (or periods, in ``lake.composites``) that are published in a lake, according to their manifests, but not
+    among these."""
     folders = {lake.timestamp_folder(key).name for key in known}
-    named = {path: read_manifest(path).get("timestamp") for path in lake.manifests() if path.parent.name not in folders}
+    unknown = {path: read_manifest(path) for path in lake.manifests() if path.parent.name not in folders}
+    named = {path: found.get("timestamp") or found.get("period") for path, found in unknown.items()}
     # A folder that somebody gave another name is no timestamp.
     return {key for path, key in named.items() if isinstance(key, str) and lake.manifest(key) == path}

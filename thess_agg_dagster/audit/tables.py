@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -12,7 +12,7 @@ import dagster as dg
 
 from thess_agg_dagster.audit.event_log import latest_attempts, reason_of_end, unreported
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column, RecordedAttempt
-from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.paths import read_if_there
 
@@ -59,7 +59,24 @@ COLUMNS: Mapping[str, Sequence[str]] = {
     "band_report": _band_columns(),
 }
 
+#: Columns of the table of composites, which is written where some are asked for.
+COMPOSITE_COLUMNS = (
+    "period",
+    "status",
+    "message",
+    "timestamps",
+    "bands",
+    "output_folder",
+    "valid_share",
+    "seconds",
+    "bytes",
+    "run_id",
+    "finished_at",
+)
+
 _MEANINGS = {
+    "period": "Partition key: a month or a quarter.",
+    "timestamps": "Timestamps whose mosaics were read, between |.",
     "timestamp": "Partition key: acq_datetime as the list spells it.",
     "listed": "Whether time_serie.csv still lists it. Files on disk stay either way.",
     "success": "Whether all bands were published.",
@@ -77,7 +94,10 @@ _TYPES = {"listed": "bool", "success": "bool"} | {name: column.kind for name, co
 def table_schema(name: str) -> dg.TableSchema:
     """The columns of an audit table with their types and meanings, as Dagster shows them."""
     return dg.TableSchema(
-        [dg.TableColumn(column, _TYPES.get(column, "string"), _MEANINGS[column]) for column in COLUMNS[name]]
+        [
+            dg.TableColumn(column, _TYPES.get(column, "string"), _MEANINGS[column])
+            for column in (COMPOSITE_COLUMNS if name == "composites" else COLUMNS[name])
+        ]
     )
 
 
@@ -96,6 +116,8 @@ def newest_event(instance: dg.DagsterInstance) -> int:
         instance.fetch_materializations(AGGREGATED, limit=1),
         instance.fetch_observations(AGGREGATED, limit=1),
         instance.fetch_materializations(TIME_SERIE, limit=1),
+        instance.fetch_materializations(COMPOSITES, limit=1),
+        instance.fetch_observations(COMPOSITES, limit=1),
     )
     return max((record.storage_id for found in fetched for record in found.records), default=0)
 
@@ -110,6 +132,7 @@ def tables_digest(lake: DataLake) -> str:
     digest = hashlib.sha256(str(lake.root).encode())
     for name in COLUMNS:
         digest.update(read_if_there(lake.audit_table(name)) or b"no such table")
+    digest.update(read_if_there(lake.audit_table("composites")) or b"")
     return digest.hexdigest()[:32]
 
 
@@ -128,11 +151,52 @@ def audit_tables(
     """
     import pandas as pd  # here, because a code server that never writes tables can do without
 
-    recorded = latest_attempts(instance, published)
-    silent = unreported(instance, recorded)
-    reasons = {key: reason_of_end(instance, silent[key]) for key in sorted(silent)[-_MOST_REASONS:]}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
-    for key in sorted(instance.get_dynamic_partitions(str(timestamps.name))):
+    recorded = latest_attempts(instance, published)
+    for attempt, provenance in _latest_truth(instance, AGGREGATED, str(timestamps.name), recorded, lake):
+        if not attempt.bands:  # it ended before there was anything to say about a band
+            attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
+        rows["status"].append(_status_row(attempt, attempt.timestamp in listed) | provenance)
+        rows["summary"].append(_summary_row(attempt) | provenance)
+        rows["band_report"].extend(_band_row(attempt, band) | provenance for band in _sorted_bands(attempt))
+    return {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name]), dtype=object) for name in COLUMNS}
+
+
+def composites_table(instance: dg.DagsterInstance, lake: DataLake) -> pd.DataFrame | None:
+    """One row per registered period; ``None`` where there is none."""
+    import pandas as pd
+
+    recorded = latest_attempts(instance, asset=COMPOSITES)
+    found = list(_latest_truth(instance, COMPOSITES, str(periods.name), recorded, lake))
+    rows = [
+        {
+            "period": attempt.timestamp,
+            "status": attempt.status,
+            "message": attempt.message,
+            "timestamps": _joined(attempt.scene_ids),
+            "bands": _joined(band.band for band in attempt.bands),
+            "output_folder": attempt.output_folder,
+            "valid_share": attempt.valid_share,
+            "seconds": _total(attempt, "seconds"),
+            "bytes": _total(attempt, "bytes"),
+        }
+        | provenance
+        for attempt, provenance in found
+    ]
+    return pd.DataFrame(rows, columns=list(COMPOSITE_COLUMNS), dtype=object) if found else None
+
+
+def _latest_truth(
+    instance: dg.DagsterInstance,
+    asset: dg.AssetKey,
+    partitions: str,
+    recorded: Mapping[str, RecordedAttempt],
+    lake: DataLake | None,
+) -> Iterator[tuple[Attempt, dict[str, Any]]]:
+    """What became of each registered partition, and where that is known from."""
+    silent = unreported(instance, recorded, asset)
+    reasons = {key: reason_of_end(instance, silent[key]) for key in sorted(silent)[-_MOST_REASONS:]}
+    for key in sorted(instance.get_dynamic_partitions(partitions)):
         found = recorded.get(key)
         if key in silent:
             attempt = Attempt(key, "exception", _silent_message(reasons.get(key, ""), found))
@@ -140,13 +204,7 @@ def audit_tables(
             attempt = _here(found.attempt, lake) if lake else found.attempt
         else:
             attempt = Attempt(key, "not_run", "not aggregated yet")
-        if not attempt.bands:  # it ended before there was anything to say about a band
-            attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
-        provenance = {"run_id": silent[key], "finished_at": ""} if key in silent else _provenance(found)
-        rows["status"].append(_status_row(attempt, key in listed) | provenance)
-        rows["summary"].append(_summary_row(attempt) | provenance)
-        rows["band_report"].extend(_band_row(attempt, band) | provenance for band in _sorted_bands(attempt))
-    return {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name]), dtype=object) for name in COLUMNS}
+        yield attempt, {"run_id": silent[key], "finished_at": ""} if key in silent else _provenance(found)
 
 
 def _here(attempt: Attempt, lake: DataLake) -> Attempt:

@@ -4,37 +4,36 @@ verification."""
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 
-from thess_agg_dagster.audit.event_log import failure_observation, first_sight, latest_successes, stopping_is_final
-from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
+from thess_agg_dagster.audit.event_log import first_sight, latest_successes, stopping_is_final
+from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
-from thess_agg_dagster.audit.tables import audit_tables, newest_event, table_schema
+from thess_agg_dagster.audit.tables import audit_tables, composites_table, newest_event, table_schema
+from thess_agg_dagster.defs.attempts import AssetEvents, attempted
 from thess_agg_dagster.defs.checks import (
     AGGREGATED_CHECKS,
     REPORT_CHECKS,
     TIME_SERIE_CHECKS,
     VERIFICATION_CHECKS,
-    check_mosaics,
     check_one_grid,
-    check_plan,
     check_published,
     check_report,
     check_same_parameters,
     check_time_serie,
-    check_unmade,
-    check_unplanned,
     failed_schema,
 )
+from thess_agg_dagster.defs.composites import composites, mosaics_by_period, periods_changed, register_periods
 from thess_agg_dagster.defs.io_manager import AuditTables, DataLakeIOManager
 from thess_agg_dagster.defs.resources import ParamsResource
 from thess_agg_dagster.keys import (
     AGGREGATED,
     CATALOGUE,
+    COMPOSITES,
     OWNERS,
     RAW_TILES,
     REPORT,
@@ -48,11 +47,9 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.instance import BATCH, CAUSE, PARENT, claim_run, execute_here
-from thess_agg_dagster.storage.errors import first_line, is_transient
+from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.timestamp.freshness import changed_inputs, code_version, tile_names
-from thess_agg_dagster.timestamp.keep import BandsLostError
-from thess_agg_dagster.timestamp.plan import plan_timestamp
-from thess_agg_dagster.timestamp.records import unplanned_attempt
+from thess_agg_dagster.timestamp.plan import TimestampPlan, plan_timestamp
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
 from thess_agg_dagster.timestamp.remote import located
 
@@ -69,9 +66,6 @@ def _freshness() -> dg.FreshnessPolicy | None:
     if hours < 1 / 60:
         raise ValueError(f"THESS_LIST_MAX_AGE_HOURS={given!r} is not a number of hours, a minute or more")
     return dg.FreshnessPolicy.time_window(timedelta(hours=hours))
-
-
-AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  # type: ignore[type-arg]
 
 
 @dg.asset(
@@ -92,7 +86,11 @@ AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  
         )
     },
 )
-def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]) -> AssetEvents:
+def time_serie(
+    context: dg.AssetExecutionContext,
+    params: dg.ResourceParam[TimestampsAggregationParams],
+    io_manager: dg.ResourceParam[DataLakeIOManager],
+) -> AssetEvents:
     try:
         series = read_time_serie(io_manager.lake.time_serie)
     except TimeSerieError as error:
@@ -104,6 +102,8 @@ def time_serie(context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[D
         context.instance.add_dynamic_partitions(str(timestamps.name), new)
     for key in new:
         context.log_event(first_sight(key, series.acquisitions[key].scene_ids))
+    for event in register_periods(context.instance, series.acquisitions, params):
+        context.log_event(event)
     for row in series.refused:
         context.log.warning(f"{series.path}: {row}")
     if not series.acquisitions:
@@ -192,39 +192,22 @@ def aggregated(
             return
         timestamp = context.partition_key
         lake = io_manager.lake
-        scene_ids: Sequence[str] = ()
-        try:
+        scene_ids: list[str] = []  # as far as they are known when something goes wrong
+
+        def plan() -> TimestampPlan:
             series = read_time_serie(lake.time_serie)
             if timestamp not in series.acquisitions:
                 raise TimeSerieError(
                     f"{series.path}: has no usable row for {timestamp}; add it, or delete the partition"
                 )
-            scene_ids = series.acquisitions[timestamp].scene_ids
+            scene_ids.extend(series.acquisitions[timestamp].scene_ids)
             fetched = _refetch(context, series.acquisitions[timestamp], lake, params)
             made = latest_successes(context.instance, [timestamp]).get(timestamp)
-            plan = plan_timestamp(series.acquisitions[timestamp], lake, params, fetched, made.attempt if made else None)
-        except Exception as error:
-            message = (
-                str(error)
-                if isinstance(error, TimeSerieError | BandsLostError)
-                else f"{type(error).__name__}: {first_line(error)}"
-            )
-            yield from check_unplanned(message)
-            context.log_event(failure_observation(Attempt(timestamp, "exception", message, scene_ids=scene_ids)))
-            raise dg.Failure(message, allow_retries=is_transient(error)) from error
-        if plan.problems or not plan.mosaics:
-            attempt = unplanned_attempt(plan)
-            yield from check_plan(plan)
-            yield check_unmade(attempt.message)
-            context.log_event(failure_observation(attempt))
-            raise dg.Failure(attempt.message, allow_retries=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", dg.BetaWarning)
-            output = dg.Output(plan, data_version=dg.DataVersion(plan.inputs))
-        yield output  # the IO manager makes the mosaics
-        # Afterwards: a check counts to the materialization that is the latest when it is yielded.
-        yield from check_plan(plan)
-        yield check_mosaics(plan, lake.published(timestamp).folder)
+            return plan_timestamp(series.acquisitions[timestamp], lake, params, fetched, made.attempt if made else None)
+
+        yield from attempted(context, AGGREGATED, lake, plan, scene_ids)
+        for event in periods_changed(context.instance, lake, timestamp):
+            context.log_event(event)
 
 
 def _one_by_one(context: dg.AssetExecutionContext) -> AssetEvents:
@@ -271,7 +254,7 @@ def _refetch(
 
 @dg.asset(
     key=REPORT,
-    deps=[AGGREGATED],
+    deps=[AGGREGATED, COMPOSITES],
     check_specs=REPORT_CHECKS,
     group_name=group("audit"),
     owners=OWNERS,
@@ -295,6 +278,8 @@ def timestamps_aggregation(
         listed = set(registered)  # an unusable list says nothing about what vanished from it
     published = _published(context, io_manager.lake)
     tables = audit_tables(context.instance, params.bands, listed, published, io_manager.lake)
+    if (composed := composites_table(context.instance, io_manager.lake)) is not None:
+        tables["composites"] = composed
     yield dg.Output(AuditTables(tables, up_to))
     yield check_report(io_manager.lake, registered)
     yield check_one_grid(published, listed)
@@ -311,35 +296,39 @@ def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str
 
 @dg.asset(
     key=VERIFICATION,
-    deps=[AGGREGATED],
+    deps=[AGGREGATED, COMPOSITES],
     check_specs=VERIFICATION_CHECKS,
     group_name=group("audit"),
     owners=OWNERS,
     kinds={"geotiff"},
-    description="Compares every published mosaic with what was recorded when it was made. The "
+    description="Compares every published mosaic and composite with what was recorded when it was made. The "
     "schedule `verify_published` does this every night, once you turn it on.",
 )
 def published_mosaics(
     context: dg.AssetExecutionContext, io_manager: dg.ResourceParam[DataLakeIOManager]
 ) -> AssetEvents:
     published = _published(context, io_manager.lake)
+    composed = latest_successes(context.instance, asset=COMPOSITES)
     yield dg.MaterializeResult(
         metadata={
             "timestamps": len(published),
-            "mosaics": sum(len(found.attempt.bands) for found in published.values()),
+            "periods": len(composed),
+            "mosaics": sum(len(found.attempt.bands) for made in (published, composed) for found in made.values()),
         }
     )
-    yield check_published(published, io_manager.lake)
+    yield check_published(published, composed, io_manager.lake)
 
 
 with warnings.catch_warnings():
     # Links from an asset to its code are a beta feature of Dagster 1.13; the warning says nothing to a user.
     warnings.simplefilter("ignore", dg.BetaWarning)
-    _ASSETS = dg.with_source_code_references([time_serie, aggregated, timestamps_aggregation, published_mosaics])
+    _ASSETS = dg.with_source_code_references(
+        [time_serie, aggregated, composites, timestamps_aggregation, published_mosaics]
+    )
 
 #: The assets and what they need, without what starts them by itself.
 pipeline = dg.Definitions(
-    assets=[*_ASSETS, raw_tiles],
+    assets=[*_ASSETS, raw_tiles, mosaics_by_period],
     resources={
         "io_manager": DataLakeIOManager.from_environment(),
         "params": ParamsResource.from_environment(),

@@ -18,7 +18,7 @@ import rasterio
 from thess_agg_dagster.audit.event_log import spelled_out
 from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS
-from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION, timestamps
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, VERIFICATION, periods, timestamps
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
@@ -26,6 +26,7 @@ from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.inspection import NoteKind
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import crs_name
+from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
 from thess_agg_dagster.storage.paths import as_os_errors, read_bytes
 from thess_agg_dagster.timestamp.plan import TimestampPlan
@@ -59,6 +60,22 @@ with warnings.catch_warnings():
                 "The published mosaics, reopened: grid, dtype, valid pixels, and the same ground; a warning where none could "
                 "be made.",
             ),
+        )
+    ]
+    COMPOSITES_CHECKS = [
+        dg.AssetCheckSpec(name, asset=COMPOSITES, partitions_def=periods, description=description)
+        for name, description in (
+            (
+                "inputs_complete",
+                "Every mosaic of every band exists and can be read; a warning where listed timestamps of the period are not "
+                "published.",
+            ),
+            (
+                "mosaics_stack",
+                "The mosaics have one fixed grid and dtype; a warning where they were made with different parameters, or "
+                "carry different radiometric offsets.",
+            ),
+            ("mosaics_valid", "The published composites, reopened: grid, dtype, valid pixels, and the same ground."),
         )
     ]
 TIME_SERIE_CHECKS = [
@@ -114,10 +131,23 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
     )
 
 
-def check_unplanned(message: str) -> Iterator[dg.AssetCheckResult]:
+def check_period(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
+    """The same for a period."""
+    missing = [f"{plan.timestamp} has no published mosaics"] if not plan.scene_ids else []
+    unlike: list[str] = []
+    for problems in plan.problems.values():
+        for problem in problems:
+            (unlike if problem.kind in ("grid_conflict", "unknown_baseline") else missing).append(str(problem))
+    notes = dict.fromkeys(note for mosaic in plan.mosaics.values() for note in mosaic.notes)
+    late = [note.text for note in notes if note.kind == "incomplete"]
+    yield _result("inputs_complete", missing, late)
+    yield _result("mosaics_stack", unlike, [note.text for note in notes if note.kind != "incomplete"])
+
+
+def check_unplanned(message: str, others: Sequence[str] = ("crs_known", "dtype_safe")) -> Iterator[dg.AssetCheckResult]:
     """The checks of an attempt that failed before its tiles were inspected."""
     yield _result("inputs_complete", [message])
-    for name in ("crs_known", "dtype_safe"):
+    for name in others:
         yield _result(name, doubts=[f"not checked, because {message}"])
     yield check_unmade(message)
 
@@ -150,6 +180,8 @@ def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
                 if _is_empty(published):
                     hidden = mosaic.options.mask_scl_classes or mosaic.options.target.aoi is not None
                     why = "everything is masked or outside the aoi" if hidden else "are all tiles empty here?"
+                    if isinstance(plan, PeriodPlan):
+                        hidden, why = True, f"no pixel has {plan.how.min_observations} observations"
                     (doubts if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
         except rasterio.RasterioIOError as error:
             faults.append(f"{path}: cannot be reopened ({error})")
@@ -234,22 +266,28 @@ def _pixels(band: BandRecord) -> str:
     return f"{band.width} x {band.height}"
 
 
-def check_published(published: Mapping[str, RecordedAttempt], lake: DataLake) -> dg.AssetCheckResult:
-    """Compare the record of every published mosaic with the file in this lake, down to the last byte."""
+def check_published(
+    published: Mapping[str, RecordedAttempt], composites: Mapping[str, RecordedAttempt], lake: DataLake
+) -> dg.AssetCheckResult:
+    """Compare the record of every published mosaic and composite with the file in this lake, down to the last byte."""
+    faults = []
+    for what, recorded, shelf in (("timestamp", published, lake), ("period", composites, lake.composites)):
+        faults += [f"{fault}; run the {what} again, with --force" for fault in _changes(recorded, shelf)]
+    return _result("unchanged", faults)
+
+
+def _changes(recorded: Mapping[str, RecordedAttempt], lake: DataLake) -> Iterator[str]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        folders = pool.map(lambda key: lake.published(key).folder, published)
+        folders = pool.map(lambda key: lake.published(key).folder, recorded)
         mosaics = [
             (key, folder / f"{band.band}.tif", band)
-            for (key, found), folder in zip(published.items(), folders, strict=True)
+            for (key, found), folder in zip(recorded.items(), folders, strict=True)
             for band in found.attempt.bands
         ]
         changes = pool.map(lambda each: _changed(*each[1:]), mosaics)
-        faults = [
-            f"{key}: {path}: {fault}; run the timestamp again, with --force"
-            for (key, path, _), fault in zip(mosaics, changes, strict=True)
-            if fault
-        ]
-    return _result("unchanged", faults)
+        for (key, path, _), fault in zip(mosaics, changes, strict=True):
+            if fault:
+                yield f"{key}: {path}: {fault}"
 
 
 def _changed(path: Path, band: BandRecord) -> str:

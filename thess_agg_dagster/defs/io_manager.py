@@ -21,15 +21,17 @@ from thess_agg_dagster.audit.event_log import (
     stopping_is_final,
 )
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, table_schema, tables_digest
-from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
-from thess_agg_dagster.keys import AGGREGATED
+from thess_agg_dagster.defs.checks import check_period, check_plan, check_unmade, record_checks
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES
 from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.layout import MANIFEST, QUICKLOOK, TILES, DataLake
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
+from thess_agg_dagster.period.build import build_period
+from thess_agg_dagster.period.plan import PeriodPlan
+from thess_agg_dagster.products import stac
 from thess_agg_dagster.products.quicklook import thumbnail
 from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
-from thess_agg_dagster.products.stac import series_collection
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
@@ -59,7 +61,8 @@ class AuditTables(dict[str, "pd.DataFrame"]):
 
 @dataclass(frozen=True)
 class TimestampMosaics:
-    """The published mosaics of one timestamp, as passed to a downstream asset: paths, not arrays."""
+    """The published mosaics of one timestamp, or composites of one period, as passed to a downstream asset: paths, not
+    arrays."""
 
     timestamp: str
     paths: Mapping[str, Path]
@@ -101,7 +104,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
         with stopping_is_final():
-            if isinstance(obj, TimestampPlan):
+            if isinstance(obj, TimestampPlan):  # or a period's
                 self._write_timestamp(obj, context)
             elif isinstance(obj, AuditTables):
                 self._write_tables(obj, context)
@@ -109,13 +112,13 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
                 raise TypeError(f"{type(self).__name__} writes mosaics and audit tables, not {type(obj).__name__}")
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """For ``time_serie`` the parsed list; for ``data_raw/aggregated`` the mosaics of the requested partition, or a
-        mapping for several.
+        """For ``time_serie`` the parsed list; for ``data_raw/aggregated`` and ``data_raw/composites`` the files of the
+        requested partition, or a mapping for several.
 
         As with Dagster's own IO managers, a partition without mosaics is an error unless the input's metadata set
         ``allow_missing_partitions``: then it is ``None``, or left out of the mapping.
         """
-        if context.asset_key == AGGREGATED:
+        if context.asset_key in (AGGREGATED, COMPOSITES):
             keys = list(context.asset_partition_keys)
             found = {key: mosaics for key in keys if (mosaics := self._mosaics_asked_for(key, context))}
             return found if len(keys) != 1 else found.get(keys[0])
@@ -126,33 +129,31 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def _mosaics_asked_for(self, timestamp: str, context: dg.InputContext) -> TimestampMosaics | None:
         try:
-            return self.mosaics(timestamp)
+            return self.mosaics(timestamp, context.asset_key == COMPOSITES)
         except FileNotFoundError as error:
             if not (context.definition_metadata or {}).get("allow_missing_partitions"):
                 raise
             context.log.warning(f"left out because of allow_missing_partitions: {error}")
             return None
 
-    def mosaics(self, timestamp: str) -> TimestampMosaics:
-        """The published mosaics of a timestamp. Raises ``FileNotFoundError`` if there are none."""
-        found = self.lake.published(timestamp)
+    def mosaics(self, timestamp: str, composites: bool = False) -> TimestampMosaics:
+        """The published mosaics of a timestamp, or composites of a period. Raises ``FileNotFoundError`` if there are none."""
+        shelf = self.lake.composites if composites else self.lake
+        found = shelf.published(timestamp)
         paths = {band: found.mosaic(band) for band in found.bands}
-        if not paths or not fingerprint_of(self.lake.manifest(timestamp)):
+        if not paths or not fingerprint_of(shelf.manifest(timestamp)):
+            what = shelf.aggregated.relative_to(shelf.root)
             raise FileNotFoundError(
-                f"{self.lake.timestamp_folder(timestamp)}: no mosaics of {timestamp}; materialize data_raw/aggregated for it first"
+                f"{shelf.timestamp_folder(timestamp)}: no mosaics of {timestamp}; materialize {what} for it first"
             )
         return TimestampMosaics(timestamp, paths)
 
     def _write_tables(self, obj: AuditTables, context: dg.OutputContext) -> None:
         for name, table in obj.items():
             self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
-        items = self.lake.items()
-        collection = series_collection(items, self.lake.aggregated)
-        if collection is not None:
-            self._write_table(self.lake.collection, collection.encode())
-        elif not items:
-            with suppress(OSError):
-                self.lake.collection.unlink()
+        collection = self._write_collection(self.lake, stac.MOSAICS)
+        if "composites" in obj:
+            self._write_collection(self.lake.composites, stac.COMPOSITES)
         picture = series_at_a_glance(obj["status"], obj["band_report"])
         data = io.BytesIO()
         picture.save(data, "PNG")
@@ -165,12 +166,23 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             "not_run": int((states == "not_run").sum()),
         }
         seen: dict[str, Any] = {"series": dg.MetadataValue.md(first_look(picture)), **counts}
-        if collection is not None:
+        if collection:
             seen["stac_collection"] = dg.MetadataValue.path(str(self.lake.collection))
         for name, table in obj.items():
             seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
             seen[f"{name}_first_rows"] = dg.MetadataValue.table(_records(table.head(_FIRST_ROWS)), table_schema(name))
         context.add_output_metadata(seen | {TABLES_DIGEST: tables_digest(self.lake), EVENTS_UP_TO: obj.up_to})
+
+    def _write_collection(self, shelf: DataLake, kind: stac.Kind) -> bool:
+        """The STAC collection of what is published with items, where there are any."""
+        items = shelf.items()
+        collection = stac.series_collection(items, shelf.aggregated, kind)
+        if collection is not None:
+            self._write_table(shelf.collection, collection.encode())
+        elif not items:
+            with suppress(OSError):
+                shelf.collection.unlink()
+        return collection is not None
 
     def _write_table(self, path: Path, data: bytes) -> None:
         try:
@@ -184,11 +196,13 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             ) from error
 
     def _write_timestamp(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
-        before = latest_successes(context.step_context.instance, [obj.timestamp]).get(obj.timestamp)
+        instance, asset = context.step_context.instance, context.asset_key
+        before = latest_successes(instance, [obj.timestamp], asset).get(obj.timestamp)
         outcome = self.publish(obj, context.log.info)
         if outcome.attempt.status != "success":
-            record_checks(context, [*check_plan(obj), check_unmade(outcome.attempt.message, merging=True)])
-            context.log_event(failure_observation(outcome.attempt))
+            checks = check_period(obj) if isinstance(obj, PeriodPlan) else check_plan(obj)
+            record_checks(context, [*checks, check_unmade(outcome.attempt.message, merging=True)])
+            context.log_event(failure_observation(outcome.attempt, asset))
             raise dg.Failure(outcome.attempt.message, allow_retries=outcome.worth_a_retry) from outcome.error
         seen: dict[str, Any] = {}
         if outcome.picture:
@@ -200,10 +214,13 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata(seen)
 
     def publish(self, plan: TimestampPlan, tell: Tell = lambda _: None) -> Outcome:
-        """Build a timestamp in a staging folder, and publish the folder once all bands are complete."""
-        target = self.lake.new_folder(plan.timestamp)
+        """Build a timestamp (or a period) in a staging folder, and publish the folder once all bands are complete."""
+        shelf = self.lake.composites if isinstance(plan, PeriodPlan) else self.lake
+        target = shelf.new_folder(plan.timestamp)
         try:
-            with staged_folder(target, self.lake.staging, MANIFEST, plan.replaces) as folder:
+            with staged_folder(target, shelf.staging, MANIFEST, plan.replaces) as folder:
+                if isinstance(plan, PeriodPlan):
+                    return build_period(plan, folder, target, self.lake.root, tell)
                 return build_timestamp(plan, folder, target, self.lake.root, tell)
         except BuildError as error:
             return error.outcome

@@ -5,7 +5,7 @@ import dagster as dg
 from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
 from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, REPORT, VERIFICATION
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, VERIFICATION
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -24,7 +24,8 @@ def find_due(
 ) -> None:
     instance, lake = context.instance, io_manager.lake
     fail_abandoned_runs(instance)
-    remove_abandoned(lake.staging)
+    for shelf in (lake, lake.composites):
+        remove_abandoned(shelf.staging)
     published = latest_successes(instance)
     if refusal := why_not_ours(instance, lake, published):
         raise dg.Failure(refusal, allow_retries=False)
@@ -69,6 +70,12 @@ aggregate_timestamps = dg.define_asset_job(
     "aggregate_timestamps",
     selection=dg.AssetSelection.assets(AGGREGATED),
     description="Makes the mosaics of chosen timestamps, its partitions: for `dagster job backfill`.",
+)
+
+make_composites = dg.define_asset_job(
+    "make_composites",
+    selection=dg.AssetSelection.assets(COMPOSITES),
+    description="Makes the composites of chosen periods, its partitions: for `dagster job backfill`.",
 )
 
 report_only = dg.define_asset_job(

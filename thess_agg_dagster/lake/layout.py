@@ -3,6 +3,9 @@
 In a folder, a timestamp's files are those in its own folder, which is replaced as a whole. A bucket has no such step:
 each run stores its files under a name of its own, ``<timestamp>/<run>/<band>.tif``, and ``<timestamp>/manifest.json``
 says which run's files are valid. (0.1.0 stored them next to the manifest, where they are still found.)
+
+Composites lie in ``data_raw/composites/<period>`` in the same way: ``lake.composites`` is the lake with periods in place of
+timestamps.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +30,7 @@ AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
         "status": "timestamps_aggregation_status.csv",
         "summary": "timestamps_aggregation_summary.csv",
         "band_report": "timestamps_aggregation_band_report.csv",
+        "composites": "composites_status.csv",
     }
 )
 
@@ -35,8 +39,16 @@ QUICKLOOK, MANIFEST, ITEM, COLLECTION = "quicklook.jpg", "manifest.json", "item.
 #: Beside the bands: which scene each pixel came from, and how many scenes had one. No band may be called so.
 SOURCE, OBSERVATIONS = "source", "observations"
 
+#: Among the bands of a composite: how many observations each pixel had, whose they are (the month's, or the quarter's that
+#: stands in), and NDVI. No band may be called so where composites are made.
+COUNT, PERIOD, NDVI = "count", "period", "NDVI"
+COMPOSITE_FILES = (COUNT, PERIOD, NDVI)
+
 #: Where tiles lie, below the root of the lake or anywhere: a template.
 TILES = "cache/s2/{scene_id}/{band}.tif"
+
+# Where the mosaics of timestamps lie, and the composites of periods.
+_SHELVES = _MOSAICS, _COMPOSITES = "aggregated", "composites"
 
 #: Instead of a template, or after it and a comma: tiles that are not there are read at their address.
 REMOTE = "remote"
@@ -153,6 +165,8 @@ class DataLake:
     tiles: str = TILES
     #: Whether a tile that is not there is read at its address.
     remote: bool = False
+    #: What is published: the name of its folder in ``data_raw``.
+    shelf: str = _MOSAICS
 
     @classmethod
     def at(cls, root: str, tables: str | None = None, tiles: str | None = None) -> DataLake:
@@ -182,8 +196,14 @@ class DataLake:
         return self.tables_folder / "time_serie.csv"
 
     @property
+    def composites(self) -> DataLake:
+        """The same lake, where what is published are composites: each method takes a period for a timestamp."""
+        return replace(self, shelf=_COMPOSITES)
+
+    @property
     def aggregated(self) -> Path:
-        return self.root / "data_raw" / "aggregated"
+        """The folder of what is published, timestamp by timestamp."""
+        return self.root / "data_raw" / self.shelf
 
     @property
     def staging(self) -> Path:
@@ -220,6 +240,10 @@ class DataLake:
         if scene_ids is None:
             return fingerprints_below([self.tiles_folder, self._items, self.aggregated])
         return fingerprints_below([folder for each in scene_ids for folder in self._of_scene(each)])
+
+    def published_fingerprints(self) -> Fingerprints:
+        """The same for what is published."""
+        return fingerprints_below([self.aggregated])
 
     def _of_scene(self, scene_id: str) -> tuple[Path, Path]:
         return self.tile(scene_id, "item").parent, self.scene_item(scene_id)
@@ -291,7 +315,7 @@ class DataLake:
         """The path in this lake for a recorded path, which may date from when the lake was elsewhere."""
         if recorded.startswith(("https://", "http://")):
             return recorded
-        for folder in (self.tiles_folder, self.aggregated):
+        for folder in (self.tiles_folder, *(self.root / "data_raw" / name for name in _SHELVES)):
             below = name_in(self.root, folder)
             _, found, rest = recorded.rpartition(f"/{below}/")
             if found and below != str(folder):

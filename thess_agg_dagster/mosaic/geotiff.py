@@ -38,7 +38,7 @@ COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
 # What GDAL's COG driver calls a level, whatever the compression.
 _LEVELS = {"zstd_level": "level", "zlevel": "level"}
 # Overviews of these are nearest, as those of classes: a mean of tiles' numbers is none.
-_NUMBERS = ("source", "observations")
+_NUMBERS = ("source", "observations", "count", "period")
 # While a COG is made: a cache that holds a row of blocks, and overviews that wait uncompressed for their turn.
 _COG_ENV = {"GDAL_CACHEMAX": 16 * 2**20, "COG_TMP_COMPRESSION": "NONE"}
 

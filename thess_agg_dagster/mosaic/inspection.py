@@ -38,6 +38,8 @@ NoteKind = Literal[
     "outside_grid",
     "overviews",
     "offset_removed",
+    "incomplete",
+    "mixed_parameters",
 ]
 
 

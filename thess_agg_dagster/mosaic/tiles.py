@@ -30,6 +30,7 @@ ProblemKind = Literal[
     "dtype_conflict",
     "outside_grid",
     "unknown_baseline",
+    "grid_conflict",
 ]
 
 # First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name; and how many are asked for.

@@ -15,6 +15,7 @@ from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
 from thess_agg_dagster.lake.layout import is_beside, name_in
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
+from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 #: What made a mosaic.
@@ -33,6 +34,20 @@ def mosaic_tags(plan: MosaicPlan, timestamp: TimestampPlan, checksums: Backgroun
         "parameters": timestamp.parameters,
         "software": "; ".join(f"{name} {version}" for name, version in SOFTWARE.items()),
     }
+
+
+def composite_tags(plan: MosaicPlan, period: PeriodPlan, checksums: BackgroundChecksums) -> dict[str, str]:
+    """The GeoTIFF tags of a composite; lists are in order of time, between ``|``."""
+    return {
+        "period": period.timestamp,
+        "band": plan.band,
+        "timestamps": "|".join(tile.scene_id for tile in plan.tiles),
+        "checksums": "|".join(str(checksums.of(tile.path)) for tile in plan.tiles),
+        "composite_method": period.how.method,
+        "min_observations": str(period.how.min_observations),
+        "parameters": period.parameters,
+        "software": "; ".join(f"{name} {version}" for name, version in SOFTWARE.items()),
+    } | ({"stand_in": period.stand_in} if period.stand_in else {})
 
 
 def legend(plan: MosaicPlan, timestamp: TimestampPlan, checksums: BackgroundChecksums) -> list[dict[str, object]]:
@@ -86,9 +101,7 @@ def timestamp_manifest(
     def read(path: Path) -> dict[str, object]:
         return {"file": name_in(lake, path), "bytes": path.stat().st_size, "checksum": str(checksums.of(path))}
 
-    manifest: dict[str, object] = {
-        "timestamp": plan.timestamp,
-        "scenes": plan.scene_ids,
+    manifest: dict[str, object] = plan.told | {
         "software": SOFTWARE,
         "parameters": json.loads(plan.parameters),
         "inputs": {band: [read(path) for path in mosaic.files()] for band, mosaic in plan.mosaics.items()},

@@ -11,6 +11,7 @@ import numpy as np
 import rasterio
 
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.periods import kind_of, span_of
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.storage.gdal import gdal_name, tell_all_of_the_endpoint
 from thess_agg_dagster.storage.paths import lake_path
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _CHUNK = 2048
 
 
-def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk: int = _CHUNK) -> xr.DataArray:
+def open_series(
+    data_lake: str | Path, band: str, *, masked: bool = True, chunk: int = _CHUNK, composites: str | None = None
+) -> xr.DataArray:
     """All published mosaics of a band, lazily, as one array over time.
 
     Parameters
@@ -36,6 +39,8 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
         mosaics' nodata, and the array their dtype.
     chunk
         Pixels a side of what dask reads at once.
+    composites
+        ``month`` or ``quarter``: the composites of these instead, each at the first second of its period.
 
     Returns
     -------
@@ -55,7 +60,7 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     import xarray as xr
 
     tell_all_of_the_endpoint()  # what is read lazily is opened by dask's threads, maybe again
-    found = _published(DataLake(lake_path(data_lake)), band)
+    found = _published(DataLake(lake_path(data_lake)), band, composites)
     _check_one_grid(band, list(found.values()), masked)
     layers = []
     for _, path in found.values():
@@ -66,15 +71,19 @@ def open_series(data_lake: str | Path, band: str, *, masked: bool = True, chunk:
     return xr.concat(layers, times, combine_attrs="drop_conflicts", join="exact").rename(band)
 
 
-def _published(lake: DataLake, band: str) -> dict[datetime, tuple[str, Path]]:
-    """The timestamp and mosaic of each instant, in order of time."""
+def _published(lake: DataLake, band: str, composites: str | None) -> dict[datetime, tuple[str, Path]]:
+    """The timestamp (or period) and mosaic of each instant, in order of time."""
+    lake = lake.composites if composites else lake
     found: dict[datetime, tuple[str, Path]] = {}
     for timestamp, published in lake.all_published():
         if f"{band}.tif" not in published.names:
             continue
         path = published.mosaic(band)
         try:
-            instant = instant_of(timestamp).replace(tzinfo=None)  # as numpy wants it
+            if composites and kind_of(timestamp) != composites:
+                continue
+            start = span_of(timestamp)[0] if composites else instant_of(timestamp)
+            instant = start.replace(tzinfo=None)  # as numpy wants it
         except (ValueError, OverflowError):
             continue  # a folder of another origin
         if instant in found:

@@ -11,29 +11,51 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import shapely
 from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
-from thess_agg_dagster.lake.layout import COLLECTION, QUICKLOOK
+from thess_agg_dagster.lake.layout import COLLECTION, NDVI, QUICKLOOK
+from thess_agg_dagster.lake.periods import span_of
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.bands import is_scl, role_of
 from thess_agg_dagster.mosaic.degrees import bbox_of, bbox_of_all, cut, outline
 from thess_agg_dagster.mosaic.grid import rasterio_crs
+from thess_agg_dagster.mosaic.ndvi import SCALE
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, count_dtype, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import CLASSES
+from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.products.provenance import SOFTWARE, legend
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
     import pystac
 
-_ID = "sentinel-2-l2a-mosaics"
+
+class Kind(NamedTuple):
+    """What a collection is of."""
+
+    id: str
+    title: str
+    description: str
+
+
+MOSAICS = Kind(
+    "sentinel-2-l2a-mosaics",
+    "Sentinel-2 mosaics",
+    "One mosaic per acquisition timestamp and band, merged from Sentinel-2 Level-2A tiles.",
+)
+COMPOSITES = Kind(
+    "sentinel-2-l2a-composites",
+    "Sentinel-2 composites",
+    "One composite per month or quarter and band, of the mosaics of Sentinel-2 Level-2A tiles.",
+)
 
 _EXTENSIONS = {
     prefix: f"https://stac-extensions.github.io/{extension}/schema.json"
@@ -58,8 +80,8 @@ def timestamp_item(
     run: str,
     checksums: BackgroundChecksums,
 ) -> str:
-    """The STAC item of a timestamp as JSON, from its plan and its finished files in ``folder``; ``name`` is its id, ``run/``
-    the folder that it will stand in within that of the timestamp, or nothing."""
+    """The STAC item of a timestamp (or a period) as JSON, from its plan and its finished files in ``folder``; ``name`` is its
+    id, ``run/`` the folder that it will stand in within that of the timestamp, or nothing."""
     import pystac  # here, because only few write a catalog
 
     first = next(iter(plan.mosaics.values())).grid
@@ -70,7 +92,7 @@ def timestamp_item(
         # Outer rings go counter-clockwise (RFC 7946).
         geometry=shapely.geometry.mapping(shapely.orient_polygons(shapely.set_precision(cut(ground), 1e-7))),
         bbox=[round(edge, 7) for edge in bbox_of(ground)],
-        datetime=instant_of(plan.timestamp),
+        **_when(plan),
         properties={
             "proj:code": _code(first),
             "processing:software": SOFTWARE,
@@ -94,28 +116,42 @@ def timestamp_item(
             ),
         )
     item.stac_extensions = _used(item.to_dict(include_self_link=False, transform_hrefs=False))
-    item.collection_id = _ID
+    item.collection_id = (COMPOSITES if isinstance(plan, PeriodPlan) else MOSAICS).id
     for relation in ("root", "parent", "collection"):
         item.add_link(pystac.Link(relation, f"{'../' if run else ''}../{COLLECTION}", "application/json"))
     return _json(item)
 
 
-def series_collection(items: Iterable[Path], folder: Path) -> str | None:
+def _when(plan: TimestampPlan) -> dict[str, Any]:
+    if isinstance(plan, PeriodPlan):
+        start, end = span_of(plan.timestamp)
+        return {"datetime": None, "start_datetime": start, "end_datetime": end}
+    return {"datetime": instant_of(plan.timestamp)}
+
+
+def _span(item: Mapping[str, Any]) -> tuple[datetime, datetime]:
+    """The first and the last time of an item."""
+    found = item["properties"]
+    given = [found.get(f"{edge}_datetime") or found["datetime"] for edge in ("start", "end")]
+    return datetime.fromisoformat(given[0]), datetime.fromisoformat(given[1])
+
+
+def series_collection(items: Iterable[Path], folder: Path, kind: Kind = MOSAICS) -> str | None:
     """The STAC collection of all items as JSON, from their files below the folder it will stand in; ``None`` without any."""
     found = [(str(path.relative_to(folder)), item) for path in items if "bbox" in (item := read_item(path))]
     if not found:
         return None
     import pystac
 
-    times = sorted(datetime.fromisoformat(item["properties"]["datetime"]) for _, item in found)
+    times = [_span(item) for _, item in found]
     collection = pystac.Collection(
-        id=_ID,
-        title="Sentinel-2 mosaics",
-        description="One mosaic per acquisition timestamp and band, merged from Sentinel-2 Level-2A tiles.",
+        id=kind.id,
+        title=kind.title,
+        description=kind.description,
         license="other",
         extent=pystac.Extent(
             pystac.SpatialExtent([[*bbox_of_all([item["bbox"] for _, item in found])]]),
-            pystac.TemporalExtent([[times[0], times[-1]]]),
+            pystac.TemporalExtent([[min(start for start, _ in times), max(end for _, end in times)]]),
         ),
         summaries=pystac.Summaries(
             {"proj:code": sorted({code for _, item in found if (code := item["properties"]["proj:code"])})}
@@ -125,7 +161,7 @@ def series_collection(items: Iterable[Path], folder: Path) -> str | None:
     )
     collection.clear_links()
     collection.add_link(pystac.Link("root", f"./{COLLECTION}", "application/json"))
-    for name, _ in sorted(found, key=lambda each: each[1]["properties"]["datetime"]):
+    for name, _ in sorted(found, key=lambda each: _span(each[1])):
         collection.add_link(pystac.Link("item", f"./{name}", "application/geo+json"))
     return _json(collection)
 
@@ -133,12 +169,14 @@ def series_collection(items: Iterable[Path], folder: Path) -> str | None:
 def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
     import pystac
 
-    nodata = "nan" if math.isnan(mosaic.nodata) else mosaic.nodata
-    raster: dict[str, Any] = {"data_type": mosaic.dtype, "nodata": nodata, "sampling": "area"}
+    nodata: dict[str, Any] = {"nodata": "nan" if math.isnan(mosaic.nodata) else mosaic.nodata}
+    if math.isnan(mosaic.nodata) and np.dtype(mosaic.dtype).kind != "f":
+        nodata = {}  # every number counts
+    raster: dict[str, Any] = {"data_type": mosaic.dtype, **nodata, "sampling": "area"}
     fields: dict[str, Any] = {
         "bands": [{"name": mosaic.band}],
         "data_type": mosaic.dtype,
-        "nodata": nodata,
+        **nodata,
         "raster:bands": [raster | _scaling(mosaic, plan)],
     }
     if mosaic.grid.crs is not None and mosaic.grid.crs.units[0] == "metre":  # both are in metres
@@ -223,6 +261,8 @@ def _file(path: Path) -> dict[str, Any]:
 
 def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
     """From digital numbers to reflectance, where the numbers are still Sentinel-2's and all carry the same offset."""
+    if mosaic.band == NDVI and isinstance(plan, PeriodPlan):
+        return {"scale": 1 / SCALE, "offset": 0.0} if mosaic.dtype == "int16" else {}
     numbers = mosaic.dtype.startswith(("int", "uint")) and mosaic.options.merge_method not in ("sum", "count")
     offsets = {0} if mosaic.options.harmonize else {scene.offset for scene in plan.scenes}
     offset = offsets.pop() if len(offsets) == 1 else None
@@ -233,6 +273,12 @@ def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
 
 def _lineage(plan: TimestampPlan) -> str:
     options = next(iter(plan.mosaics.values())).options
+    if isinstance(plan, PeriodPlan):
+        done = [f"{plan.how.method} of the mosaics of {', '.join(plan.members)}"]
+        done.append(f"empty where fewer than {plan.how.min_observations} have a value")
+        if plan.stand_in:
+            done.append(f"there {plan.stand_in} stands in: {', '.join(plan.scene_ids)}")
+        return "; ".join(done)
     done = [f"merged ({options.merge_method}) in this order: {', '.join(plan.scene_ids)}"]
     if options.mask_scl_classes:
         done.append(f"SCL classes {', '.join(map(str, options.mask_scl_classes))} emptied before")

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -28,12 +28,15 @@ from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.lake.download import Downloader
+from thess_agg_dagster.lake.periods import periods_of
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.parameter import ENVIRONMENT_PREFIX
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.period.plan import is_due as is_period_due
+from thess_agg_dagster.period.plan import members_of
 from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up, workers_for
 from thess_agg_dagster.runs.dry_run import forecast
 from thess_agg_dagster.runs.instance import open_instance
@@ -154,11 +157,19 @@ class _Session:
             _stop_on_sigterm()
             self._refetch([series.acquisitions[key] for key in todo])
             self._run_all(todo)
+        asked = periods_of(keys, self.params.composites)
+        due = self._due_periods(series, asked, force)
+        if due:
+            _stop_on_sigterm()
+            self._run_all(due, of_periods=True)
+        if todo or due:
             tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, REPORT)
         status = self._table("status").set_index("timestamp")
         self._summarize(keys, len(keys) - len(todo), status)
         good = all(status.loc[key, "status"] == "success" for key in keys)
+        if asked:
+            good = self._summarize_periods(list(asked), len(due)) and good
         return ALL_GOOD if good and not series.refused else SOME_FAILED
 
     def _due(
@@ -172,16 +183,37 @@ class _Session:
             if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, fingerprints)
         ]
 
+    def _due_periods(self, series: TimeSerie, asked: Iterable[str], force: bool) -> list[str]:
+        """Of the periods asked for those with published timestamps that are missing, failed or changed."""
+        asked = list(asked)
+        if not asked:
+            return []
+        found = latest_successes(self.instance)
+        published = {key: each.attempt for key, each in found.items() if key in series.acquisitions}
+        latest = {} if force else latest_attempts(self.instance, among=asked, asset=COMPOSITES)
+        fingerprints = self.lake.composites.published_fingerprints()
+        return [
+            key
+            for key in asked
+            if members_of(key, published)
+            and is_period_due(key, latest.get(key), published, self.lake, self.params, fingerprints)
+        ]
+
     def dry_run(self, wanted: Sequence[str], force: bool) -> int:
         """Tell what :meth:`aggregate` would do. No run is started, no tile opened."""
         series = read_time_serie(self.lake.time_serie)
         published = latest_successes(self.instance)
-        due = [series.acquisitions[key] for key in self._due(series, _selected(series, wanted), force, published)]
+        keys = _selected(series, wanted)
+        due = [series.acquisitions[key] for key in self._due(series, keys, force, published)]
         workers = workers_for(self.params, len(due))
         found = forecast(due, self.lake, self.params, published, self.lake.fingerprints(), workers)
         out = Console()
         out.width = max(out.width, 120)
         found.print(out, fetches=bool(self.params.download_from))
+        if asked := periods_of(keys, self.params.composites):
+            # What is made anew of a timestamp may come out the same; its periods are due only if it does not.
+            periods = {*self._due_periods(series, asked, force), *periods_of(found.due, self.params.composites)}
+            out.print(f"{len(periods)} of {len(asked)} periods due: {', '.join(sorted(periods))}", soft_wrap=True)
         return ALL_GOOD
 
     def verify(self) -> int:
@@ -224,23 +256,24 @@ class _Session:
             what = "[red]not fetched[/]" if isinstance(outcome, str) else "[green]fetched[/]"
             self.console.print(f"{what} {name}: {escape(str(outcome))}", highlight=False, soft_wrap=True)
 
-    def _run_all(self, keys: Sequence[str]) -> None:
+    def _run_all(self, keys: Sequence[str], of_periods: bool = False) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task("Aggregating", total=len(keys))
-            for key, error in self._runs(keys):
+            task = progress.add_task("Composing" if of_periods else "Aggregating", total=len(keys))
+            for key, error in self._runs(keys, of_periods):
                 if error:
                     line = f"[red]failed[/] {key}  {escape(error)}"
                     progress.console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
                 progress.advance(task)
 
-    def _runs(self, keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    def _runs(self, keys: Sequence[str], of_periods: bool) -> Iterator[tuple[str, str | None]]:
         """Run the timestamps; yields each as it ends, with what went wrong, if anything."""
         if not self.params.debug:
-            yield from run_timestamps(self.instance, keys, self.io_manager, self.params)
+            yield from run_timestamps(self.instance, keys, self.io_manager, self.params, of_periods)
             return
         for key in keys:
-            run_asset(self.instance, self.resources, AGGREGATED, key)  # raises, with the whole traceback
+            asset = COMPOSITES if of_periods else AGGREGATED
+            run_asset(self.instance, self.resources, asset, key)  # raises, with the whole traceback
             yield key, None
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -283,6 +316,20 @@ class _Session:
             highlight=False,
             soft_wrap=True,
         )
+
+    def _summarize_periods(self, asked: Sequence[str], made: int) -> bool:
+        """Tell what became of the periods; whether all are well."""
+        rows = self._table("composites").set_index("period")
+        out = Console()
+        failed = [key for key in asked if rows.loc[key, "status"] not in ("success", "not_run")]
+        for key in failed:
+            line = f"\n[red]{key}[/]  {escape(str(rows.loc[key, 'message']))}"
+            out.print(line, highlight=False, soft_wrap=True)
+        without = sum(rows.loc[key, "status"] == "not_run" for key in asked)
+        told = f"\n{len(asked)} periods, {len(asked) - made - without} unchanged and skipped"
+        told += f", {without} without a published timestamp" if without else ""
+        out.print(f"{told}\nComposites  {self.lake.composites.aggregated}", highlight=False, soft_wrap=True)
+        return not failed
 
 
 def _stop_on_sigterm() -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import click
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import attempt_metadata, first_sight, latest_successes
 from thess_agg_dagster.audit.own_lake import unknown_timestamps, why_foreign
+from thess_agg_dagster.defs.composites import observed
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, timestamps
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake, read_manifest
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.readback import read_back
@@ -50,7 +51,7 @@ def rebuild() -> None:
 def rebuilt(
     instance: dg.DagsterInstance, lake: DataLake, params: TimestampsAggregationParams
 ) -> Iterator[tuple[str, str | None]]:
-    """Record the attempts of published timestamps for which an instance has no success; yields each one, with the error
+    """Record the attempts of published timestamps and periods for which an instance has no success; yields each one, with the error
     if it failed.
 
     Raises ``ValueError`` if the instance belongs to another lake.
@@ -61,7 +62,20 @@ def rebuilt(
             f"the Dagster instance in {instance.root_directory} belongs to another lake: {stranger}. Set DAGSTER_HOME to a "
             f"folder of this lake's own, e.g. {lake.root}/.dagster"
         )
-    registered = set(instance.get_dynamic_partitions(str(timestamps.name)))
+    yield from _read_back(instance, lake, params, AGGREGATED, timestamps, published)
+    composed = latest_successes(instance, asset=COMPOSITES)
+    yield from _read_back(instance, lake.composites, params, COMPOSITES, periods, composed)
+
+
+def _read_back(
+    instance: dg.DagsterInstance,
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    asset: dg.AssetKey,
+    partitions: dg.DynamicPartitionsDefinition,
+    published: Collection[str],
+) -> Iterator[tuple[str, str | None]]:
+    registered = set(instance.get_dynamic_partitions(str(partitions.name)))
     for key in sorted(unknown_timestamps(lake, published)):
         try:
             attempt = read_back(read_manifest(lake.manifest(key)), lake, params)
@@ -69,11 +83,13 @@ def rebuilt(
             yield key, f"{lake.manifest(key)}: cannot be restored ({type(error).__name__}: {first_line(error)})"
             continue
         if key not in registered:
-            instance.add_dynamic_partitions(str(timestamps.name), [key])
-            instance.report_runless_asset_event(first_sight(key))
+            instance.add_dynamic_partitions(str(partitions.name), [key])
+            seen = [first_sight(key)] if asset == AGGREGATED else observed(instance, [key], latest_successes(instance))
+            for observation in seen:
+                instance.report_runless_asset_event(observation)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dg.BetaWarning)
             tags = {"dagster/data_version": attempt.inputs} if attempt.inputs else {}
-            event = dg.AssetMaterialization(AGGREGATED, partition=key, metadata=attempt_metadata(attempt), tags=tags)
+            event = dg.AssetMaterialization(asset, partition=key, metadata=attempt_metadata(attempt), tags=tags)
         instance.report_runless_asset_event(event)
         yield key, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,18 +68,31 @@ def build_timestamp(
     with BackgroundChecksums(plan.input_files()) as checksums:
         tell(plan.summary())
         records, previews, origins = _build_bands(plan, folder, target, checksums, tell)
-        picture = _quicklook(previews, origins if plan.seams else {}, tell)
-        with _named(QUICKLOOK, plan, target):
-            # Without one the timestamp would be due for ever.
-            (picture or Image.new("RGB", (1, 1))).save(folder / QUICKLOOK, quality=90, subsampling=0)
-        attempt = successful_attempt(plan, records, target)
-        home = DataLake(lake).timestamp_folder(plan.timestamp)
-        run = f"{target.name}/" if is_run(target.name) else ""
-        with _named(MANIFEST, plan, target):
-            (folder / MANIFEST).write_text(timestamp_manifest(plan, attempt, checksums, lake, folder, run))
-        if plan.stac:
-            with _named(ITEM, plan, target):
-                (folder / ITEM).write_text(timestamp_item(plan, records, folder, home.name, run, checksums))
+        picture = picture_of(previews, origins if plan.seams else {}, tell)
+        return finish(plan, records, picture, folder, target, lake, checksums)
+
+
+def finish(
+    plan: TimestampPlan,
+    records: Sequence[BandRecord],
+    picture: Image.Image | None,
+    folder: Path,
+    target: Path,
+    lake: Path,
+    checksums: BackgroundChecksums,
+) -> Outcome:
+    """Write what stands beside finished bands: see :func:`build_timestamp`."""
+    with _named(QUICKLOOK, plan, target):
+        # Without one the timestamp would be due for ever.
+        (picture or Image.new("RGB", (1, 1))).save(folder / QUICKLOOK, quality=90, subsampling=0)
+    attempt = successful_attempt(plan, records, target)
+    home = DataLake(lake).timestamp_folder(plan.timestamp)
+    run = f"{target.name}/" if is_run(target.name) else ""
+    with _named(MANIFEST, plan, target):
+        (folder / MANIFEST).write_text(timestamp_manifest(plan, attempt, checksums, lake, folder, run))
+    if plan.stac:
+        with _named(ITEM, plan, target):
+            (folder / ITEM).write_text(timestamp_item(plan, records, folder, home.name, run, checksums))
     return Outcome(attempt, picture)
 
 
@@ -89,7 +102,7 @@ def unpublished(plan: TimestampPlan, target: Path, error: OSError | ChangedError
     if isinstance(error, ChangedError):
         why = str(error)
     records = [band_record(plan, mosaic, "write_failed", why) for mosaic in plan.mosaics.values()]
-    return Outcome(failed_attempt(plan, records), None, error, _is_passing(error))
+    return Outcome(failed_attempt(plan, records), None, error, is_passing(error))
 
 
 @contextmanager
@@ -122,7 +135,7 @@ def _build_bands(
                 record, previews[band] = keep_band(plan.kept[band], planned, folder / final.name)
             else:
                 record, stats = _write_band(mosaic, folder / final.name, final, plan, checksums)
-                previews[band] = _masked(stats.preview, mosaic.nodata)
+                previews[band] = masked(stats.preview, mosaic.nodata)
                 if stats.origins is not None:
                     origins[band] = stats.origins
             records.append(record)
@@ -134,16 +147,18 @@ def _build_bands(
             records.append(band_record(plan, mosaic, *_fault(error, folder, target)))
     if errors:
         # A tile whose pixels turned out to be damaged can be fetched again before the next try.
-        again = _is_passing(errors[0]) or (plan.refetchable and any(isinstance(e, TileError) for e in errors))
+        again = is_passing(errors[0]) or (plan.refetchable and any(isinstance(e, TileError) for e in errors))
         raise BuildError(Outcome(failed_attempt(plan, records), None, errors[0], again)) from errors[0]
     return records, previews, origins
 
 
-def _masked(preview: Pixels, nodata: float) -> Preview:
+def masked(preview: Pixels, nodata: float) -> Preview:
+    """A preview whose empty pixels are masked."""
     return np.ma.array(preview, mask=np.isnan(preview) if math.isnan(nodata) else preview == nodata)
 
 
-def _quicklook(previews: dict[str, Preview], origins: dict[str, Pixels], tell: Tell) -> Image.Image | None:
+def picture_of(previews: dict[str, Preview], origins: dict[str, Pixels], tell: Tell) -> Image.Image | None:
+    """The quicklook, where there is something to show and nothing goes wrong."""
     try:
         return quicklook(previews, origins)
     except Exception as error:  # a picture is no reason to lose mosaics
@@ -151,7 +166,7 @@ def _quicklook(previews: dict[str, Preview], origins: dict[str, Pixels], tell: T
         return None
 
 
-def _is_passing(error: Exception) -> bool:
+def is_passing(error: Exception) -> bool:
     """Whether the next try may do without it."""
     return isinstance(error, ChangedError) or is_transient(error)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
-from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake
+from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake, scene_of
 from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.bands import mask_band
@@ -77,6 +77,20 @@ class TimestampPlan:
         return OriginFiles(folder / f"{SOURCE}_{plan.band}.tif")
 
     @property
+    def told(self) -> dict[str, object]:
+        """What it is, and of what, as the manifest begins."""
+        return {"timestamp": self.timestamp, "scenes": self.scene_ids}
+
+    @property
+    def nothing(self) -> str:
+        """What is wrong where there is nothing to make it of."""
+        return "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
+
+    def place_of(self, path: Path) -> str:
+        """What a message calls the place of a file that is read."""
+        return scene_of(path)
+
+    @property
     def inputs(self) -> str:
         """Identifies the inputs of all requested bands."""
         return together({band: self.identities[band] for band in self.asked})
@@ -112,7 +126,7 @@ def plan_timestamp(
     # First of all: what changes from here on must look like a change to whoever compares later.
     fingerprints = lake.fingerprints(acquisition.scene_ids)
     identities = identify_bands(acquisition, lake, asked, params.bands, fingerprints)
-    scenes = _scenes(acquisition, lake)
+    scenes = scenes_of(acquisition.scene_ids, lake)
     mismatches = _mismatches(tile_names(acquisition, params), lake, fingerprints, params.threads)
     sources, problems = _inputs(scenes, lake, params, mask_band(asked.bands), mismatches)
     mosaics, faults = plan_mosaics(sources, params.mosaic_options())
@@ -200,8 +214,9 @@ def _mismatches(
         return {problem.path: problem for problem in pool.map(look, tiles) if problem and problem.path}
 
 
-def _scenes(acquisition: Acquisition, lake: DataLake) -> list[Scene]:
+def scenes_of(scene_ids: Sequence[str], lake: DataLake) -> list[Scene]:
+    """What the scenes' names and STAC items tell of them."""
     return [
         Scene(scene_id, *radiometry_of(scene_id, read_item(lake.scene_item(scene_id), lake.folders)))
-        for scene_id in acquisition.scene_ids
+        for scene_id in scene_ids
     ]

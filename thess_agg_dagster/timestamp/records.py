@@ -45,8 +45,7 @@ def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, mes
 def unplanned_attempt(plan: TimestampPlan) -> Attempt:
     """The attempt that ends with planning: no tiles are listed, or a band has no plan."""
     if not plan.scene_ids:
-        message = "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
-        return _attempt(plan, "failed_no_tiles", message)
+        return _attempt(plan, "failed_no_tiles", plan.nothing)
     broken = ", ".join(plan.problems)
     records = [
         band_record(plan, mosaic, "skipped", f"not merged, because of {broken}") for mosaic in plan.mosaics.values()
@@ -83,7 +82,7 @@ def _problem_message(plan: TimestampPlan) -> str:
     bands: dict[tuple[str, str], list[str]] = {}
     for band, problems in plan.problems.items():
         for problem in problems:
-            where = scene_of(problem.path) if problem.path else ""
+            where = plan.place_of(problem.path) if problem.path else ""
             bands.setdefault((where, problem.reason), []).append(band)
     return "; ".join(
         f"{', '.join(names)} of {where}: {reason}" if where else f"{', '.join(names)}: {reason}"

@@ -25,7 +25,7 @@ def located(lake: DataLake, params: TimestampsAggregationParams) -> DataLake:
     policy = download_policy(params)
     if not lake.remote or policy is None or isinstance(lake, _LocatedLake):
         return lake
-    return _LocatedLake(lake.root, lake.tables, lake.tiles, lake.remote, policy)
+    return _LocatedLake(lake.root, lake.tables, lake.tiles, lake.remote, policy=policy)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ EXPECTED = {
     "dtype_conflict": "failed_invalid_inputs",
     "outside_grid": "failed_invalid_inputs",
     "unknown_baseline": "failed_invalid_inputs",
+    "grid_conflict": "failed_invalid_inputs",
     "merge_failed": "failed_merge",
     "write_failed": "failed_merge",
     "skipped": "failed_merge",

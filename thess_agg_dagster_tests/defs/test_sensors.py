@@ -28,7 +28,7 @@ from thess_agg_dagster.defs.sensors import (
     tiles,
     time_serie_sensor,
 )
-from thess_agg_dagster.keys import AGGREGATED, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import run_asset
@@ -570,6 +570,7 @@ def test_what_runs_by_itself_and_what_does_not() -> None:
             "late_tiles_sensor",
             "changed_inputs_sensor",
             "missing_or_failed_sensor",
+            "composites_sensor",
             "report_sensor",
         ),
         dg.DefaultSensorStatus.RUNNING,
@@ -577,4 +578,6 @@ def test_what_runs_by_itself_and_what_does_not() -> None:
     schedules = list(defs.schedules or ())
     assert {schedule.name for schedule in schedules} == {"verify_published_schedule", "update_catalogue_schedule"}
     assert {schedule.default_status for schedule in schedules} == {dg.DefaultScheduleStatus.STOPPED}
-    assert {TIME_SERIE, AGGREGATED, REPORT, VERIFICATION} <= {spec.key for spec in defs.resolve_all_asset_specs()}
+    assert {TIME_SERIE, AGGREGATED, COMPOSITES, REPORT, VERIFICATION} <= {
+        spec.key for spec in defs.resolve_all_asset_specs()
+    }

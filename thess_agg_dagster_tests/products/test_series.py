@@ -377,6 +377,37 @@ def test_what_the_guide_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert means.max() > means.min() + 0.1  # summer is greener than winter
 
 
+@pytest.mark.usefixtures("offline_schemas")
+def test_what_the_guide_of_composites_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/COMPOSITES.md on a smaller sample that is whole, and the pixels behind it."""
+    guide = (Path(__file__).parents[2] / "docs" / "COMPOSITES.md").read_text()
+    command, snippet, _ = re.findall(r"```(?:sh|python)\n(.*?)```", guide, re.DOTALL)
+    root = tmp_path / "sample-lake"
+    make_sample_lake(root, pixel=300)
+    write_scene(DataLake(root), MISSING_SCENE, 300)
+    monkeypatch.chdir(tmp_path)
+    found = invoke(*shlex.split(command.replace("\\\n", " "))[3:])
+    assert found.exit_code == 0, found.output
+    collection = pystac.Collection.from_file("sample-lake/data_raw/composites/collection.json")
+    assert collection.validate_all() == 11  # six months, five quarters
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    ndvi = names["ndvi"]
+    assert [str(time)[:10] for time in ndvi["time"].values] == [
+        "2023-01-01", "2023-04-01", "2023-07-01", "2024-04-01", "2024-10-01",
+    ]  # fmt: skip
+    assert len(open_series(root, "B04", composites="month")) == 6
+    spring = DataLake(root).composites.published("2023-Q2").folder
+    series = open_series(root, "B08").sel(time=slice("2023-04-01", "2023-06-30"))
+    assert len(series) == 2
+    expected = series.median("time").round().fillna(0)
+    np.testing.assert_array_equal(read(spring / "B08.tif"), expected)
+    red, nir = (read(spring / f"{band}.tif").astype(float) for band in ("B04", "B08"))
+    with np.errstate(all="ignore"):
+        index = np.where((red == 0) | (nir == 0), np.nan, (nir - red) / (nir + red))
+    np.testing.assert_allclose(ndvi.sel(time="2023-04-01").squeeze(), index, rtol=1e-5)
+
+
 def test_nothing_outside_the_area(two: SmallLake) -> None:
     two.aggregate(FIRST, **FIXED)
     everything = read(two.lake.mosaic(FIRST, "B04"))

@@ -32,11 +32,13 @@ MOST_ATTEMPTS = 5_000
 Tick = dg.SensorResult | dg.SkipReason
 
 
-def request_of(key: str, last: RecordedAttempt | None, what: str, cause: str) -> dg.RunRequest:
-    """A request to run one timestamp. Dagster launches each run key once, so the same cause after the same attempt
-    gives one run."""
+def request_of(
+    key: str, last: RecordedAttempt | None, what: str, cause: str, asset: dg.AssetKey = AGGREGATED
+) -> dg.RunRequest:
+    """A request to run one timestamp (or another asset's partition). Dagster launches each run key once, so the same cause
+    after the same attempt gives one run."""
     run_key = f"{key} after {last.storage_id if last else 0} {digest_of(what)}"
-    return dg.RunRequest(run_key=run_key, partition_key=key, asset_selection=[AGGREGATED], tags={CAUSE: cause})
+    return dg.RunRequest(run_key=run_key, partition_key=key, asset_selection=[asset], tags={CAUSE: cause})
 
 
 def digest_of(text: str) -> str:

@@ -1,0 +1,338 @@
+"""What the composites of one period will become, or everything that stands in the way; and whether they are due.
+
+A period is planned as a timestamp is: its tiles are the published mosaics of its timestamps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rasterio.enums import Resampling
+
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
+from thess_agg_dagster.lake.layout import COUNT, ITEM, NDVI, PERIOD, QUICKLOOK, DataLake
+from thess_agg_dagster.lake.periods import MONTH, kind_of, period_of, quarter_of
+from thess_agg_dagster.lake.time_serie import instant_of
+from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.composite import CompositeError, CompositeOptions, Series, open_mosaics
+from thess_agg_dagster.mosaic.inspection import Note
+from thess_agg_dagster.mosaic.ndvi import NdviOptions, ndvi_plan
+from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.plan import Layer, MosaicPlan
+from thess_agg_dagster.mosaic.reducers import BY_BAND
+from thess_agg_dagster.mosaic.target import Target
+from thess_agg_dagster.mosaic.tiles import Problem, TileError
+from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
+from thess_agg_dagster.timestamp.freshness import together
+from thess_agg_dagster.timestamp.plan import Scene, TimestampPlan, scenes_of
+
+#: Identifies how composites are made of given mosaics: raised only when the same mosaics give other pixels.
+COMPOSITES_VERSION = 1
+
+_STACK = "aggregate all timestamps with grid=fixed and the same parameters"
+
+
+@dataclass(frozen=True)
+class PeriodPlan(TimestampPlan):
+    """One period, decided. ``timestamp`` is the period, ``scene_ids`` the timestamps that are read.
+
+    ``series`` are the mosaics of the period's own timestamps, by band; ``quarter`` those of the quarter that stands in for a
+    month, where it does, and ``stand_in`` is its name. ``recorded`` are the checksums that the mosaics were published with.
+    """
+
+    series: Mapping[str, Series] = field(default_factory=dict)
+    quarter: Mapping[str, Series] = field(default_factory=dict)
+    members: Sequence[str] = ()
+    stand_in: str = ""
+    how: CompositeOptions = field(default_factory=CompositeOptions)
+    index: NdviOptions | None = None
+    recorded: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def told(self) -> dict[str, object]:
+        told: dict[str, object] = {"period": self.timestamp, "timestamps": list(self.members)}
+        if self.stand_in:
+            told["stand_in"] = {"period": self.stand_in, "timestamps": list(self.scene_ids)}
+        return told
+
+    @property
+    def nothing(self) -> str:
+        return f"no listed timestamp of {self.timestamp} is published; aggregate one first"
+
+    def place_of(self, path: Path) -> str:
+        return str(path)
+
+    def summary(self) -> str:
+        bands = ", ".join(f"{m.band} ({m.grid.width} x {m.grid.height})" for m in self.mosaics.values())
+        more = f" (and {len(self.scene_ids)} of {self.stand_in})" if self.stand_in else ""
+        return f"Composing {len(self.members)} timestamps{more} into {bands}"
+
+    def grids(self) -> list[list[str]]:
+        """The bands that share a grid, the finest first."""
+        found: dict[object, list[str]] = {}
+        for band in sorted(self.series, key=lambda band: abs(self.series[band].grid.resolution.x)):
+            found.setdefault(self.series[band].grid, []).append(band)
+        return list(found.values())
+
+
+def members_of(period: str, published: Iterable[str]) -> list[str]:
+    """The timestamps of a period among published ones, in order of time."""
+    kind = kind_of(period)
+    return sorted((key for key in published if period_of(key, kind) == period), key=instant_of)
+
+
+def _read_for(period: str, published: Iterable[str], params: TimestampsAggregationParams) -> tuple[str, list[str]]:
+    """The quarter that stands in, if one does, and all timestamps that are read."""
+    members = members_of(period, published)
+    if not (params.quarter_stands_in and kind_of(period) == MONTH and members):
+        return "", members
+    quarter = quarter_of(period)
+    return quarter, members_of(quarter, published)
+
+
+def identify_mosaics(period: str, published: Mapping[str, Attempt]) -> str:
+    """What identifies the published mosaics of a period, whatever is made of them."""
+    return _digest([period], [(key, band) for key in members_of(period, published) for band in published[key].bands])
+
+
+def identify_period(
+    period: str, published: Mapping[str, Attempt], params: TimestampsAggregationParams
+) -> dict[str, str]:
+    """Per band a short text that changes with what decides the pixels of its composite: parameters, and the mosaics."""
+    _, read = _read_for(period, published, params)
+    records = [(key, band) for key in read for band in published[key].bands]
+    together_bands = params.composite_method not in BY_BAND
+    found = {}
+    for band in params.bands:
+        joint = together_bands and role_of(band) != "classes"
+        of = {each for each in params.bands if role_of(each) != "classes"} if joint else {band}
+        start = [str(COMPOSITES_VERSION), params.composite_identity(), period, *members_of(period, published)]
+        found[band] = _digest(start, [(key, record) for key, record in records if record.band in of])
+    return found
+
+
+def _digest(start: Sequence[str], records: Sequence[tuple[str, BandRecord]]) -> str:
+    told = [list(start), *([key, each.band, each.inputs, each.output_checksum] for key, each in records)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
+def is_current(made: Attempt, published: Mapping[str, Attempt], params: TimestampsAggregationParams) -> bool:
+    """Whether the composites of a success would be made the same again, by what was recorded of them."""
+    now = identify_period(made.timestamp, published, params)
+    recorded = {band.band: band.inputs for band in made.bands}
+    return all(recorded.get(band) == inputs for band, inputs in now.items())
+
+
+def is_due(
+    period: str,
+    last: RecordedAttempt | None,
+    published: Mapping[str, Attempt],
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    fingerprints: Fingerprints,
+) -> bool:
+    """Whether there is no success yet, or one of other mosaics or parameters, or something of it is gone.
+
+    ``fingerprints`` tell how the files in ``lake.composites`` stand now.
+    """
+    if last is None or last.attempt.status != "success" or not is_current(last.attempt, published, params):
+        return True
+    shelf = lake.composites
+    folder = shelf.folder_of(period, last.attempt.output_folder)
+    files = [*params.bands, *(band.band for band in last.attempt.bands if band.band in (COUNT, PERIOD, NDVI))]
+    expected = [shelf.manifest(period), folder / QUICKLOOK, *(folder / f"{name}.tif" for name in files)]
+    if params.stac:
+        expected.append(folder / ITEM)
+    return not all(map(fingerprints, expected))
+
+
+def plan_period(
+    period: str,
+    published: Mapping[str, Attempt],
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+    waiting: Collection[str] = (),
+) -> PeriodPlan:
+    """Plan the composites of a period from the headers of its mosaics; all problems of all bands are found.
+
+    ``published`` are the latest successes of the timestamps that count (of this period and others), ``waiting`` timestamps
+    that are listed and not among them. Raises ``ValueError`` for what is no period.
+    """
+    replaces = lake.composites.version(period)
+    members = members_of(period, published)
+    quarter, read = _read_for(period, published, params)
+    identities = identify_period(period, published, params)
+    paths = {key: lake.folder_of(key, published[key].output_folder) for key in read}
+    series: dict[str, Series] = {}
+    standing: dict[str, Series] = {}
+    problems: dict[str, list[Problem]] = {}
+    for band in params.bands if members else ():
+        faults = list(_faults(band, read, published, paths, period))
+        try:
+            if not faults:
+                standing[band] = _opened(band, read, paths)
+                series[band] = _opened(band, members, paths) if quarter else standing[band]
+        except CompositeError as error:
+            faults.append(Problem("grid_conflict", f"{error}; {period} cannot be made of them"))
+        except TileError as error:
+            faults.append(again(error.problem))
+        if faults:
+            problems[band] = faults
+    scenes = [scene for key in read for scene in _carried(published[key], lake)]
+    how = CompositeOptions(params.composite_method, params.min_observations, _output(read, published, params))
+    index = None
+    if not problems and series:
+        problems |= _grid_problems(series, params)
+    if not problems and series and params.ndvi is not None:
+        offsets = {scene.offset for scene in scenes}
+        offset = offsets.pop() if len(offsets) == 1 else None
+        if offset is None:
+            what = "NDVI needs to know one radiometric offset of all scenes; aggregate with harmonize"
+            problems["B04"] = [Problem("unknown_baseline", what)]
+        else:
+            index = NdviOptions(params.ndvi == "int16", offset, how.output)
+    notes = tuple(_notes(period, read, published, scenes, waiting))
+    mosaics = {band: _mosaic(band, standing[band], notes, how.output) for band in series if band not in problems}
+    if not problems and series:
+        mosaics |= _beside(series, mosaics, quarter, index, how.output)
+        identities |= dict.fromkeys(set(mosaics) - set(identities), together(identities))
+    return PeriodPlan(
+        period,
+        read,
+        mosaics,
+        problems,
+        identities,
+        scenes,
+        params.stac or bool(fingerprint_of(lake.composites.published(period).item)),  # one that is there is kept true
+        params.composite_json(),
+        asked=params.bands,
+        differing=params.composite_identity(),
+        replaces=replaces,
+        series=series,
+        quarter=standing if quarter else {},
+        members=members,
+        stand_in=quarter,
+        how=how,
+        index=index,
+        recorded={
+            paths[key] / f"{band.band}.tif": band.output_checksum for key in read for band in published[key].bands
+        },
+    )
+
+
+def again(problem: Problem) -> Problem:
+    """A problem with a mosaic, and what mends it: not what mends a tile."""
+    what = problem.reason.partition(";")[0]
+    return replace(problem, reason=f"{what}; run its timestamp again, with --force")
+
+
+def _opened(band: str, timestamps: Sequence[str], paths: Mapping[str, Path]) -> Series:
+    found = open_mosaics(band, [paths[key] / f"{band}.tif" for key in timestamps])
+    return replace(
+        found, tiles=tuple(replace(tile, scene_id=key) for key, tile in zip(timestamps, found.tiles, strict=True))
+    )
+
+
+def _faults(
+    band: str, timestamps: Sequence[str], published: Mapping[str, Attempt], paths: Mapping[str, Path], period: str
+) -> Iterator[Problem]:
+    """What can be told of a band's mosaics without opening them."""
+    for key in timestamps:
+        path = paths[key] / f"{band}.tif"
+        record = next((each for each in published[key].bands if each.band == band), None)
+        if record is None:
+            yield Problem("missing_input", f"{key} was published without {band}; run it again with this band", path)
+        elif fingerprint_of(path) is None:
+            yield Problem("missing_input", f"no such file; run the timestamp {key} again", path)
+        elif record.grid != "fixed":
+            yield Problem(
+                "grid_conflict", f"{path} is on the grid of its own tiles, so {period} has no {band}; {_STACK}", path
+            )
+
+
+def _grid_problems(series: Mapping[str, Series], params: TimestampsAggregationParams) -> dict[str, list[Problem]]:
+    """Bands that are looked at together share a grid."""
+    what = f"composite_method={params.composite_method}"
+    joint = [band for band in series if role_of(band) != "classes"] if params.composite_method not in BY_BAND else []
+    if params.ndvi is not None and not joint:
+        what, joint = "ndvi", ["B04", "B08"]
+    return {
+        band: [Problem("grid_conflict", f"{what} needs {band} on the pixels of {joint[0]}; aggregate with match_band")]
+        for band in joint[1:]
+        if series[band].grid != series[joint[0]].grid
+    }
+
+
+def _carried(attempt: Attempt, lake: DataLake) -> list[Scene]:
+    """The scenes of a timestamp, with the offset that its mosaics still carry."""
+    scenes = scenes_of(attempt.scene_ids, lake)
+    return [scene._replace(offset=0) for scene in scenes] if _harmonized(attempt) else scenes
+
+
+def _harmonized(attempt: Attempt) -> bool:
+    return bool(json.loads(attempt.parameters or "{}").get("harmonize"))
+
+
+def _output(
+    timestamps: Sequence[str], published: Mapping[str, Attempt], params: TimestampsAggregationParams
+) -> MosaicOptions:
+    """How the files are written, and what their numbers are."""
+    made = [json.loads(published[key].parameters or "{}") for key in timestamps]
+    return MosaicOptions(
+        merge_method=next((each["merge_method"] for each in made if "merge_method" in each), "first"),
+        compress=params.compress,
+        format=params.format,
+        threads=params.threads,
+        harmonize=bool(made) and all(each.get("harmonize") for each in made),
+        target=Target(grid="fixed"),
+    )
+
+
+def _notes(
+    period: str,
+    timestamps: Sequence[str],
+    published: Mapping[str, Attempt],
+    scenes: Sequence[Scene],
+    waiting: Collection[str],
+) -> Iterator[Note]:
+    if late := members_of(period, waiting):
+        shown = f"{', '.join(late[:5])}{', ...' if len(late) > 5 else ''}"
+        yield Note("incomplete", f"{len(late)} listed timestamps of {period} are not published: {shown}")
+    if len({published[key].parameters for key in timestamps} - {""}) > 1:
+        yield Note("mixed_parameters", f"the mosaics were made with different parameters; {_STACK}")
+    offsets = {scene.offset for scene in scenes}
+    if len(offsets) > 1:
+        yield Note("mixed_baselines", "reflectances carry different radiometric offsets; aggregate with harmonize")
+
+
+def _mosaic(band: str, series: Series, notes: tuple[Note, ...], output: MosaicOptions) -> MosaicPlan:
+    layers = tuple(
+        Layer(tile, series.nodata, 0, None, Resampling.nearest, number) for number, tile in enumerate(series.tiles, 1)
+    )
+    return MosaicPlan(band, layers, series.grid, str(series.dtype), series.nodata, output, notes)
+
+
+def _beside(
+    series: Mapping[str, Series],
+    mosaics: Mapping[str, MosaicPlan],
+    quarter: str,
+    index: NdviOptions | None,
+    output: MosaicOptions,
+) -> dict[str, MosaicPlan]:
+    """The files that tell of the bands: of the finest band (the first of them), what :mod:`period.build` writes."""
+    finest = min(series, key=lambda band: abs(series[band].grid.resolution.x))
+    first = mosaics[finest]
+    dtype = "uint8" if len(first.layers) < 256 else "uint16"
+    found = {COUNT: replace(first, band=COUNT, dtype=dtype, nodata=math.nan, notes=())}
+    if quarter:
+        found[PERIOD] = replace(first, band=PERIOD, dtype="uint8", nodata=0.0, notes=())
+    if index is not None:
+        both = mosaics["B08"].layers + mosaics["B04"].layers
+        found[NDVI] = replace(ndvi_plan(series["B04"], index, NDVI), layers=both, options=output)
+    return found
