@@ -328,7 +328,7 @@ def test_a_killed_run_leaves_what_was_there(ready: SmallLake) -> None:
     ready.tables(**ASKED)
     table = pd.read_csv(io.BytesIO(ready.lake.audit_table("composites").read_bytes()), dtype=str).set_index("period")
     assert table.loc[APRIL, "status"] == "exception"
-    assert "what was published before stays" in str(table.loc[APRIL, "message"])
+    assert "the previous version stays published" in str(table.loc[APRIL, "message"])
 
 
 def test_what_is_missing_of_a_period_is_said(ready: SmallLake) -> None:

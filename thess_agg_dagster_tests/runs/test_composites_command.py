@@ -79,11 +79,11 @@ def test_a_lost_instance_is_read_back_and_what_rots_is_found(small_lake: SmallLa
     small_lake.list_rows(*((key, add(small_lake, key, seed)) for seed, key in enumerate(TIMES[:2])))
     command = ["--data-lake", str(small_lake.root), *ON_ONE_GRID, "--composites", "month,quarter"]
     assert invoke(*command).exit_code == 0
-    assert "14 mosaics looked at" in invoke("--data-lake", str(small_lake.root), "--verify").stderr
+    assert "14 mosaics checked" in invoke("--data-lake", str(small_lake.root), "--verify").stderr
     shutil.rmtree(small_lake.root / ".dagster")
     found = invoke("rebuild", "--data-lake", str(small_lake.root))
     assert found.exit_code == 0, found.output
-    assert f"{APRIL}  is read back" in found.stdout
+    assert f"{APRIL}  restored" in found.stdout
     assert "2 periods, 2 unchanged and skipped" in invoke(*command).stdout
     path = small_lake.lake.composites.published(SPRING).folder / "count.tif"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
