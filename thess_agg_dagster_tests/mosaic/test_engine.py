@@ -436,7 +436,7 @@ def test_a_file_that_could_not_be_written_whole_is_an_error(tmp_path: Path, comp
     answers = result.stdout.splitlines()
     assert answers[-1] == "written"
     assert len(answers) == len(limits)
-    assert all("cannot be written" in answer and "takes up to" in answer for answer in answers[:-1]), answers
+    assert all("cannot be written" in answer and "needs up to" in answer for answer in answers[:-1]), answers
 
 
 @pytest.mark.parametrize(("nodata", "share"), [(math.nan, 1.0), (7, 1.0)])
