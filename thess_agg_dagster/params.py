@@ -123,7 +123,7 @@ class TimestampsAggregationParams(Parameters):
     """Format of the mosaics; cog is cloud-optimized, with overviews."""
 
     stac: bool = parameter(False, "Output")
-    """Write a STAC item next to each timestamp's mosaics and, with the report, a collection of all items."""
+    """Write a STAC item next to each timestamp's mosaics and, with the report, a collection of all items and its indices."""
 
     provenance: bool = parameter(False, "Output")
     """Write which scene each pixel comes from (source.tif) and how many scenes had a valid pixel (observations.tif)."""

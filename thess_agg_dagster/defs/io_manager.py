@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from thess_agg_dagster.period.build import build_period
 from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.products import stac
 from thess_agg_dagster.products.quicklook import thumbnail
+from thess_agg_dagster.products.series_index import series_parquet, tile_indices
 from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
@@ -174,15 +175,20 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata(seen | {TABLES_DIGEST: tables_digest(self.lake), EVENTS_UP_TO: obj.up_to})
 
     def _write_collection(self, shelf: DataLake, kind: stac.Kind) -> bool:
-        """The STAC collection of what is published with items, where there are any."""
-        items = shelf.items()
-        collection = stac.series_collection(items, shelf.aggregated, kind)
-        if collection is not None:
+        """The STAC collection of what is published with items, and its indices, where there are any."""
+        paths = shelf.items()
+        items = stac.published_items(paths, shelf.aggregated)
+        if items:
+            collection = stac.series_collection(items, kind)
+            indices = tile_indices(items)
+            for name, data in indices.items():
+                self._write_table(shelf.aggregated / name, data)
+            self._write_table(shelf.series_parquet, series_parquet(items, collection))
             self._write_table(shelf.collection, collection.encode())
-        elif not items:
-            with suppress(OSError):
-                shelf.collection.unlink()
-        return collection is not None
+            _remove(path for path in shelf.tile_indices() if path.name not in indices)
+        elif not paths:
+            _remove([shelf.collection, shelf.series_parquet, *shelf.tile_indices()])
+        return bool(items)
 
     def _write_table(self, path: Path, data: bytes) -> None:
         try:
@@ -226,6 +232,12 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             return error.outcome
         except (OSError, ChangedError) as error:
             return unpublished(plan, target, error)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _records(table: pd.DataFrame) -> list[dg.TableRecord]:

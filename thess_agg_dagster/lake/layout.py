@@ -22,7 +22,7 @@ from typing import Any
 from thess_agg_dagster.lake.run_names import is_run, run_name
 from thess_agg_dagster.storage.conditional import version_of
 from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprints_below
-from thess_agg_dagster.storage.paths import REQUESTS, files_below, is_remote, lake_path, read_if_there
+from thess_agg_dagster.storage.paths import REQUESTS, files_below, is_remote, lake_path, names_in, read_if_there
 
 #: The audit tables by short name.
 AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
@@ -35,6 +35,15 @@ AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
 )
 
 QUICKLOOK, MANIFEST, ITEM, COLLECTION = "quicklook.jpg", "manifest.json", "item.json", "collection.json"
+
+# GDAL knows a tile index by this end of its name.
+_INDEX_BEGINS, _INDEX_ENDS = "series_", ".gti.gpkg"
+
+
+def tile_index_name(what: str) -> str:
+    """The name of a tile index of, say, a band."""
+    return f"{_INDEX_BEGINS}{what}{_INDEX_ENDS}"
+
 
 #: Beside the bands: which scene each pixel came from, and how many scenes had one. No band may be called so.
 SOURCE, OBSERVATIONS = "source", "observations"
@@ -306,6 +315,18 @@ class DataLake:
     def collection(self) -> Path:
         """The STAC collection of all published timestamps."""
         return self.aggregated / COLLECTION
+
+    @property
+    def series_parquet(self) -> Path:
+        """The same items as a table."""
+        return self.aggregated / "series.parquet"
+
+    def tile_indices(self) -> list[Path]:
+        """The tile indices of all bands that are there. Raises ``OSError``."""
+        names = names_in(self.aggregated)
+        return [
+            self.aggregated / name for name in names if name.startswith(_INDEX_BEGINS) and name.endswith(_INDEX_ENDS)
+        ]
 
     def manifest(self, timestamp: str) -> Path:
         """The inputs of a timestamp's mosaics, and all checksums."""

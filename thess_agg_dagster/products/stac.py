@@ -32,6 +32,7 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import CLASSES
 from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.products.provenance import SOFTWARE, legend
+from thess_agg_dagster.products.series_index import Listed
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
@@ -136,11 +137,14 @@ def _span(item: Mapping[str, Any]) -> tuple[datetime, datetime]:
     return datetime.fromisoformat(given[0]), datetime.fromisoformat(given[1])
 
 
-def series_collection(items: Iterable[Path], folder: Path, kind: Kind = MOSAICS) -> str | None:
-    """The STAC collection of all items as JSON, from their files below the folder it will stand in; ``None`` without any."""
-    found = [(str(path.relative_to(folder)), item) for path in items if "bbox" in (item := read_item(path))]
-    if not found:
-        return None
+def published_items(paths: Iterable[Path], folder: Path) -> list[Listed]:
+    """The items in these files with their paths below ``folder``, in order of time; without those that cannot be read."""
+    found = [(str(path.relative_to(folder)), item) for path in paths if "bbox" in (item := read_item(path))]
+    return sorted(found, key=lambda each: _span(each[1]))
+
+
+def series_collection(found: Sequence[Listed], kind: Kind = MOSAICS) -> str:
+    """The STAC collection of items as JSON, to stand in the folder that their paths begin in. There is at least one."""
     import pystac
 
     times = [_span(item) for _, item in found]
@@ -161,7 +165,7 @@ def series_collection(items: Iterable[Path], folder: Path, kind: Kind = MOSAICS)
     )
     collection.clear_links()
     collection.add_link(pystac.Link("root", f"./{COLLECTION}", "application/json"))
-    for name, _ in sorted(found, key=lambda each: _span(each[1])):
+    for name, _ in found:
         collection.add_link(pystac.Link("item", f"./{name}", "application/geo+json"))
     return _json(collection)
 

@@ -149,6 +149,16 @@ def files_below(folder: Path, name: str, depths: Sequence[int] = (1,)) -> list[P
     return []
 
 
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none if it does not exist. Raises ``OSError``."""
+    if not is_remote(folder):
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    remote = cast(Any, folder)
+    with suppress(FileNotFoundError), as_os_errors(folder):
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in remote.fs.ls(remote.path, detail=False))
+    return []
+
+
 def upload(file: Path, target: Path) -> None:
     """Upload a local file to a bucket, where it appears complete. Raises ``OSError``."""
     with as_os_errors(target):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pystac
 import pystac.validation
@@ -346,9 +347,9 @@ def test_a_band_that_is_not_there(two: SmallLake) -> None:
 
 @pytest.mark.usefixtures("offline_schemas")
 def test_what_the_guide_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last section of docs/SERIES.md, line by line, on a smaller sample that is whole; then the pixels behind it."""
+    """The last sections of docs/SERIES.md, line by line, on a smaller sample that is whole; then the pixels behind it."""
     guide = (Path(__file__).parents[2] / "docs" / "SERIES.md").read_text()
-    section = guide[guide.index("## From mosaics to NDVI") :]
+    section = guide[guide.index("## From mosaics to NDVI") :]  # and of the index
     command, *snippets = re.findall(r"```(?:sh|python)\n(.*?)```", section, re.DOTALL)
     root = tmp_path / "sample-lake"
     make_sample_lake(root, pixel=300)
@@ -376,6 +377,19 @@ def test_what_the_guide_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     means = np.nanmean(ndvi, axis=(1, 2))
     assert means.max() > means.min() + 0.1  # summer is greener than winter
 
+    assert list(names["items"]["id"]) == [folder.name for folder in folders]
+    assert list(names["clear"]["id"]) == [
+        folder.name
+        for folder in folders
+        if json.loads((folder / "item.json").read_text())["properties"]["eo:cloud_cover"] < 50
+    ]
+    latest = np.zeros_like(names["red"].data)
+    for number, folder in enumerate(folders):
+        if "2023-06" <= folder.name < "2023-09":
+            latest = np.where(cube["B04"][number] > 0, cube["B04"][number], latest)
+    assert latest.any()
+    np.testing.assert_array_equal(names["red"].filled(0), latest)
+
 
 @pytest.mark.usefixtures("offline_schemas")
 def test_what_the_guide_of_composites_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +404,12 @@ def test_what_the_guide_of_composites_shows(tmp_path: Path, monkeypatch: pytest.
     assert found.exit_code == 0, found.output
     collection = pystac.Collection.from_file("sample-lake/data_raw/composites/collection.json")
     assert collection.validate_all() == 11  # six months, five quarters
+    shelf = DataLake(root).composites
+    assert len(gpd.read_parquet(shelf.series_parquet)) == 11
+    for period in ("2023-04", "2023-Q2"):
+        index = shelf.aggregated / f"series_B08@{'quarter' if 'Q' in period else 'month'}.gti.gpkg"
+        with rasterio.open(index, FILTER=f"id = '{period}'") as raster:
+            np.testing.assert_array_equal(raster.read(1), read(shelf.mosaic(period, "B08")))
     names: dict[str, Any] = {}
     exec(snippet, names)
     ndvi = names["ndvi"]
