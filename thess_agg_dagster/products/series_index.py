@@ -111,12 +111,24 @@ def tile_indices(items: Iterable[Listed]) -> dict[str, bytes]:
     bands: dict[str, dict[_Like, list[_Tile]]] = {}
     for band, like, tile in _mosaics(items):
         bands.setdefault(band, {}).setdefault(like, []).append(tile)
-    found = {}
-    for band, groups in bands.items():
-        names = [like.names() for like in groups]
-        for (like, tiles), own in zip(groups.items(), names, strict=True):
-            peculiar = [part for number, part in enumerate(own) if len({each[number] for each in names}) > 1]
-            found[tile_index_name("@".join([band, *peculiar]))] = _geopackage(band, like, tiles)
+    return {
+        tile_index_name(name): _geopackage(band, like, groups[like])
+        for band, groups in bands.items()
+        for like, name in _names(band, list(groups)).items()
+    }
+
+
+def _names(band: str, groups: Sequence[_Like]) -> dict[_Like, str]:
+    """As much of what is peculiar to each group as tells it from all others: the CRS before the size of pixels, ..."""
+    found = dict.fromkeys(groups, band)
+    for parts in zip(*(like.names() for like in groups), strict=True):
+        by_name: dict[str, set[str]] = {}
+        for name, part in zip(found.values(), parts, strict=True):
+            by_name.setdefault(name, set()).add(part)
+        found = {
+            like: f"{name}@{part}" if len(by_name[name]) > 1 else name
+            for (like, name), part in zip(found.items(), parts, strict=True)
+        }
     return found
 
 

@@ -202,7 +202,7 @@ def test_an_index_moves_with_the_lake(two: SmallLake, tmp_path: Path) -> None:
         (
             {"target_crs": "ESRI:54009", "resolution": 100},
             {"target_crs": "EPSG:4326", "resolution": 0.001},
-            {"ESRI_54009@res_100_100": FIRST, "EPSG_4326@res_0.001_0.001": SECOND},
+            {"ESRI_54009": FIRST, "EPSG_4326": SECOND},
         ),
     ],
 )
