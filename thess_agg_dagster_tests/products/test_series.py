@@ -407,8 +407,8 @@ def test_what_the_guide_of_composites_shows(tmp_path: Path, monkeypatch: pytest.
     shelf = DataLake(root).composites
     assert len(gpd.read_parquet(shelf.series_parquet)) == 11
     for period in ("2023-04", "2023-Q2"):
-        index = shelf.aggregated / f"series_B08@{'quarter' if 'Q' in period else 'month'}.gti.gpkg"
-        with rasterio.open(index, FILTER=f"id = '{period}'") as raster:
+        tile_index = shelf.aggregated / f"series_B08@{'quarter' if 'Q' in period else 'month'}.gti.gpkg"
+        with rasterio.open(tile_index, FILTER=f"id = '{period}'") as raster:
             np.testing.assert_array_equal(raster.read(1), read(shelf.mosaic(period, "B08")))
     names: dict[str, Any] = {}
     exec(snippet, names)
