@@ -173,7 +173,9 @@ def test_a_series_from_its_list_to_its_repair(lake: DataLake, ui: Ui, page: Page
     page.goto("/asset-groups?expanded=" + ",".join(f"global@global:{group}" for group in groups))
     for name in (*groups, "time_serie", "aggregated", "composites"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
-    expect(page.get_by_text(re.compile("^times.*_aggregation$")).first).to_be_visible()  # a long name is cut in its middle
+    expect(
+        page.get_by_text(re.compile("^times.*_aggregation$")).first
+    ).to_be_visible()  # a long name is cut in its middle
     keep(page, "lineage")
     ui.wait_until(lambda: not ui.runs(*UNFINISHED))
     assert "locked" not in ui.log.read_text()
