@@ -14,7 +14,7 @@ from thess_agg_dagster.audit.event_log import first_sight, latest_successes, sto
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.audit.tables import audit_tables, composites_table, newest_event, table_schema
-from thess_agg_dagster.defs.attempts import AssetEvents, attempted
+from thess_agg_dagster.defs.attempts import RETRIES, AssetEvents, attempted
 from thess_agg_dagster.defs.checks import (
     AGGREGATED_CHECKS,
     REPORT_CHECKS,
@@ -173,8 +173,7 @@ def _backfill_policy() -> dg.BackfillPolicy | None:
     check_specs=AGGREGATED_CHECKS,
     backfill_policy=_backfill_policy(),
     output_required=False,  # a run of several timestamps has runs that give it
-    # For faults of the system only; bad input fails at once (`allow_retries`).
-    retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
+    retry_policy=RETRIES,
     group_name=group("mosaics"),
     owners=OWNERS,
     kinds={"geotiff"},

@@ -18,6 +18,9 @@ from thess_agg_dagster.timestamp.keep import BandsLostError
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 from thess_agg_dagster.timestamp.records import unplanned_attempt
 
+#: For faults of the system only; bad input fails at once (``allow_retries``).
+RETRIES = dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
 AssetEvents = Iterator[dg.AssetCheckResult | dg.Output | dg.MaterializeResult]  # type: ignore[type-arg]
 
 

@@ -12,7 +12,7 @@ import dagster as dg
 
 from thess_agg_dagster.audit.event_log import latest_successes, mosaics_observed, stopping_is_final
 from thess_agg_dagster.audit.outcome import Attempt
-from thess_agg_dagster.defs.attempts import AssetEvents, attempted
+from thess_agg_dagster.defs.attempts import RETRIES, AssetEvents, attempted
 from thess_agg_dagster.defs.checks import COMPOSITES_CHECKS
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MOSAICS_BY_PERIOD, OWNERS, group, periods
@@ -41,8 +41,7 @@ mosaics_by_period = dg.AssetSpec(
     partitions_def=periods,
     code_version=str(COMPOSITES_VERSION),
     check_specs=COMPOSITES_CHECKS,
-    # For faults of the system only; bad input fails at once (`allow_retries`).
-    retry_policy=dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
+    retry_policy=RETRIES,
     group_name=group("mosaics"),
     owners=OWNERS,
     kinds={"geotiff"},

@@ -15,7 +15,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from thess_agg_dagster.defs.assets import pipeline
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES
+from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -69,10 +69,10 @@ def run_timestamps(
     timestamps: Sequence[str],
     io_manager: DataLakeIOManager,
     params: TimestampsAggregationParams,
-    of_periods: bool = False,
+    asset: dg.AssetKey = AGGREGATED,
 ) -> Iterator[tuple[str, str | None]]:
-    """Aggregate timestamps (or make composites ``of_periods``) in worker processes; yields each one as it ends, with the
-    error if it failed.
+    """Aggregate timestamps (or make the partitions of another ``asset``) in worker processes; yields each one as it ends,
+    with the error if it failed.
 
     If a worker dies, only its own timestamp is affected. Unless ``params`` say otherwise, workers times threads equals
     the number of cores.
@@ -86,7 +86,7 @@ def run_timestamps(
     initial = [dict(os.environ), instance.get_ref()]
     with ProcessPool(workers, initializer=_start_worker, initargs=initial, context=context) as pool:
         futures: dict[Future[str | None], str] = {
-            pool.schedule(_run_timestamp, args=[key, resources, of_periods]): key for key in timestamps
+            pool.schedule(_run_timestamp, args=[key, resources, asset]): key for key in timestamps
         }
         try:
             pending = set(futures)
@@ -113,9 +113,9 @@ def _start_worker(environment: dict[str, str], instance_ref: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
-def _run_timestamp(timestamp: str, resources: Resources, of_periods: bool) -> str | None:
+def _run_timestamp(timestamp: str, resources: Resources, asset: dg.AssetKey) -> str | None:
     try:
-        run_asset(_worker_instance, resources, COMPOSITES if of_periods else AGGREGATED, timestamp)
+        run_asset(_worker_instance, resources, asset, timestamp)
     except dg.Failure as failure:
         return failure.description
     except Exception as error:

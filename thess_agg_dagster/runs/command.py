@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -156,12 +156,13 @@ class _Session:
         if todo:
             _stop_on_sigterm()
             self._refetch([series.acquisitions[key] for key in todo])
-            self._run_all(todo)
+            self._run_all(todo, AGGREGATED)
         asked = periods_of(keys, self.params.composites)
-        due = self._due_periods(series, asked, force)
+        # Asked anew: timestamps were published meanwhile.
+        due = self._due_periods(series, asked, force, latest_successes(self.instance)) if asked else []
         if due:
             _stop_on_sigterm()
-            self._run_all(due, of_periods=True)
+            self._run_all(due, COMPOSITES)
         if todo or due:
             tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, REPORT)
@@ -183,13 +184,11 @@ class _Session:
             if is_due(series.acquisitions[key], latest.get(key), self.lake, self.params, fingerprints)
         ]
 
-    def _due_periods(self, series: TimeSerie, asked: Iterable[str], force: bool) -> list[str]:
+    def _due_periods(
+        self, series: TimeSerie, asked: Collection[str], force: bool, successes: Mapping[str, RecordedAttempt]
+    ) -> list[str]:
         """Of the periods asked for those with published timestamps that are missing, failed or changed."""
-        asked = list(asked)
-        if not asked:
-            return []
-        found = latest_successes(self.instance)
-        published = {key: each.attempt for key, each in found.items() if key in series.acquisitions}
+        published = {key: each.attempt for key, each in successes.items() if key in series.acquisitions}
         latest = {} if force else latest_attempts(self.instance, among=asked, asset=COMPOSITES)
         fingerprints = self.lake.composites.published_fingerprints()
         return [
@@ -212,7 +211,10 @@ class _Session:
         found.print(out, fetches=bool(self.params.download_from))
         if asked := periods_of(keys, self.params.composites):
             # What is made anew of a timestamp may come out the same; its periods are due only if it does not.
-            periods = {*self._due_periods(series, asked, force), *periods_of(found.due, self.params.composites)}
+            periods = {
+                *self._due_periods(series, asked, force, published),
+                *periods_of(found.due, self.params.composites),
+            }
             out.print(f"{len(periods)} of {len(asked)} periods due: {', '.join(sorted(periods))}", soft_wrap=True)
         return ALL_GOOD
 
@@ -256,23 +258,22 @@ class _Session:
             what = "[red]not fetched[/]" if isinstance(outcome, str) else "[green]fetched[/]"
             self.console.print(f"{what} {name}: {escape(str(outcome))}", highlight=False, soft_wrap=True)
 
-    def _run_all(self, keys: Sequence[str], of_periods: bool = False) -> None:
+    def _run_all(self, keys: Sequence[str], asset: dg.AssetKey) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task("Composing" if of_periods else "Aggregating", total=len(keys))
-            for key, error in self._runs(keys, of_periods):
+            task = progress.add_task("Composing" if asset == COMPOSITES else "Aggregating", total=len(keys))
+            for key, error in self._runs(keys, asset):
                 if error:
                     line = f"[red]failed[/] {key}  {escape(error)}"
                     progress.console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
                 progress.advance(task)
 
-    def _runs(self, keys: Sequence[str], of_periods: bool) -> Iterator[tuple[str, str | None]]:
+    def _runs(self, keys: Sequence[str], asset: dg.AssetKey) -> Iterator[tuple[str, str | None]]:
         """Run the timestamps; yields each as it ends, with what went wrong, if anything."""
         if not self.params.debug:
-            yield from run_timestamps(self.instance, keys, self.io_manager, self.params, of_periods)
+            yield from run_timestamps(self.instance, keys, self.io_manager, self.params, asset)
             return
         for key in keys:
-            asset = COMPOSITES if of_periods else AGGREGATED
             run_asset(self.instance, self.resources, asset, key)  # raises, with the whole traceback
             yield key, None
 

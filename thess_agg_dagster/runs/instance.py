@@ -45,6 +45,9 @@ CAUSE, PARENT = "thess_agg_dagster/cause", "thess_agg_dagster/parent_run"
 #: Its cause: it was executed by a run of several timestamps.
 BATCH = "one of several"
 
+#: Why a run is failed that its process did not end.
+GONE = "The process of this run is gone: it was killed, or ran out of memory."
+
 
 def dagster_home(lake_root: Path) -> Path:
     """``DAGSTER_HOME``, or else the folder ``.dagster`` of the lake, with our settings in it. For a lake in a bucket,
@@ -135,7 +138,7 @@ def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
         dead = tag and not is_alive(tag) and tag != _tag_of_parent(instance, run)
         orphan = run.tags.get(CAUSE) == BATCH and not run.parent_run_id and _is_over(instance, run.tags[PARENT])
         if dead or orphan:
-            instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
+            instance.report_run_failed(run, GONE)
             name_code_location(instance, run.run_id)
 
 

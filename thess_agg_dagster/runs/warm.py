@@ -24,7 +24,7 @@ from typing import Any
 import dagster as dg
 
 from thess_agg_dagster.keys import LAKE
-from thess_agg_dagster.runs.instance import PROCESS_TAG, is_alive, process_tags
+from thess_agg_dagster.runs.instance import GONE, PROCESS_TAG, is_alive, process_tags
 from thess_agg_dagster.runs.private import (
     CheckRunHealthResult,
     GrpcServerCodeLocationOrigin,
@@ -112,7 +112,7 @@ class WarmLauncher(dg.DefaultRunLauncher):
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         tag = run.tags.get(PROCESS_TAG)
         if run.tags.get(WARM) == run.run_id and tag and not is_alive(tag):
-            return CheckRunHealthResult(WorkerStatus.FAILED, "its process was killed, or ran out of memory")
+            return CheckRunHealthResult(WorkerStatus.FAILED, GONE)
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
 
@@ -192,7 +192,7 @@ def _report_end(instance: dg.DagsterInstance, run_id: str) -> None:
     if run.status == dg.DagsterRunStatus.CANCELING:
         instance.report_run_canceled(run)
     else:
-        instance.report_run_failed(run, "The process of this run is gone: it was killed, or ran out of memory.")
+        instance.report_run_failed(run, GONE)
 
 
 if __name__ == "__main__":
