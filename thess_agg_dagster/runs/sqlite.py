@@ -127,7 +127,8 @@ class _EventLog(SqliteEventLogStorage):
                 engine.dispose()
                 os.replace(copy, empty)
             copy.write_bytes(empty.read_bytes())
-            with contextlib.suppress(FileExistsError):
+            # Another process was first, or the disk has no hard links: then Dagster makes it in its place.
+            with contextlib.suppress(OSError):
                 os.link(copy, database)
 
 

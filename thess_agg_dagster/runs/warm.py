@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ class WarmLauncher(dg.DefaultRunLauncher):
         if not is_ours(run):
             super().launch_run(context)
             return
-        self._instance.add_run_tags(run.run_id, {WARM: run.run_id})
+        # It has no process yet; that of a run which it repeats is not its own, and must not be told to stop.
+        self._instance.add_run_tags(run.run_id, {WARM: run.run_id, PROCESS_TAG: ""})
         _waiting.hand_over({"run_id": run.run_id, "instance": dg.serialize_value(self._instance.get_ref())})
 
     def terminate(self, run_id: str) -> bool:
@@ -174,6 +176,8 @@ def _fork(function: Any, launched: dict[str, str]) -> int:
         with dg.DagsterInstance.from_ref(kept_open(ref)) as instance:
             function(instance, launched["run_id"])
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

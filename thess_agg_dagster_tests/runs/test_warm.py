@@ -6,6 +6,7 @@ What becomes of them then: ``test_dagster_dev.py``.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -19,7 +20,11 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 
-from thess_agg_dagster.runs.warm import is_ours
+from thess_agg_dagster.definitions import defs
+from thess_agg_dagster.runs.instance import PROCESS_TAG, process_tags
+from thess_agg_dagster.runs.private import LaunchRunContext
+from thess_agg_dagster.runs.warm import WarmLauncher, is_ours
+from thess_agg_dagster_tests.conftest import SmallLake
 
 OURS = ModuleCodePointer("thess_agg_dagster.definitions", "defs", "/somewhere")
 HERE = GrpcServerCodeLocationOrigin("localhost", socket="/tmp/x", location_name="thess_agg_dagster")
@@ -50,3 +55,26 @@ def test_a_run_of_these_definitions_here() -> None:
 )
 def test_a_run_of_another(other: dg.DagsterRun) -> None:
     assert not is_ours(other)
+
+
+def test_a_run_that_has_not_begun_is_not_taken_for_its_parent(
+    small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is re-executed inherits the tag of its parent's process, which may be alive, and do other work: this one."""
+    monkeypatch.setenv("DATA_LAKE", str(small_lake.root))
+    small_lake.list_rows()
+    instance = small_lake.instance
+    code = JobPythonOrigin("report_only", RepositoryPythonOrigin(sys.executable, OURS, entry_point=["dagster"]))
+    place = RemoteJobOrigin(RemoteRepositoryOrigin(HERE, "__repository__"), "report_only")
+    job = defs.resolve_job_def("report_only")
+    tags = process_tags()
+    launched = instance.create_run_for_job(job, job_code_origin=code, remote_job_origin=place, tags=tags)
+    launcher = WarmLauncher()
+    launcher.register_instance(instance)
+    launcher.launch_run(LaunchRunContext(launched, workspace=None))
+    launcher.terminate(launched.run_id)  # would have interrupted this process
+    until = time.monotonic() + 120
+    while not (found := instance.get_run_by_id(launched.run_id)) or not found.is_finished:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert found.tags[PROCESS_TAG] not in ("", *tags.values())
