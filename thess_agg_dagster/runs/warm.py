@@ -186,7 +186,11 @@ def _fork(function: Any, launched: dict[str, str]) -> int:
 
 def _execute(instance: dg.DagsterInstance, run_id: str) -> None:
     instance.add_run_tags(run_id, process_tags())
-    execute_run(run_id, instance, lambda event: None, set_exit_code_on_failure=False)
+    run = instance.get_run_by_id(run_id)
+    if run is not None and run.status != dg.DagsterRunStatus.CANCELING:
+        execute_run(run_id, instance, lambda event: None, set_exit_code_on_failure=False)
+    # Dagster takes a run that was told to stop before it began for a second one of its kind, and leaves it as it is.
+    _report_end(instance, run_id)
 
 
 def _report_end(instance: dg.DagsterInstance, run_id: str) -> None:

@@ -23,6 +23,7 @@ from dagster._core.remote_origin import (
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.runs.instance import PROCESS_TAG, process_tags
 from thess_agg_dagster.runs.private import LaunchRunContext
+from thess_agg_dagster.runs import warm
 from thess_agg_dagster.runs.warm import WarmLauncher, is_ours
 from thess_agg_dagster_tests.conftest import SmallLake
 
@@ -64,11 +65,8 @@ def test_a_run_that_has_not_begun_is_not_taken_for_its_parent(
     monkeypatch.setenv("DATA_LAKE", str(small_lake.root))
     small_lake.list_rows()
     instance = small_lake.instance
-    code = JobPythonOrigin("report_only", RepositoryPythonOrigin(sys.executable, OURS, entry_point=["dagster"]))
-    place = RemoteJobOrigin(RemoteRepositoryOrigin(HERE, "__repository__"), "report_only")
-    job = defs.resolve_job_def("report_only")
     tags = process_tags()
-    launched = instance.create_run_for_job(job, job_code_origin=code, remote_job_origin=place, tags=tags)
+    launched = create_report(instance, tags)
     launcher = WarmLauncher()
     launcher.register_instance(instance)
     launcher.launch_run(LaunchRunContext(launched, workspace=None))
@@ -78,3 +76,20 @@ def test_a_run_that_has_not_begun_is_not_taken_for_its_parent(
         assert time.monotonic() < until
         time.sleep(0.2)
     assert found.tags[PROCESS_TAG] not in ("", *tags.values())
+
+
+def test_a_run_told_to_stop_before_it_begins(small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a process takes longer to begin than the launcher waits to interrupt it."""
+    monkeypatch.setenv("DATA_LAKE", str(small_lake.root))
+    launched = create_report(small_lake.instance, {})
+    small_lake.instance.report_run_canceling(launched)
+    warm._execute(small_lake.instance, launched.run_id)
+    run = small_lake.instance.get_run_by_id(launched.run_id)
+    assert run is not None and run.status == dg.DagsterRunStatus.CANCELED
+
+
+def create_report(instance: dg.DagsterInstance, tags: dict[str, str]) -> dg.DagsterRun:
+    code = JobPythonOrigin("report_only", RepositoryPythonOrigin(sys.executable, OURS, entry_point=["dagster"]))
+    place = RemoteJobOrigin(RemoteRepositoryOrigin(HERE, "__repository__"), "report_only")
+    job = defs.resolve_job_def("report_only")
+    return instance.create_run_for_job(job, job_code_origin=code, remote_job_origin=place, tags=tags)
