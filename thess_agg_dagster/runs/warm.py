@@ -95,6 +95,8 @@ class WarmLauncher(dg.DefaultRunLauncher):
         # The webserver asks, which is not where the run was launched: it is found by what it says of itself.
         until = time.monotonic() + _SECONDS_TO_BEGIN
         while (pid := self._process_of(run_id)) is None and time.monotonic() < until:
+            if (now := self._instance.get_run_by_id(run_id)) is None or now.is_finished:
+                return True
             time.sleep(0.2)
         if pid is None:
             return False
