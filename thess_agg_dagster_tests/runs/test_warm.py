@@ -21,9 +21,9 @@ from dagster._core.remote_origin import (
 )
 
 from thess_agg_dagster.definitions import defs
+from thess_agg_dagster.runs import warm
 from thess_agg_dagster.runs.instance import PROCESS_TAG, process_tags
 from thess_agg_dagster.runs.private import LaunchRunContext
-from thess_agg_dagster.runs import warm
 from thess_agg_dagster.runs.warm import WarmLauncher, is_ours
 from thess_agg_dagster_tests.conftest import SmallLake
 
@@ -85,7 +85,8 @@ def test_a_run_told_to_stop_before_it_begins(small_lake: SmallLake, monkeypatch:
     small_lake.instance.report_run_canceling(launched)
     warm._execute(small_lake.instance, launched.run_id)
     run = small_lake.instance.get_run_by_id(launched.run_id)
-    assert run is not None and run.status == dg.DagsterRunStatus.CANCELED
+    assert run is not None
+    assert run.status == dg.DagsterRunStatus.CANCELED
 
 
 def create_report(instance: dg.DagsterInstance, tags: dict[str, str]) -> dg.DagsterRun:
