@@ -2,8 +2,6 @@
 
 import dagster as dg
 
-from thess_agg_dagster.catalogue.search import CatalogueError
-from thess_agg_dagster.catalogue.update import update_catalogue
 from thess_agg_dagster.catalogue_params import CatalogueParams
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import CATALOGUE, OWNERS, group
@@ -28,6 +26,9 @@ def catalogue(
     params: dg.ResourceParam[TimestampsAggregationParams],
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    from thess_agg_dagster.catalogue.search import CatalogueError  # here, because a STAC client takes long to import
+    from thess_agg_dagster.catalogue.update import update_catalogue
+
     lake = io_manager.lake
     try:
         request = catalogue_params.request(params.bands)
