@@ -7,7 +7,7 @@ DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 # An image that forbids bytecode has every process compile what it imports, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
+.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac everything debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
 
 demo: .venv/run  ## aggregate a small sample lake and show the result
 	@echo "Making a sample lake (real pixels on the real tiles of Thessaloniki, a few seconds) ..."
@@ -23,26 +23,29 @@ demo: .venv/run  ## aggregate a small sample lake and show the result
 test: .venv/ready  ## run all tests that need only Python
 	$(BIN)/python -m pytest
 
-test-all: .venv/ready debian  ## run all tests, including those in a browser and with the services of a fleet, as CI does
+test-all: everything  ## run all tests, including those in a browser and with the services of a fleet, as CI does
 	$(BIN)/python -m pytest -m "not soak"
 
-test-browser: .venv/ready debian  ## test the UI in a real browser
+test-browser: everything  ## test the UI in a real browser
 	$(BIN)/python -m pytest -m browser -n 0
 
-test-fleet: .venv/ready debian  ## test a fleet with real services
+test-fleet: everything  ## test a fleet with real services
 	$(BIN)/python -m pytest -m fleet -n 2
 
-test-strace: .venv/ready debian  ## test power cuts, and faults at every system call
+test-strace: everything  ## test power cuts, and faults at every system call
 	$(BIN)/python -m pytest -m "strace and not soak" -n 2
 
-test-stac: .venv/ready debian  ## test searches of a real STAC API
+test-stac: everything  ## test searches of a real STAC API
 	$(BIN)/python -m pytest -m stac -n 0
+
+everything:  ## set up the virtual environment and install the Debian packages, at the same time
+	@$(MAKE) --no-print-directory --jobs=2 .venv/ready debian
 
 debian:  ## install the Debian packages that these need, as root: chromium, postgresql with PostGIS, redis-server, strace
 	command -v chromium >/dev/null && command -v redis-server >/dev/null && command -v strace >/dev/null && ls /usr/share/postgresql/*/extension/postgis.control >/dev/null \
 	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium postgresql-postgis redis-server strace)
 
-screenshots: .venv/ready debian  ## test the UI and update the pictures in README and docs
+screenshots: everything  ## test the UI and update the pictures in README and docs
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
 
 # Dagster warns of another dagster.yaml where it is started, and that `dg dev` is to come: it starts in the lake's own folder
@@ -72,13 +75,13 @@ bench: .venv/ready  ## compare full-size tiles with other tools and the limit se
 bench-options: .venv/ready  ## measure the cost of areas, masks, coarser pixels and COGs (about 10 minutes, in the same folder)
 	$(BIN)/python -m benchmarks.run --options
 
-bench-scaling: .venv/ready debian  ## measure the cost of 100 to 10 000 timestamps in databases, sensors and pages (an hour)
+bench-scaling: everything  ## measure the cost of 100 to 10 000 timestamps in databases, sensors and pages (an hour)
 	$(BIN)/python -m benchmarks.scaling
 
 bench-quick: .venv/ready  ## run the benchmark at a third of the size, without writing results
 	$(BIN)/python -m benchmarks.run --quick
 
-bench-fleet: .venv/ready debian  ## measure timestamps per second with one and two workers of a fleet
+bench-fleet: everything  ## measure timestamps per second with one and two workers of a fleet
 	$(BIN)/python -m benchmarks.fleet
 
 soak: .venv/ready  ## run minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
@@ -98,7 +101,8 @@ clean:  ## remove the virtual environment and the sample lake
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable .
 	touch $@
 
-# And what tests and benchmarks need.
-.venv/ready: .venv/run
+# With what tests and benchmarks need.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[dev]"
-	touch $@
+	touch .venv/run $@
