@@ -11,7 +11,8 @@ import signal
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,47 @@ def _empty_instance(_quick_databases: None, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def lake_kind() -> str:
     return "folder"
+
+
+#: A lake as left by a function that prepares it.
+Begin = Callable[[Callable[["SmallLake"], None]], "SmallLake"]
+
+
+@pytest.fixture(scope="session")
+def _prepared() -> dict[Callable[[SmallLake], None], Path]:
+    """Where the lakes are that several tests begin with."""
+    return {}
+
+
+@pytest.fixture
+def begin_with(
+    lake_kind: str,
+    _empty_instance: Path,
+    _prepared: dict[Callable[[SmallLake], None], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[Begin]:
+    """A lake that is prepared once, and put back in its place, as it was then, for each test (in a bucket: prepared)."""
+    with ExitStack() as opened:
+
+        def begin(prepare: Callable[[SmallLake], None]) -> SmallLake:
+            if lake_kind == "bucket":
+                lake: SmallLake = request.getfixturevalue("small_lake")
+                prepare(lake)
+                return lake
+            if prepare not in _prepared:
+                place = tmp_path_factory.mktemp("prepared") / "place"
+                shutil.copytree(_empty_instance, place / "home")
+                with _open_instance(place / "home") as instance:
+                    prepare(SmallLake(place / "lake", instance))
+                shutil.copytree(place, place.with_name("kept"))
+                _prepared[prepare] = place
+            place = _prepared[prepare]
+            shutil.rmtree(place)
+            shutil.copytree(place.with_name("kept"), place)
+            return SmallLake(place / "lake", opened.enter_context(_open_instance(place / "home")))
+
+        yield begin
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.runs.rebuild import rebuilt
 from thess_agg_dagster.timestamp.freshness import is_due
-from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake, in_folder_and_bucket
+from thess_agg_dagster_tests.conftest import FIRST, SECOND, Begin, SmallLake, in_folder_and_bucket
 from thess_agg_dagster_tests.processes import invoke
 
 NOT_READ_BACK = ["run_id", "finished_at"]
@@ -26,15 +26,18 @@ NOT_READ_BACK = ["run_id", "finished_at"]
 NOT_IN_OLD_ONES = ["seconds", "message", "reprojected_tiles"]
 
 
-@pytest.fixture
-def published(small_lake: SmallLake) -> SmallLake:
-    """A lake of two published timestamps, its tables and its STAC collection."""
-    small_lake.list_rows(*((key, small_lake.add_timestamp(key)) for key in (FIRST, SECOND)))
-    small_lake.read_list()
+def publish_two(lake: SmallLake) -> None:
+    """Two published timestamps, their tables and their STAC collection."""
+    lake.list_rows(*((key, lake.add_timestamp(key)) for key in (FIRST, SECOND)))
+    lake.read_list()
     for key in (FIRST, SECOND):
-        assert small_lake.aggregate(key, stac=True).attempt.status == "success"
-    small_lake.tables()
-    return small_lake
+        assert lake.aggregate(key, stac=True).attempt.status == "success"
+    lake.tables()
+
+
+@pytest.fixture
+def published(begin_with: Begin) -> SmallLake:
+    return begin_with(publish_two)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from thess_agg_dagster.lake.publish import local_folder
 from thess_agg_dagster.runs.batch import run_asset, tidy_up
 from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster.storage.gdal import gdal_name
-from thess_agg_dagster_tests.conftest import BANDS, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.conftest import BANDS, Begin, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.defs.test_sensors import Sensor
 from thess_agg_dagster_tests.rasters import Array, noise, read
 
@@ -63,14 +63,17 @@ def add(lake: SmallLake, timestamp: str, seed: int, **options: Any) -> list[str]
     return ids
 
 
-@pytest.fixture
-def ready(small_lake: SmallLake) -> SmallLake:
-    """A lake whose timestamps are published on one grid."""
-    small_lake.list_rows(*((key, add(small_lake, key, seed)) for seed, key in enumerate(TIMES)))
-    run_asset(small_lake.instance, small_lake.resources(**ASKED), dg.AssetKey("time_serie"))
+def publish_all(lake: SmallLake) -> None:
+    """Timestamps on one grid."""
+    lake.list_rows(*((key, add(lake, key, seed)) for seed, key in enumerate(TIMES)))
+    run_asset(lake.instance, lake.resources(**ASKED), dg.AssetKey("time_serie"))
     for key in TIMES:
-        assert small_lake.aggregate(key, **ASKED).attempt.status == "success"
-    return small_lake
+        assert lake.aggregate(key, **ASKED).attempt.status == "success"
+
+
+@pytest.fixture
+def ready(begin_with: Begin) -> SmallLake:
+    return begin_with(publish_all)
 
 
 def compose(lake: SmallLake, period: str, **params: Any) -> RecordedAttempt:
