@@ -41,7 +41,6 @@ from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timest
 from thess_agg_dagster.runs.dry_run import forecast
 from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.runs.options import Sections, data_lake_option, parameter_options
-from thess_agg_dagster.runs.private.workers import serve_workers
 from thess_agg_dagster.runs.rebuild import rebuild
 from thess_agg_dagster.storage.paths import read_bytes
 from thess_agg_dagster.timestamp.freshness import is_due, tile_names
@@ -93,7 +92,6 @@ def main(
         os.environ.pop(ENVIRONMENT_PREFIX + name.upper(), None)
     io_manager = DataLakeIOManager.from_environment()
     _stop_on_sigterm()
-    serve_workers()
     with open_instance(io_manager.lake.root) as instance:  # made here, before any worker opens it
         session = _Session(instance, io_manager, params, console)
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,10 @@ from typing import Any
 def serve_workers() -> None:
     """Have a copy of this process fork the workers that it will ask for (context ``forkserver``).
 
-    Otherwise a new Python is started for that, which imports what this one has imported: seconds. For a process
-    without threads and open databases, which do not survive a fork; in one that has threads, nothing changes.
+    Otherwise a new Python is started for that, which imports what this one has imported: seconds. To be called first
+    of all: threads, also those of GDAL, and open databases do not survive a fork.
     """
     server: Any = forkserver._forkserver
-    if threading.active_count() > 1 or server._forkserver_pid is not None:
-        return
     resource_tracker.ensure_running()
     address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
     # The server ends when nobody holds the other end of this pipe any more.
