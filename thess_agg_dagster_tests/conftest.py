@@ -113,13 +113,13 @@ class SmallLake:
         return ids
 
     def add_slow_timestamp(self, timestamp: str, shape: tuple[int, int]) -> list[str]:
-        """One that takes seconds to decode: JPEG 2000 of this many pixels a tile."""
+        """One that takes seconds to decode: JPEG 2000 of this many pixels a tile, all tiles the same."""
         ids = [scene(timestamp, "T35TKF"), scene(timestamp, "T34TFL")]
         for scene_id in ids:
-            options: dict[str, Any] = {"pixels": noise(1, shape), "pixel": 10, "jpeg2000": True, "block": 512}
-            tile = self.add_tile(scene_id, "B04", east=scene_id == ids[0], **options)
-            for band in ("B08", "SCL"):
-                shutil.copyfile(tile, self.lake.tile(scene_id, band))
+            for band in BANDS:
+                path = self.lake.tile(scene_id, band)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(_slow_tile(shape))
         return ids
 
     def list_rows(self, *rows: tuple[str, Sequence[str]]) -> None:
@@ -173,6 +173,15 @@ class SmallLake:
             if evaluation.asset_key == key:
                 found.setdefault(evaluation.check_name, evaluation)
         return found
+
+
+@functools.cache
+def _slow_tile(shape: tuple[int, int]) -> bytes:
+    crs, corner = WEST
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tile.tif")
+        write_tile(path, noise(1, shape), crs=crs, corner=corner, pixel=10, jpeg2000=True, block=512)
+        return path.read_bytes()
 
 
 def _small_lake(root: Path, instance: Any, tiles: str) -> SmallLake:

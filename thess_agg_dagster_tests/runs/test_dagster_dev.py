@@ -145,7 +145,7 @@ def waiting_processes(ui: Ui) -> list[psutil.Process]:
 
 def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
     """A run that decodes for tens of seconds is told to stop in the UI: it does, at once, and leaves the truth."""
-    small_lake.list_rows((FIRST, small_lake.add_slow_timestamp(FIRST, (6000, 3000))))  # and a sensor launches it
+    small_lake.list_rows((FIRST, small_lake.add_slow_timestamp(FIRST, (4000, 3000))))  # and a sensor launches it
     ui.wait_until(lambda: small_lake.lake.staging.is_dir() and any(small_lake.lake.staging.iterdir()))
     (started,) = ui.runs(dg.DagsterRunStatus.STARTED, tags={"dagster/partition": FIRST})
     assert ui.terminate(started.run_id) == "TerminateRunSuccess"
@@ -163,7 +163,7 @@ def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
 
 def test_a_run_that_is_killed(small_lake: SmallLake, ui: Ui) -> None:
     """As where memory ran out: the run ends, and says why, as soon as its process is gone."""
-    small_lake.list_rows((SECOND, small_lake.add_slow_timestamp(SECOND, (6000, 3000))))  # and a sensor launches it
+    small_lake.list_rows((SECOND, small_lake.add_slow_timestamp(SECOND, (4000, 3000))))  # and a sensor launches it
     staging = small_lake.lake.staging
     ui.wait_until(lambda: staging.is_dir() and any(staging.iterdir()))
     (started,) = ui.runs(dg.DagsterRunStatus.STARTED, tags={"dagster/partition": SECOND})
