@@ -8,6 +8,7 @@ the definitions, and forks it for each run. Runs of other code locations are lau
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from PIL import Image
 
 from thess_agg_dagster.keys import LAKE
 from thess_agg_dagster.runs.instance import GONE, PROCESS_TAG, is_alive, process_tags
@@ -33,7 +35,6 @@ from thess_agg_dagster.runs.private import (
     LaunchRunContext,
     ModuleCodePointer,
     WorkerStatus,
-    execute_run,
 )
 from thess_agg_dagster.runs.sqlite import kept_open
 
@@ -155,6 +156,7 @@ def _wait_for_runs(lines: io.FileIO) -> None:
             elif line := lines.readline():
                 launched = json.loads(line)
                 running[_fork(_execute, launched)] = launched
+                _import_the_rest()  # once, and not before the first run could begin
             else:
                 ready.unregister(lines)
                 more = False
@@ -163,6 +165,14 @@ def _wait_for_runs(lines: io.FileIO) -> None:
             launched = running.pop(pid, {})
             if launched and status:  # it did not get to say how it ended
                 running[_fork(_report_end, launched)] = {}
+
+
+def _import_the_rest() -> None:
+    """What runs import where they use it: here once, not in each fork."""
+    for name in ("thess_agg_dagster.runs.private.execution", "pandas", "matplotlib.figure"):
+        importlib.import_module(name)
+    Image.init()
+    gc.freeze()
 
 
 def _fork(function: Any, launched: dict[str, str]) -> int:
@@ -187,6 +197,8 @@ def _fork(function: Any, launched: dict[str, str]) -> int:
 
 
 def _execute(instance: dg.DagsterInstance, run_id: str) -> None:
+    from thess_agg_dagster.runs.private.execution import execute_run
+
     instance.add_run_tags(run_id, process_tags())
     run = instance.get_run_by_id(run_id)
     if run is not None and run.status != dg.DagsterRunStatus.CANCELING:

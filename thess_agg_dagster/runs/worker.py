@@ -18,7 +18,7 @@ from thess_agg_dagster.keys import LAKE
 from thess_agg_dagster.runs.fleet import ONLY_LAKE, FleetLauncher
 
 # What Dagster's own Celery task calls; there is no public way to execute a run that was launched.
-from thess_agg_dagster.runs.private import execute_run as execute
+from thess_agg_dagster.runs.private.execution import execute_run as execute
 
 # Read by Dagster's run retries, which leave a run alone whose step failed, unless it has this tag.
 _RETRY = "dagster/retry_on_asset_or_op_failure"

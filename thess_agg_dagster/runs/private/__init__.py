@@ -2,11 +2,9 @@
 
 ``dagster.yaml`` names a run queue, a run launcher and a storage by module, so Dagster intends these classes to be
 subclassed; an instance is passed to another process as its ``InstanceRef``; recording where a run's job is found is
-done as in ``dagster run migrate-repository``; and a Celery task executes a run as ``dagster api execute_run`` does. The
-imports for the storage are in a module of their own, because they import SQLAlchemy and Alembic.
+done as in ``dagster run migrate-repository``. The imports for the storage and for executing a run are in modules of their
+own, because they import much more.
 """
-
-from typing import Any
 
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.errors import DagsterUserCodeUnreachableError
@@ -37,12 +35,4 @@ __all__ = [
     "RemoteRepositoryOrigin",
     "SubmitRunContext",
     "WorkerStatus",
-    "execute_run",
 ]
-
-
-def execute_run(*arguments: Any, **options: Any) -> None:
-    """Execute a run that was launched, in this process."""
-    from dagster._cli.api import _execute_run_command_body  # here, because only workers need the command line
-
-    _execute_run_command_body(*arguments, **options)
