@@ -3,8 +3,8 @@
 The databases, their locations and contents are Dagster's own: either storage can open an instance, even at the same
 time, and its ``dagster.yaml`` does not mention this one. For each statement, Dagster opens and closes a database and
 compiles the statement again; for each run's database, it looks through its migrations, a hundred modules. The run of a
-timestamp with small tiles has 26 events, for which this took two thirds of the time. Here connections stay open, and a
-run's database begins as a copy of an empty one.
+timestamp with small tiles has 26 events, for which this took two thirds of the time. Here connections stay open, a run's
+database begins as a copy of an empty one, and one that has been begun is opened as it is.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from thess_agg_dagster.runs.private.sqlite import (
     DagsterSqliteStorage,
     SqliteEventLogStorage,
     SqliteRunStorage,
+    SqliteScheduleStorage,
 )
 
 
@@ -67,6 +68,11 @@ class _Engines:
 
 
 class _Runs(SqliteRunStorage):
+    @classmethod
+    def from_local(cls, base_dir: str, inst_data: ConfigurableClassData | None = None) -> _Runs:
+        begun = _address_of(Path(base_dir, "runs.db"))
+        return cls(begun, inst_data) if begun else super().from_local(base_dir, inst_data)
+
     def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(conn_string, inst_data)
         self._engines = _Engines()
@@ -79,6 +85,13 @@ class _Runs(SqliteRunStorage):
     def dispose(self) -> None:
         super().dispose()
         self._engines.close()
+
+
+class _Schedules(SqliteScheduleStorage):
+    @classmethod
+    def from_local(cls, base_dir: str, inst_data: ConfigurableClassData | None = None) -> SqliteScheduleStorage:
+        begun = _address_of(Path(base_dir, "schedules.db"))
+        return cls(begun, inst_data) if begun else super().from_local(base_dir, inst_data)
 
 
 class _EventLog(SqliteEventLogStorage):
@@ -140,14 +153,22 @@ def _has_revision(database: Path) -> bool:
             return False
 
 
+def _address_of(database: Path) -> str | None:
+    """The address of a database that has been begun, so that nobody need look through the migrations to begin it."""
+    return f"sqlite:///{database.absolute()}" if database.exists() and _has_revision(database) else None
+
+
 class SqliteStorage(DagsterSqliteStorage):
     """Dagster's own SQLite storage of runs, events and sensors in a folder, ``base_dir``."""
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
-        super().__init__(base_dir, inst_data)
-        # Its own have opened nothing that stays open yet, and their folders and databases are the ones meant.
-        self._run_storage: SqliteRunStorage = _Runs(self._run_storage._conn_string)
-        self._event_log_storage: SqliteEventLogStorage = _EventLog(self._event_log_storage._base_dir)
+        self.base_dir = base_dir
+        self._inst_data = inst_data
+        history = Path(base_dir, "history")
+        self._run_storage: SqliteRunStorage = _Runs.from_local(str(history), inst_data)
+        self._event_log_storage: SqliteEventLogStorage = _EventLog(str(history / "runs"), inst_data)
+        self._schedule_storage = _Schedules.from_local(str(Path(base_dir, "schedules")), inst_data)
+        super(DagsterSqliteStorage, self).__init__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Any) -> SqliteStorage:

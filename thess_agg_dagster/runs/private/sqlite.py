@@ -2,7 +2,14 @@
 
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.storage.runs import SqliteRunStorage
+from dagster._core.storage.schedules import SqliteScheduleStorage
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 
-__all__ = ["SQLITE_BUSY_TIMEOUT_SECONDS", "DagsterSqliteStorage", "SqliteEventLogStorage", "SqliteRunStorage"]
+__all__ = [
+    "SQLITE_BUSY_TIMEOUT_SECONDS",
+    "DagsterSqliteStorage",
+    "SqliteEventLogStorage",
+    "SqliteRunStorage",
+    "SqliteScheduleStorage",
+]
