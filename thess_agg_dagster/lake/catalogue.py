@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
 from thess_agg_dagster.storage.paths import open_text, read_if_there
 
 # Columns of the manifest that tell of a band, `<word>_<band>`; or `<word>` in rows with a `band`.
@@ -44,13 +44,15 @@ _COMMON_NAMES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def manifest_value(lake: DataLake, word: str, scene_id: str, band: str) -> str:
+def manifest_value(
+    lake: DataLake, word: str, scene_id: str, band: str, fingerprints: Fingerprints = fingerprint_of
+) -> str:
     """``href`` or ``checksum`` of a tile in ``tables/assets_manifest_selected.csv``; empty if there is none.
 
     Raises ``OSError`` if the file exists but cannot be read.
     """
     path = lake.assets_manifest
-    fingerprint = fingerprint_of(path)
+    fingerprint = fingerprints(path)
     return _read_manifest(path, fingerprint).get((word, scene_id, band.lower()), "") if fingerprint else ""
 
 

@@ -124,7 +124,7 @@ def expected_checksum(
             found = parse_checksum_file(data, tile.name)
             return _understood(found, data[:80].decode(errors="replace"), sibling), str(sibling)
     # 2. The manifest of the selected assets: `checksum_b04`, or `checksum` in rows with a `band`.
-    if given := manifest_value(lake, "checksum", scene_id, band):
+    if given := manifest_value(lake, "checksum", scene_id, band, fingerprints):
         return _understood(parse_checksum(given), given, lake.assets_manifest), str(lake.assets_manifest)
     # 3. The scene's STAC item.
     item = lake.scene_item(scene_id)

@@ -48,7 +48,8 @@ def etag_of(path: Path) -> str:
 
 
 def fingerprints_below(folders: Sequence[Path]) -> Fingerprints:
-    """:func:`fingerprint_of` for the files in some folders; in a bucket, it uses one listing of each folder, made now."""
+    """:func:`fingerprint_of` for the files in some folders; in a bucket, it uses one listing of each folder, made now,
+    and asks once for any other file."""
     folders = list(filter(is_remote, folders))
     if not folders:
         return fingerprint_of
@@ -60,7 +61,7 @@ def fingerprints_below(folders: Sequence[Path]) -> Fingerprints:
             return {f"{remote.protocol}://{name}": _fingerprint(info) for name, info in objects.items()}
         return {}
 
-    found: dict[str, str] = {}
+    found: dict[str, str | None] = {}
     with ThreadPoolExecutor(REQUESTS) as pool:
         for each in pool.map(listing, folders):
             found |= each
@@ -68,8 +69,10 @@ def fingerprints_below(folders: Sequence[Path]) -> Fingerprints:
     known = {str(folder) for folder in folders}
 
     def fingerprint(path: Path) -> str | None:
-        is_listed = str(path).startswith(listed) or str(path) in known
-        return found.get(str(path)) if is_listed else fingerprint_of(path)
+        name = str(path)
+        if name not in found and not name.startswith(listed) and name not in known:
+            found[name] = fingerprint_of(path)
+        return found.get(name)
 
     return fingerprint
 

@@ -70,7 +70,7 @@ def identify_bands(
         published = [
             f"{scene} {name} {text}\n"
             for scene, name in tiles
-            if (text := manifest_value(lake, "checksum", scene, name))
+            if (text := manifest_value(lake, "checksum", scene, name, fingerprints))
         ]
         found[band] = _digest(start + "".join(published), paths, fingerprints)
     return found
