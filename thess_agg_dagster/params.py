@@ -131,6 +131,9 @@ class TimestampsAggregationParams(Parameters):
     seams: bool = parameter(False, "Output")
     """With provenance: draw the borders between scenes on the quicklook."""
 
+    metrics: bool = parameter(False, "Output")
+    """With the report, write its numbers to timestamps_aggregation.prom next to the tables, for Prometheus."""
+
     composites: list[str] = parameter([], "Composites", metavar="month,quarter")
     """Periods to make composites of, from the mosaics of their published timestamps. Needs grid=fixed."""
 

@@ -47,7 +47,7 @@ class Archive:
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """The address of an HTTP server on loopback, whose requests ``handler`` answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:

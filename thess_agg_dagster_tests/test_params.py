@@ -125,7 +125,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         "RESOLUTION": "20", "REDUCTION": "med", "OVERVIEWS": "yes", "MATCH_BAND": "B02", "MASK_SCL_CLASSES": "9,8,3",
         "MISSING_SCL": "unmasked", "HARMONIZE": "true", "FORMAT": "cog", "STAC": "true",
         "DOWNLOAD_FROM": "a.org, s3://b", "DOWNLOAD_TOKEN_URL": "https://a.org/t", "DOWNLOAD_CLIENT_ID": "me",
-        "DOWNLOAD_CONNECTIONS": "2", "DROP_BANDS": "1", "PROVENANCE": "1", "SEAMS": "yes",
+        "DOWNLOAD_CONNECTIONS": "2", "DROP_BANDS": "1", "PROVENANCE": "1", "SEAMS": "yes", "METRICS": "on",
         "COMPOSITES": "quarter, month", "COMPOSITE_METHOD": "mean", "MIN_OBSERVATIONS": "3", "QUARTER_STANDS_IN": "1",
         "NDVI": "",
     }  # fmt: skip
@@ -138,7 +138,7 @@ def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         "resolution": 20, "reduction": "med", "overviews": True, "match_band": "B02", "mask_scl_classes": [3, 8, 9],
         "missing_scl": "unmasked", "harmonize": True, "format": "cog", "stac": True,
         "download_from": ["a.org", "s3://b"], "download_token_url": "https://a.org/t", "download_client_id": "me",
-        "download_connections": 2, "drop_bands": True, "provenance": True, "seams": True,
+        "download_connections": 2, "drop_bands": True, "provenance": True, "seams": True, "metrics": True,
         "composites": ["month", "quarter"], "composite_method": "mean", "min_observations": 3, "quarter_stands_in": True,
     }  # fmt: skip
     assert TimestampsAggregationParams(merge_method="min").merge_method == "min"

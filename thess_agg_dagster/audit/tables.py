@@ -12,7 +12,7 @@ import dagster as dg
 
 from thess_agg_dagster.audit.event_log import latest_attempts, reason_of_end, unreported
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column, RecordedAttempt
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, TIME_SERIE, periods, timestamps
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, RAW_TILES, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.paths import read_if_there
 
@@ -110,9 +110,11 @@ _MOST_REASONS = 100
 EVENTS_UP_TO = "events_up_to"
 
 
-def newest_event(instance: dg.DagsterInstance) -> int:
-    """Storage id of the newest event that the tables include; 0 before there is any."""
+def newest_event(instance: dg.DagsterInstance, stale: bool = False) -> int:
+    """Storage id of the newest event that the tables include; 0 before there is any. With ``stale``, also of those that
+    mark timestamps as stale, of which the tables say nothing."""
     fetched = (
+        *([instance.fetch_observations(RAW_TILES, limit=1)] if stale else []),
         instance.fetch_materializations(AGGREGATED, limit=1),
         instance.fetch_observations(AGGREGATED, limit=1),
         instance.fetch_materializations(TIME_SERIE, limit=1),

@@ -5,12 +5,13 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 
-from thess_agg_dagster.audit.event_log import first_sight, latest_successes, stopping_is_final
+from thess_agg_dagster.audit import telling
+from thess_agg_dagster.audit.event_log import first_sight, latest_successes, stopping_is_final, why_stale
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.audit.tables import audit_tables, composites_table, newest_event, table_schema
@@ -45,6 +46,7 @@ from thess_agg_dagster.keys import (
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
+from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.instance import BATCH, CAUSE, PARENT, claim_run, execute_here
 from thess_agg_dagster.storage.errors import first_line
@@ -259,7 +261,8 @@ def _refetch(
     owners=OWNERS,
     kinds={"csv"},
     description="The audit tables: the outcome of every timestamp and band, from the events of all runs, and a picture "
-    "of it: `tables/timestamps_aggregation_*.csv`, `tables/timestamps_aggregation.png`.",
+    "of it: `tables/timestamps_aggregation_*.csv`, `tables/timestamps_aggregation.png`. Tells what changed to a webhook or "
+    "by mail, if these are configured.",
     metadata={"dagster/column_schema": table_schema("status")}
     | {f"{name}_columns": table_schema(name) for name in ("summary", "band_report")},
 )
@@ -268,7 +271,8 @@ def timestamps_aggregation(
     params: dg.ResourceParam[TimestampsAggregationParams],
     io_manager: dg.ResourceParam[DataLakeIOManager],
 ) -> AssetEvents:
-    up_to = newest_event(context.instance)  # before the log is read: what comes meanwhile is for the next report
+    # Before the log is read: what comes meanwhile is for the next report.
+    as_of, up_to = datetime.now(UTC), newest_event(context.instance, stale=telling.is_asked_for())
     registered = context.instance.get_dynamic_partitions(str(timestamps.name))
     try:
         listed = set(read_time_serie(io_manager.lake.time_serie).acquisitions)
@@ -279,10 +283,32 @@ def timestamps_aggregation(
     tables = audit_tables(context.instance, params.bands, listed, published, io_manager.lake)
     if (composed := composites_table(context.instance, io_manager.lake)) is not None:
         tables["composites"] = composed
-    yield dg.Output(AuditTables(tables, up_to))
+    stale = None
+    if params.metrics or telling.is_asked_for():  # it takes a look at every tile
+        stale = _stale(context, published, io_manager.lake, params)
+    yield dg.Output(AuditTables(tables, up_to, as_of, stale, params.metrics))
     yield check_report(io_manager.lake, registered)
     yield check_one_grid(published, listed)
     yield check_same_parameters(published, listed)
+
+
+def _stale(
+    context: dg.AssetExecutionContext,
+    published: Mapping[str, RecordedAttempt],
+    lake: DataLake,
+    params: TimestampsAggregationParams,
+) -> Mapping[str, str] | None:
+    """The stale timestamps, and what has changed since they were published; ``None`` where that cannot be said."""
+    try:
+        listed = read_time_serie(lake.time_serie).acquisitions
+        return {
+            key: why_stale(published[key].attempt, params.pixel_identity(), listed[key].scene_ids, params.bands)
+            for key in changed_inputs(published, lake, params)
+            if key in listed
+        }
+    except (TimeSerieError, AreaError, OSError) as error:
+        context.log.warning(f"which timestamps are stale is not known: {error}")
+        return None
 
 
 def _published(context: dg.AssetExecutionContext, lake: DataLake) -> Mapping[str, RecordedAttempt]:

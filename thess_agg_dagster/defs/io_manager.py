@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 from pydantic import Field
 
+from thess_agg_dagster.audit.digest import period_standings_of, standings_of
 from thess_agg_dagster.audit.event_log import (
     attempt_metadata,
     changes_since,
@@ -20,7 +22,9 @@ from thess_agg_dagster.audit.event_log import (
     latest_successes,
     stopping_is_final,
 )
+from thess_agg_dagster.audit.metrics import exposition
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, table_schema, tables_digest
+from thess_agg_dagster.audit.telling import tell
 from thess_agg_dagster.defs.checks import check_period, check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES
 from thess_agg_dagster.lake.checksums import ChangedError
@@ -47,17 +51,29 @@ if TYPE_CHECKING:
 
 # Rows of each audit table shown as metadata; the event log is no place for long lists.
 _FIRST_ROWS = 20
+#: Metadata key of the report: why somebody was not told of it.
+NOT_TOLD = "not_told"
 # A run tells how far it is no more often than this.
 _TELL_SECONDS = 5
 
 
 class AuditTables(dict[str, "pd.DataFrame"]):
-    """The audit tables by short name, as passed from the report asset to the IO manager, with the id of the newest
-    event in them."""
+    """The audit tables by short name, as passed from the report asset to the IO manager.
 
-    def __init__(self, tables: Mapping[str, pd.DataFrame], up_to: int) -> None:
+    ``up_to`` is the id of the newest event in them, ``as_of`` the time at which they were begun. ``stale`` says of stale
+    timestamps what has changed (``None``: unknown), ``metrics`` whether Prometheus is to get the numbers.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, pd.DataFrame],
+        up_to: int,
+        as_of: datetime,
+        stale: Mapping[str, str] | None = None,
+        metrics: bool = False,
+    ) -> None:
         super().__init__(tables)
-        self.up_to = up_to
+        self.up_to, self.as_of, self.stale, self.metrics = up_to, as_of, stale, metrics
 
 
 @dataclass(frozen=True)
@@ -172,7 +188,25 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         for name, table in obj.items():
             seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
             seen[f"{name}_first_rows"] = dg.MetadataValue.table(_records(table.head(_FIRST_ROWS)), table_schema(name))
+        seen |= self._tell(obj, context)
         context.add_output_metadata(seen | {TABLES_DIGEST: tables_digest(self.lake), EVENTS_UP_TO: obj.up_to})
+
+    def _tell(self, obj: AuditTables, context: dg.OutputContext) -> dict[str, Any]:
+        """Tell receivers and Prometheus, if they are to be told; returns what the report shows of that."""
+        timestamps, periods = standings_of(obj, obj.stale or {}), period_standings_of(obj)
+        told, faults = tell([*timestamps, *periods], self.lake, obj.as_of)
+        for fault in faults:
+            context.log.warning(fault)
+        seen: dict[str, Any] = {}
+        if obj.metrics:
+            unlisted = len(obj["status"]) - len(timestamps)
+            known = obj.stale is not None
+            text = exposition(str(self.lake.root), timestamps, periods, unlisted, known, obj.as_of, len(faults))
+            self._write_table(self.lake.metrics, text.encode())
+            seen["metrics"] = dg.MetadataValue.path(str(self.lake.metrics))
+        if told:
+            seen["told"] = "; ".join(told)
+        return seen | ({NOT_TOLD: "; ".join(faults)} if faults else {})
 
     def _write_collection(self, shelf: DataLake, kind: stac.Kind) -> bool:
         """The STAC collection of what is published with items, and its indices, where there are any."""

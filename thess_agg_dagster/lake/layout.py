@@ -228,6 +228,16 @@ class DataLake:
         return self.tables_folder / "timestamps_aggregation.png"
 
     @property
+    def told(self) -> Path:
+        """What receivers of digests have been told."""
+        return self.tables_folder / "timestamps_aggregation_told.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The tables' numbers for Prometheus."""
+        return self.tables_folder / "timestamps_aggregation.prom"
+
+    @property
     def assets_manifest(self) -> Path:
         """The addresses of the tiles, and their checksums: a table that a catalogue step may write."""
         return self.tables_folder / "assets_manifest_selected.csv"

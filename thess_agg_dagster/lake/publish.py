@@ -71,6 +71,21 @@ def staged_file(target: Path) -> Iterator[Path]:
         _sync(target.parent)
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a file's lock, for as long as it is read, acted upon and replaced; others on this machine wait. Raises
+    ``OSError``."""
+    folder = local_folder(path.parent)
+    _make_folder(folder)
+    handle = os.open(folder / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def remove_abandoned(staging: Path) -> None:
     """Remove the staged folders of dead processes; those of living ones stay."""
     staging = local_folder(staging)

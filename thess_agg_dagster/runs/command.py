@@ -27,7 +27,7 @@ from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.defs.checks import details_of
-from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.defs.io_manager import NOT_TOLD, DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.periods import periods_of
@@ -165,13 +165,19 @@ class _Session:
             self._run_all(due, COMPOSITES)
         if todo or due:
             tidy_up(self.instance, self.lake)
-        run_asset(self.instance, self.resources, REPORT)
+        self._report()
         status = self._table("status").set_index("timestamp")
         self._summarize(keys, len(keys) - len(todo), status)
         good = all(status.loc[key, "status"] == "success" for key in keys)
         if asked:
             good = self._summarize_periods(list(asked), len(due)) and good
         return ALL_GOOD if good and not series.refused else SOME_FAILED
+
+    def _report(self) -> None:
+        run = run_asset(self.instance, self.resources, REPORT)
+        (seen,) = run.asset_materializations_for_node(REPORT.to_python_identifier())
+        if fault := seen.metadata.get(NOT_TOLD):
+            self.console.print(f"[yellow]not told[/] {escape(str(fault.value))}", highlight=False, soft_wrap=True)
 
     def _due(
         self, series: TimeSerie, keys: Sequence[str], force: bool, published: Mapping[str, RecordedAttempt]

@@ -15,6 +15,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
+from thess_agg_dagster.audit.event_log import inputs_observed
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.defs.checks import details_of
@@ -457,6 +458,20 @@ def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) 
     job = defs.resolve_implicit_global_asset_job_def()
     ready.instance.report_run_failed(ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED))
     assert sensor.tick()[0] == [""]  # a run that was killed meanwhile
+
+
+def test_what_becomes_stale_is_reported_where_somebody_is_told(
+    ready: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensor = Sensor(report_sensor, ready)
+    ready.read_list()
+    ready.tables()
+    ready.instance.report_runless_asset_event(inputs_observed(FIRST, "other", [], "a tile"))
+    assert sensor.tick() == ([], "Nothing new to report")  # the tables would say the same
+    monkeypatch.setenv("THESS_WEBHOOK_URL", "http://127.0.0.1:9/nobody-there")
+    assert sensor.tick()[0] == [""]
+    run_asset(ready.instance, ready.resources(), REPORT)
+    assert sensor.tick() == ([], "Nothing new to report")
 
 
 def test_tables_that_are_gone_or_not_those_of_the_report_are_written_again(ready: SmallLake) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from thess_agg_dagster.audit import telling
 from thess_agg_dagster.audit.event_log import (
     first_sight,
 )
@@ -32,7 +33,7 @@ def report_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourcePa
     fail_abandoned_runs(instance)
     reports = instance.fetch_materializations(REPORT, limit=1).records
     written = _up_to(reports)
-    told = newest_event(instance)
+    told = newest_event(instance, stale=telling.is_asked_for())
     # A run that was killed or stopped leaves no event of its asset. (A report that failed is no news for the next one.)
     ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
     failures = instance.get_run_records(ended, limit=20, order_by="update_timestamp")
