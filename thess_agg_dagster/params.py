@@ -26,6 +26,7 @@ from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.options import Format, MissingScl, MosaicOptions
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.scl import CLASSES
+from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.target import FIRST, MAJORITY, Grid, Target
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 from thess_agg_dagster.parameter import Parameters, parameter
@@ -306,7 +307,7 @@ class TimestampsAggregationParams(Parameters):
             "bounds": None if self.bounds is None else tuple(self.bounds),
             "mask_scl_classes": tuple(self.mask_scl_classes),
         }
-        given["target"] = Target(**{field.name: given[field.name] for field in fields(Target)})
+        given |= {"target": Target(**{field.name: given[field.name] for field in fields(Target)}), "sizes": Sizes()}
         return MosaicOptions(**{field.name: given[field.name] for field in fields(MosaicOptions)})
 
     def with_bands(self, bands: Sequence[str]) -> TimestampsAggregationParams:

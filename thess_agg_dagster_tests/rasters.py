@@ -12,12 +12,16 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
+from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.storage.paths import is_remote
 
 DATA = Path(__file__).parent / "data"
 ZONE_34, ZONE_35 = "EPSG:32634", "EPSG:32635"
 
 Array = NDArray[Any]
+
+#: So small that a few hundred pixels cross the edges of all of them, and cache and memory overflow.
+SMALL = Sizes(block=64, window=64, strip=3, cache_bytes=40_000, piece=70 * 70, rows=7, stack_bytes=1000, open_files=3)
 
 
 def write_tile(

@@ -60,7 +60,7 @@ def test_a_parameter_goes_to_the_engine_under_its_own_name() -> None:
     }  # fmt: skip
     options = TimestampsAggregationParams(**given).mosaic_options()
     engine = {**vars(options), **vars(options.target)}
-    assert set(engine) == {*given, "target"}
+    assert set(engine) == {*given, "target", "sizes"}
     aoi = engine.pop("aoi")
     assert (str(aoi.crs), aoi.geom.bounds) == ("EPSG:4326", (23, 40, 24, 41))
     expected = given | {"bounds": (0, 0, 60, 60), "mask_scl_classes": (3, 8)}

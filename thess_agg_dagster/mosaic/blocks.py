@@ -27,6 +27,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.grid import Box
+from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, open_tile
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
 from thess_agg_dagster.storage.paths import is_remote, local_copy
@@ -36,23 +37,20 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[Any]
 
-# Blocks smaller than this a side are decoded several at a time: one call costs as much as 64x64 pixels do.
-CHUNK = 512
-
 
 class TileReader:
-    """Decodes chunks of one tile: whole blocks of the file, or several at once if they are small.
+    """Decodes chunks of one tile: whole blocks of the file, or several at once if they are smaller than ``chunk`` a side.
 
     A dataset handle serves one thread at a time, so handles are borrowed from a pool that grows to the number of
     threads decoding at once.
     """
 
-    def __init__(self, tile: Tile) -> None:
+    def __init__(self, tile: Tile, chunk: int = Sizes.chunk) -> None:
         self.tile = tile
         rows, cols = tile.block_shape
-        cols *= math.ceil(min(CHUNK, tile.shape[1]) / cols)
+        cols *= math.ceil(min(chunk, tile.shape[1]) / cols)
         # Strips as wide as the tile are taken few at a time, so that a chunk stays near a million pixels.
-        rows *= max(1, min(CHUNK, 2**20 // cols) // rows)
+        rows *= max(1, min(chunk, 2**20 // cols) // rows)
         self.chunk_shape = rows, cols
         # With the context that each was opened in: rasterio keeps an opener's files there, and closes them only there.
         self._handles: LifoQueue[tuple[DatasetReader, Context]] = LifoQueue()

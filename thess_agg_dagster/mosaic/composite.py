@@ -34,13 +34,6 @@ from thess_agg_dagster.mosaic.threads import run_all
 from thess_agg_dagster.mosaic.tiles import Tile, inspect_tile
 from thess_agg_dagster.storage.gdal import gdal_env
 
-# Rows that are reduced at once: what they take stays in a core's cache.
-_ROWS = 64
-# Decoded pixels of one block and all its times that a thread keeps in memory.
-_MOST_BYTES = 40 * 2**20
-# Files that are kept open; beyond that each is opened anew for every block.
-_MOST_FILES = 256
-
 
 class CompositeError(ValueError):
     """Mosaics that cannot be made into one composite."""
@@ -200,9 +193,10 @@ class _Maker:
         self._series = {each.band: each for each in series}
         self._targets = targets
         self._options = options
+        self._sizes = options.output.sizes
         self._count = count
         self._scratch = scratch
-        self._readers = {each.band: [TileReader(tile) for tile in each.tiles] for each in series}
+        self._readers = {each.band: [TileReader(tile, self._sizes.chunk) for tile in each.tiles] for each in series}
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.valid = dict.fromkeys(targets, 0)
@@ -214,7 +208,7 @@ class _Maker:
     def run(self, threads: int) -> None:
         self._cores = threading.Semaphore(threads)
         files = sum(map(len, self._readers.values()))
-        self._keep_open = files * threads <= _MOST_FILES
+        self._keep_open = files * threads <= self._sizes.open_files
         reader = next(iter(self._readers.values()))[0]
         rows, cols = reader.tile.shape
         try:
@@ -243,10 +237,10 @@ class _Maker:
 
     def _strips(self, chunk: tuple[int, int], box: Box) -> Iterator[tuple[slice, dict[str, Pixels]]]:
         """All times of a block, some rows at a time."""
-        height, width = box.shape
+        (height, width), step = box.shape, self._sizes.rows
         size = sum(len(each.tiles) * each.dtype.itemsize for each in self._series.values()) * height * width
-        strips = [slice(top, min(top + _ROWS, height)) for top in range(0, height, _ROWS)]
-        if size <= _MOST_BYTES:
+        strips = [slice(top, min(top + step, height)) for top in range(0, height, step)]
+        if size <= self._sizes.stack_bytes:
             stacks = {band: np.stack(list(self._decoded(band, chunk))) for band in self._series}
             for rows in strips:
                 yield rows, {band: stack[:, rows] for band, stack in stacks.items()}

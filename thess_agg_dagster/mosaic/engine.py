@@ -36,13 +36,6 @@ from thess_agg_dagster.mosaic.tiles import Tile
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.gdal import gdal_env
 
-#: Pixels a side of a window: a multiple of the output's blocks, small enough to skip what is hidden. (2048 is as fast
-#: and takes 50 MB more.)
-WINDOW = 1536
-# Windows side by side in one strip, and bytes of decoded blocks that may wait in memory for their next window.
-_STRIP = 12
-_CACHE_BYTES = 24 * 2**20
-
 # One layer's share of a window.
 Read = tuple[LayerReader, Needs]
 
@@ -161,6 +154,7 @@ class _Merger:
         self._plan = plan
         self._target = target
         self._origins = origins
+        self._sizes = plan.options.sizes
         self._dtype = np.dtype(plan.dtype)
         method = plan.options.merge_method
         self._hides = method in ("first", "last")
@@ -187,7 +181,7 @@ class _Merger:
         self._cores = threading.Semaphore(self._threads)
         self._stop = threading.Event()
         self._stats_lock = threading.Lock()
-        self.cache = BlockCache(self._readers, _CACHE_BYTES, scratch, self._cores)
+        self.cache = BlockCache(self._readers, self._sizes.cache_bytes, scratch, self._cores)
         self.valid_pixels = 0
         self.overwritten_pixels = 0
         self.masked_pixels = 0
@@ -197,13 +191,14 @@ class _Merger:
 
     def _add(self, tile: Tile) -> int:
         """A file to read; its number in the cache."""
-        self._readers.append(TileReader(tile))
+        self._readers.append(TileReader(tile, self._sizes.chunk))
         return len(self._readers) - 1
 
     def run(self) -> None:
         jobs = []
-        for window in windows(self._plan.grid, WINDOW, _STRIP):
-            reads = [(layer, needs) for layer in self._layers for needs in layer.pieces(self._touched(window))]
+        for window in windows(self._plan.grid, self._sizes.window, self._sizes.strip):
+            touched = self._touched(window)
+            reads = [(layer, needs) for layer in self._layers for needs in layer.pieces(touched, self._sizes.piece)]
             for layer, needs in reads:
                 layer.announce(self.cache, needs)
             if reads:  # an empty window is a hole in the sparse file

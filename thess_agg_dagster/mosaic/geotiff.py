@@ -25,9 +25,6 @@ from thess_agg_dagster.storage.errors import first_line
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader, DatasetWriter
 
-#: Pixels a side of the internal tiles.
-BLOCK = 512
-
 #: Values of ``compress`` and the GeoTIFF creation options behind them.
 COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
     "zstd": {"compress": "ZSTD", "zstd_level": 1},
@@ -65,8 +62,8 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
         "transform": plan.grid.affine,
         "nodata": plan.nodata if floats or not math.isnan(plan.nodata) else None,
         "tiled": True,
-        "blockxsize": BLOCK,
-        "blockysize": BLOCK,
+        "blockxsize": plan.options.sizes.block,
+        "blockysize": plan.options.sizes.block,
         "bigtiff": "IF_SAFER",
         "sparse_ok": True,
     }
@@ -84,6 +81,7 @@ class Target:
     def __init__(self, file: DatasetWriter) -> None:
         self.file = file
         self.dtype = np.dtype(file.dtypes[0])
+        self._block = file.block_shapes[0][0]
         #: Row and column of the blocks that hold something.
         self.filled: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
@@ -93,17 +91,17 @@ class Target:
 
         Threads take turns; one of ``cores`` is held while it is this one's.
         """
-        height, width = window.shape
+        (height, width), block = window.shape, self._block
         # A block is written once and whole: GDAL, whose cache holds none, would read it back while it compresses it.
-        assert (window.top % BLOCK, window.left % BLOCK) == (0, 0)
+        assert (window.top % block, window.left % block) == (0, 0)
         rows, cols = self.file.shape
-        assert height % BLOCK == 0 or window.bottom == rows
-        assert width % BLOCK == 0 or window.right == cols
+        assert height % block == 0 or window.bottom == rows
+        assert width % block == 0 or window.right == cols
         filled = {
-            ((window.top + row) // BLOCK, (window.left + col) // BLOCK)
-            for row in range(0, height, BLOCK)
-            for col in range(0, width, BLOCK)
-            if shown[row : row + BLOCK, col : col + BLOCK].any()
+            ((window.top + row) // block, (window.left + col) // block)
+            for row in range(0, height, block)
+            for col in range(0, width, block)
+            if shown[row : row + block, col : col + block].any()
         }
         if filled:
             with self._lock, cores:
@@ -142,7 +140,7 @@ def make_cog(draft: Path, path: Path, plan: MosaicPlan) -> None:
     """
     options: dict[str, Any] = {
         "driver": "COG",
-        "blocksize": BLOCK,
+        "blocksize": plan.options.sizes.block,
         "bigtiff": "IF_SAFER",
         "sparse_ok": True,
         "statistics": "NO",
@@ -170,6 +168,7 @@ def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bo
     """
     size = path.stat().st_size
     with rasterio.open(path, driver="GTiff") as written:
+        block = written.block_shapes[0][0]
         whole = all(0 < _end(written, row, col) <= size for row, col in filled_blocks)
         if overviews:
             # Halved until one block holds all; blocks of an overview may be empty, but not lie outside the file.
@@ -177,9 +176,9 @@ def verify(path: Path, filled_blocks: Collection[tuple[int, int]], overviews: bo
             for level in range(len(written.overviews(1))):
                 with rasterio.open(path, driver="GTiff", overview_level=level) as overview:
                     rows, cols = overview.shape
-                blocks = np.ndindex(-(-rows // BLOCK), -(-cols // BLOCK))
+                blocks = np.ndindex(-(-rows // block), -(-cols // block))
                 whole &= all(_end(written, row, col, ovr=level) <= size for row, col in blocks)
-            whole &= max(rows, cols) <= BLOCK
+            whole &= max(rows, cols) <= block
     if not whole:
         raise OSError(errno.ENOSPC, "the file is incomplete after closing it")
 

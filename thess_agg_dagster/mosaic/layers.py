@@ -17,9 +17,6 @@ from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import Layer
 from thess_agg_dagster.mosaic.radiometry import remove_offset
 
-# A part of the grid that is reduced from more of a tile than this is read in pieces, so that it takes no more memory.
-_MOST_PIXELS = 800 * 800
-
 
 class Needs(NamedTuple):
     """The pixels that a part of the grid needs from a layer's tile, and from the SCL tile that masks it."""
@@ -51,24 +48,24 @@ class LayerReader:
             return None
         return Needs(part, source, None if self._classes is None else self._classes.source_box(source))
 
-    def pieces(self, part: Box) -> Iterator[Needs]:
-        """The same for a part of any size, in pieces that fit into memory."""
+    def pieces(self, part: Box, most: int) -> Iterator[Needs]:
+        """The same for a part of any size, in pieces that are reduced from at most so many pixels of the tile."""
         part = part.overlap(self.placement.footprint)
         needs = self.needs(part) if part else None
         if needs is None:
             return
         rows, cols = part.shape
         # A whole window in a neighbouring zone lies askew: that is no reduction.
-        if math.prod(needs.source.shape) <= max(_MOST_PIXELS, 1.3 * rows * cols) or rows * cols == 1:
+        if math.prod(needs.source.shape) <= max(most, 1.3 * rows * cols) or rows * cols == 1:
             yield needs
         elif rows >= cols:
             middle = part.top + rows // 2
-            yield from self.pieces(part._replace(bottom=middle))
-            yield from self.pieces(part._replace(top=middle))
+            yield from self.pieces(part._replace(bottom=middle), most)
+            yield from self.pieces(part._replace(top=middle), most)
         else:
             middle = part.left + cols // 2
-            yield from self.pieces(part._replace(right=middle))
-            yield from self.pieces(part._replace(left=middle))
+            yield from self.pieces(part._replace(right=middle), most)
+            yield from self.pieces(part._replace(left=middle), most)
 
     def announce(self, cache: BlockCache, needs: Needs) -> None:
         cache.announce(self._tile, needs.source)

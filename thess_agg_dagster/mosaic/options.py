@@ -1,4 +1,4 @@
-"""Options for making mosaics. Each field has the name and default of its parameter."""
+"""Options for making mosaics. Each field but ``sizes`` has the name and default of its parameter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.target import Target
 
 MissingScl = Literal["fail", "unmasked"]
@@ -37,3 +38,4 @@ class MosaicOptions:
     missing_scl: MissingScl = "fail"
     harmonize: bool = False
     format: Format = "geotiff"
+    sizes: Sizes = field(default_factory=Sizes)

@@ -5,24 +5,28 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thess_agg_dagster.mosaic import blocks, engine, geotiff
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.engine import WriteError, _Merger, write_mosaic
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.plan import plan_mosaic
+from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, read, write_tile
+
+#: Chunks are single blocks of the file.
+SINGLE = Sizes(block=64, window=64, chunk=1)
 
 Decoded = Counter[tuple[str, tuple[int, int]]]
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
-    """Counts every decode by tile and chunk; chunks are single blocks of the file."""
+    """Counts every decode by tile and chunk."""
     count: Decoded = Counter()
     original = TileReader.decode
 
@@ -31,9 +35,6 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
         return original(self, chunk)
 
     monkeypatch.setattr(TileReader, "decode", counting)
-    monkeypatch.setattr(blocks, "CHUNK", 1)
-    monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(geotiff, "BLOCK", 64)
     return count
 
 
@@ -41,17 +42,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
 @pytest.mark.parametrize("cache", [96 * 2**20, 50_000], ids=["in memory", "parked on disk"])
 @pytest.mark.parametrize("strip", [2, 50])
 def test_every_block_of_two_zones_is_decoded_once(
-    tmp_path: Path, decoded: Decoded, monkeypatch: pytest.MonkeyPatch, jpeg2000: bool, cache: int, strip: int
+    tmp_path: Path, decoded: Decoded, jpeg2000: bool, cache: int, strip: int
 ) -> None:
-    monkeypatch.setattr(engine, "_CACHE_BYTES", cache)
-    monkeypatch.setattr(engine, "_STRIP", strip)
+    sizes = replace(SINGLE, cache_bytes=cache, strip=strip)
     a = write_tile(
         tmp_path / "a.tif", noise(1, (400, 400)), crs=ZONE_35, corner=(200000, 4500000), pixel=100, jpeg2000=jpeg2000
     )
     b = write_tile(
         tmp_path / "b.tif", noise(2, (400, 400)), crs=ZONE_34, corner=(680000, 4500000), pixel=100, jpeg2000=jpeg2000
     )
-    plan = plan_mosaic([a, b], "B04", MosaicOptions(threads=3))
+    plan = plan_mosaic([a, b], "B04", MosaicOptions(threads=3, sizes=sizes))
     stats = write_mosaic(plan, tmp_path / "out.tif")
     assert set(decoded.values()) == {1}
     assert {stem for stem, _ in decoded} == {"a", "b"}
@@ -63,7 +63,7 @@ def test_every_block_of_two_zones_is_decoded_once(
 def test_a_hidden_tile_is_not_read(tmp_path: Path, decoded: Decoded, method: str, hidden: str) -> None:
     a = write_tile(tmp_path / "a.tif", noise(1, (256, 256)))
     b = write_tile(tmp_path / "b.tif", noise(2, (256, 256)))
-    write_mosaic(plan_mosaic([a, b], "B04", MosaicOptions(merge_method=method)), tmp_path / "out.tif")
+    write_mosaic(plan_mosaic([a, b], "B04", MosaicOptions(merge_method=method, sizes=SINGLE)), tmp_path / "out.tif")
     assert {stem for stem, _ in decoded} == {"a", "b"} - {hidden}
 
 
@@ -72,7 +72,7 @@ def test_only_blocks_behind_empty_pixels_are_read(tmp_path: Path, decoded: Decod
     pixels[70:90, 200:220] = 0
     a = write_tile(tmp_path / "a.tif", pixels)
     b = write_tile(tmp_path / "b.tif", noise(2, (256, 256)))
-    write_mosaic(plan_mosaic([a, b], "B04", MosaicOptions()), tmp_path / "out.tif")
+    write_mosaic(plan_mosaic([a, b], "B04", MosaicOptions(sizes=SINGLE)), tmp_path / "out.tif")
     assert [chunk for stem, chunk in decoded if stem == "b"] == [(1, 3)]
     expected = np.where(pixels == 0, read(b), pixels)
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), expected)
@@ -126,11 +126,8 @@ def test_a_full_disk_while_parking_is_an_error_and_no_hang(
         return len(data) // 2
 
     monkeypatch.setattr(os, "pwrite", failing)
-    monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(geotiff, "BLOCK", 64)
-    monkeypatch.setattr(engine, "_CACHE_BYTES", 50_000)
     a = write_tile(tmp_path / "a.tif", noise(1, (600, 600)), crs=ZONE_35, corner=(200000, 4500000), pixel=100)
     b = write_tile(tmp_path / "b.tif", noise(2, (600, 600)), crs=ZONE_34, corner=(680000, 4500000), pixel=100)
-    plan = plan_mosaic([a, b], "B04", MosaicOptions(threads=3))
+    plan = plan_mosaic([a, b], "B04", MosaicOptions(threads=3, sizes=Sizes(block=64, window=64, cache_bytes=50_000)))
     with pytest.raises(WriteError, match="No space left on device"):
         write_mosaic(plan, tmp_path / "out.tif")

@@ -20,6 +20,7 @@ from thess_agg_dagster.mosaic import composite, reducers
 from thess_agg_dagster.mosaic.blocks import TileReader
 from thess_agg_dagster.mosaic.composite import CompositeError, CompositeOptions, open_mosaics, write_composites
 from thess_agg_dagster.mosaic.options import MosaicOptions
+from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster_tests.rasters import DATA, Array, read, write_tile
 
 TIMES, SHAPE = 5, (70, 90)
@@ -164,14 +165,12 @@ def test_other_dtypes_and_empty_values(tmp_path: Path, dtype: str, nodata: float
         np.testing.assert_equal(file.nodata, nodata)
 
 
-def test_more_times_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_times_than_memory_holds(tmp_path: Path) -> None:
     """What does not fit waits in a file, and few files are open at a time."""
     stacks = {"B04": some(5), "B08": some(6)}
     expected = make(tmp_path / "all", stacks)
-    monkeypatch.setattr(composite, "_MOST_BYTES", 1000)
-    monkeypatch.setattr(composite, "_MOST_FILES", 3)
-    monkeypatch.setattr(composite, "_ROWS", 7)
-    found = make(tmp_path / "few", stacks)
+    few = Sizes(rows=7, stack_bytes=1000, open_files=3)
+    found = make(tmp_path / "few", stacks, output=MosaicOptions(sizes=few))
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 

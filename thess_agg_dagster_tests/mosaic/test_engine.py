@@ -21,7 +21,6 @@ from rasterio.merge import merge
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject, transform
 
-from thess_agg_dagster.mosaic import engine, geotiff
 from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.options import MosaicOptions
@@ -29,20 +28,11 @@ from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import PlanError, TileError
 from thess_agg_dagster.sample import TILE_SIZE, TILES
-from thess_agg_dagster_tests.rasters import DATA, ZONE_34, ZONE_35, Array, half_empty, noise, read, write_tile
+from thess_agg_dagster_tests.rasters import DATA, SMALL, ZONE_34, ZONE_35, Array, half_empty, noise, read, write_tile
 
 
 def mosaic(paths: Sequence[Path], out: Path, band: str = "B04", **options: Any) -> MosaicStats:
     return write_mosaic(plan_mosaic(paths, band, MosaicOptions(**options)), out)
-
-
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows, strips and cache so small that a few hundred pixels cross all of them."""
-    monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(geotiff, "BLOCK", 64)
-    monkeypatch.setattr(engine, "_STRIP", 3)
-    monkeypatch.setattr(engine, "_CACHE_BYTES", 40_000)
 
 
 # --- numpy by brute force -------------------------------------------------------------------------------------
@@ -106,7 +96,6 @@ def test_merge_methods_against_brute_force(
 # --- rasterio.merge -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("jpeg2000", [False, True])
 def test_tiles_of_one_grid_against_rasterio_merge(tmp_path: Path, method: str, jpeg2000: bool) -> None:
@@ -117,14 +106,13 @@ def test_tiles_of_one_grid_against_rasterio_merge(tmp_path: Path, method: str, j
         paths.append(write_tile(tmp_path / f"{number}.tif", pixels, corner=corner, jpeg2000=jpeg2000))
         # rasterio.merge needs to be told what we know: that 0 is empty.
         tagged.append(write_tile(tmp_path / f"{number}-tagged.tif", pixels, corner=corner, nodata=0))
-    mosaic(paths, tmp_path / "out.tif", merge_method=method)
+    mosaic(paths, tmp_path / "out.tif", merge_method=method, sizes=SMALL)
     expected, expected_transform = merge(tagged, method=method, nodata=0)
     with rasterio.open(tmp_path / "out.tif") as out:
         assert out.transform == expected_transform
         np.testing.assert_array_equal(out.read(1), expected[0])
 
 
-@pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("method", METHODS)
 def test_float_tiles_with_nan_and_a_tag(tmp_path: Path, method: str) -> None:
     paths, valid = [], []
@@ -134,7 +122,7 @@ def test_float_tiles_with_nan_and_a_tag(tmp_path: Path, method: str) -> None:
         pixels[:, 100 + number * 10 : 120] = np.nan
         paths.append(write_tile(tmp_path / f"{number}.tif", pixels, nodata=-9999))
         valid.append(np.where((pixels == -9999) | np.isnan(pixels), np.nan, pixels))
-    mosaic(paths, tmp_path / "out.tif", merge_method=method)
+    mosaic(paths, tmp_path / "out.tif", merge_method=method, sizes=SMALL)
     a, b = valid
     expected = {
         "first": np.where(np.isnan(a), b, a),
@@ -213,7 +201,6 @@ def test_the_first_tile_arrives_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resampling", RESAMPLINGS)
-@pytest.mark.usefixtures("small_windows")
 def test_every_resampling_against_one_warp_of_the_whole_tile(tmp_path: Path, resampling: str) -> None:
     """Windows join without seams: the same as GDAL warping each whole tile onto the grid at once."""
     crs_a, corner_a, _ = real_geometry("T35TKF")
@@ -222,7 +209,7 @@ def test_every_resampling_against_one_warp_of_the_whole_tile(tmp_path: Path, res
     pixels = noise(2, (180, 180), 100, 200)
     pixels[100:, 150:] = 0
     b = write_tile(tmp_path / "b.tif", pixels, crs=ZONE_34, corner=(corner_b[0] + 98000, corner_b[1] - 5000), pixel=100)
-    mosaic([a, b], tmp_path / "out.tif", resampling=resampling)
+    mosaic([a, b], tmp_path / "out.tif", resampling=resampling, sizes=SMALL)
     with rasterio.open(tmp_path / "out.tif") as out:
         result, profile = out.read(1), out.profile
     with (
@@ -249,24 +236,22 @@ def test_every_resampling_against_one_warp_of_the_whole_tile(tmp_path: Path, res
 
 
 @pytest.mark.parametrize("resampling", ["nearest", "average"])
-@pytest.mark.usefixtures("small_windows")
 def test_a_finer_tile_is_brought_to_the_first_tiles_pixels(tmp_path: Path, resampling: str) -> None:
     coarse = write_tile(tmp_path / "a.tif", noise(1, (80, 80), 1, 200), pixel=20)
     fine_pixels = np.kron(noise(2, (100, 100), 1, 200), np.ones((2, 2), "uint16"))
     fine = write_tile(tmp_path / "b.tif", fine_pixels, corner=(601000, 4499000), pixel=10)
-    mosaic([coarse, fine], tmp_path / "out.tif", resampling=resampling)
+    mosaic([coarse, fine], tmp_path / "out.tif", resampling=resampling, sizes=SMALL)
     expected = np.zeros((150, 150), "uint16")
     expected[50:, 50:] = fine_pixels[::2, ::2]
     expected[:80, :80] = read(coarse)
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), expected)
 
 
-@pytest.mark.usefixtures("small_windows")
 def test_a_tile_off_the_grid_by_a_part_of_a_pixel_is_looked_up(tmp_path: Path) -> None:
     a = write_tile(tmp_path / "a.tif", noise(1, (70, 70)))
     pixels = noise(2, (70, 70))
     b = write_tile(tmp_path / "b.tif", pixels, corner=(600703, 4500000))
-    mosaic([a, b], tmp_path / "out.tif")
+    mosaic([a, b], tmp_path / "out.tif", sizes=SMALL)
     out = read(tmp_path / "out.tif")
     assert out.shape == (70, 141)
     np.testing.assert_array_equal(
@@ -278,7 +263,6 @@ def test_a_tile_off_the_grid_by_a_part_of_a_pixel_is_looked_up(tmp_path: Path) -
 # --- the real scene -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("jpeg2000", [False, True])
 @pytest.mark.parametrize("band", ["B04", "B08"])
 def test_real_pixels_cut_into_tiles_merge_back(tmp_path: Path, band: str, jpeg2000: bool) -> None:
@@ -290,7 +274,7 @@ def test_real_pixels_cut_into_tiles_merge_back(tmp_path: Path, band: str, jpeg20
         corner = grid * (left, top)
         path = tmp_path / f"{top}-{left}" / f"{band}.tif"
         paths.append(write_tile(path, pixels, crs=str(crs), corner=corner, jpeg2000=jpeg2000, block=128))
-    mosaic(paths, tmp_path / "out.tif", band)
+    mosaic(paths, tmp_path / "out.tif", band, sizes=SMALL)
     with rasterio.open(tmp_path / "out.tif") as out:
         assert out.transform == grid
         assert out.crs == crs
@@ -517,14 +501,14 @@ def test_zones_that_meet_at_the_ends_of_the_map(
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_preview_and_histogram_against_the_file(tmp_path: Path, small_windows: None, dtype: str) -> None:
+def test_preview_and_histogram_against_the_file(tmp_path: Path, dtype: str) -> None:
     paths = [
         write_tile(tmp_path / "a.tif", noise(1, (901, 700), 0, 12, dtype)),
         write_tile(
             tmp_path / "b.tif", half_empty((500, 1100), dtype) % np.dtype(dtype).type(12), corner=(606000, 4496000)
         ),
     ]
-    stats = mosaic(paths, tmp_path / "out.tif", "SCL")
+    stats = mosaic(paths, tmp_path / "out.tif", "SCL", sizes=SMALL)
     pixels = read(tmp_path / "out.tif")
     assert pixels.shape == (901, 1700)
     np.testing.assert_array_equal(stats.preview, pixels[::3, ::3])  # the first step that leaves at most 800

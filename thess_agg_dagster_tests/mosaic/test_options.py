@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,22 @@ from rasterio.features import rasterize
 from rasterio.merge import merge
 from rasterio.warp import reproject, transform
 
-from thess_agg_dagster.mosaic import engine, geotiff, layers
 from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
 from thess_agg_dagster.mosaic.inspection import Note, Source
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.plan import plan_mosaic, plan_mosaics
 from thess_agg_dagster.mosaic.rules import METHODS
+from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import PlanError
-from thess_agg_dagster_tests.rasters import DATA, ZONE_34, ZONE_35, Array, noise, read, write_tile
+from thess_agg_dagster_tests.rasters import DATA, SMALL, ZONE_34, ZONE_35, Array, noise, read, write_tile
 
 
-@pytest.fixture(autouse=True)
-def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows, pieces, strips and cache so small that a few hundred pixels cross all of them."""
-    monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(geotiff, "BLOCK", 64)
-    monkeypatch.setattr(engine, "_STRIP", 3)
-    monkeypatch.setattr(engine, "_CACHE_BYTES", 40_000)
-    monkeypatch.setattr(layers, "_MOST_PIXELS", 70 * 70)
-
-
-def mosaic(sources: Sequence[Source], out: Path, band: str = "B04", **options: Any) -> MosaicStats:
-    plans, problems = plan_mosaics({band: sources}, MosaicOptions(**options))
+def mosaic(
+    sources: Sequence[Source], out: Path, band: str = "B04", sizes: Sizes = SMALL, **options: Any
+) -> MosaicStats:
+    plans, problems = plan_mosaics({band: sources}, MosaicOptions(sizes=sizes, **options))
     if problems:
         raise PlanError(problems[band])
     return write_mosaic(plans[band], out)
@@ -124,7 +117,9 @@ def test_without_scl_it_fails_or_goes_unmasked_as_asked(tmp_path: Path) -> None:
     source = Source(path, tmp_path / "scene" / "SCL.tif", scene_id="scene")
     with pytest.raises(PlanError, match=r"SCL\.tif: no such file"):
         mosaic([source], tmp_path / "out.tif", mask_scl_classes=(9,))
-    plans, _ = plan_mosaics({"B04": [source]}, MosaicOptions(mask_scl_classes=(9,), missing_scl="unmasked"))
+    plans, _ = plan_mosaics(
+        {"B04": [source]}, MosaicOptions(mask_scl_classes=(9,), missing_scl="unmasked", sizes=SMALL)
+    )
     assert plans["B04"].notes[0].text.startswith("scene is not masked: no such file")
     write_mosaic(plans["B04"], tmp_path / "out.tif")
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), read(path))
@@ -224,15 +219,13 @@ def test_an_area_against_a_cut_of_the_whole(tmp_path: Path, method: str, aoi_mas
 
 @pytest.mark.parametrize("jpeg2000", [False, True])
 @pytest.mark.parametrize("aoi_mask", [False, True])
-def test_only_blocks_that_the_area_touches_are_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg2000: bool, aoi_mask: bool
-) -> None:
-    monkeypatch.setattr("thess_agg_dagster.mosaic.blocks.CHUNK", 64)
+def test_only_blocks_that_the_area_touches_are_decoded(tmp_path: Path, jpeg2000: bool, aoi_mask: bool) -> None:
     path = write_tile(tmp_path / "a.tif", noise(1, (640, 640)), jpeg2000=jpeg2000)
     # A thin strip from corner to corner; its bounds are the whole tile.
     strip = "SRID=32634;POLYGON((600000 4500000, 606400 4493700, 606400 4493600, 600000 4499900, 600000 4500000))"
     area = read_area(strip)
-    stats = mosaic([Source(path)], tmp_path / "out.tif", target=Target(aoi=area), aoi_mask=aoi_mask)
+    sizes = replace(SMALL, chunk=64)
+    stats = mosaic([Source(path)], tmp_path / "out.tif", sizes=sizes, target=Target(aoi=area), aoi_mask=aoi_mask)
     touched = rasterize(
         [area.geom], (10, 10), transform=rasterio.Affine(640, 0, 600000, 0, -640, 4500000), all_touched=True
     )
@@ -253,7 +246,7 @@ def test_a_fixed_grid_wider_than_the_tiles_is_empty_there(tmp_path: Path) -> Non
     path = write_tile(tmp_path / "a.tif", pixels)
     far = write_tile(tmp_path / "b.tif", pixels, corner=(700000, 4400000))
     target = Target(ZONE_34, grid="fixed", bounds=(599500, 4498500, 601500, 4500500))
-    plans, _ = plan_mosaics({"B04": [Source(path), Source(far)]}, MosaicOptions(target=target))
+    plans, _ = plan_mosaics({"B04": [Source(path), Source(far)]}, MosaicOptions(target=target, sizes=SMALL))
     assert plans["B04"].notes == (Note("outside_grid", "1 of 2 tiles lie outside the grid"),)
     write_mosaic(plans["B04"], tmp_path / "out.tif")
     expected = np.zeros((200, 200), "uint16")
@@ -331,13 +324,13 @@ def test_a_band_on_the_grid_of_another_needs_no_resampling_later(tmp_path: Path)
         "SCL": [Source(write_tile(tmp_path / "scl.tif", scl, corner=corner, pixel=20))],
         "B04": [Source(write_tile(tmp_path / "b04.tif", band, corner=corner))],
     }
-    plans, _ = plan_mosaics(paths, MosaicOptions(target=Target(match_band="B04")))
+    plans, _ = plan_mosaics(paths, MosaicOptions(target=Target(match_band="B04"), sizes=SMALL))
     assert plans["SCL"].grid == plans["B04"].grid
     write_mosaic(plans["SCL"], tmp_path / "out.tif")
     expected = np.zeros((200, 202), "uint8")
     expected[:, :180] = np.kron(scl, np.ones((2, 2), "uint8"))[:200]
     np.testing.assert_array_equal(read(tmp_path / "out.tif"), expected)
-    coarse, _ = plan_mosaics(paths, MosaicOptions(target=Target(match_band="SCL")))
+    coarse, _ = plan_mosaics(paths, MosaicOptions(target=Target(match_band="SCL"), sizes=SMALL))
     write_mosaic(coarse["B04"], tmp_path / "coarse.tif")
     mean = np.floor(band[:200, :180].reshape(100, 2, 90, 2).mean(axis=(1, 3)) + 0.5)
     np.testing.assert_array_equal(read(tmp_path / "coarse.tif")[:100, :90], mean)

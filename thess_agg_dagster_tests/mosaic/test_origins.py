@@ -10,7 +10,6 @@ import pytest
 import rasterio
 from odc.geo.geom import polygon
 
-from thess_agg_dagster.mosaic import engine, geotiff
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
 from thess_agg_dagster.mosaic.inspection import Source
 from thess_agg_dagster.mosaic.options import MosaicOptions
@@ -18,20 +17,14 @@ from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.mosaic.rules import METHODS
 from thess_agg_dagster.mosaic.target import Target
-from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, Array, noise, read, write_tile
-
-
-@pytest.fixture(autouse=True)
-def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "WINDOW", 64)
-    monkeypatch.setattr(geotiff, "BLOCK", 64)
+from thess_agg_dagster_tests.rasters import SMALL, ZONE_34, ZONE_35, Array, noise, read, write_tile
 
 
 def mosaic(
     folder: Path, sources: list[Source], observations: bool = True, **options: Any
 ) -> tuple[dict[str, Array], MosaicStats]:
     """Mosaic, source and observations as read back."""
-    plans, problems = plan_mosaics({"B04": sources}, MosaicOptions(**options))
+    plans, problems = plan_mosaics({"B04": sources}, MosaicOptions(sizes=SMALL, **options))
     assert not problems
     out = {name: folder / f"{name}.tif" for name in ("B04", "source", "observations")}
     files = OriginFiles(out["source"], out["observations"] if observations else None, lambda: {"legend": "1 2 3"})
