@@ -29,18 +29,20 @@ from thess_agg_dagster.defs.checks import check_period, check_plan, check_unmade
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES
 from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.layout import MANIFEST, QUICKLOOK, TILES, DataLake
+from thess_agg_dagster.lake.periods import MONTH, kind_of
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.period.build import build_period
 from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.products import stac
-from thess_agg_dagster.products.quicklook import thumbnail
+from thess_agg_dagster.products.quicklook import as_markdown, thumbnail
 from thess_agg_dagster.products.series_index import series_parquet, tile_indices
 from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
+from thess_agg_dagster.products.year import months_until, year_at_a_glance
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
-from thess_agg_dagster.storage.paths import lake_path
+from thess_agg_dagster.storage.paths import lake_path, read_if_there
 from thess_agg_dagster.timestamp.build import BuildError, Outcome, Tell, build_timestamp, unpublished
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
@@ -183,6 +185,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             "not_run": int((states == "not_run").sum()),
         }
         seen: dict[str, Any] = {"series": dg.MetadataValue.md(first_look(picture)), **counts}
+        if "composites" in obj and (months := self._pictures_of_months(obj["composites"])):
+            seen["year"] = dg.MetadataValue.md(as_markdown(year_at_a_glance(months), "WEBP", quality=60))
         if collection:
             seen["stac_collection"] = dg.MetadataValue.path(str(self.lake.collection))
         for name, table in obj.items():
@@ -207,6 +211,15 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         if told:
             seen["told"] = "; ".join(told)
         return seen | ({NOT_TOLD: "; ".join(faults)} if faults else {})
+
+    def _pictures_of_months(self, composites: pd.DataFrame) -> dict[str, bytes]:
+        """The quicklooks of the published months of the latest year."""
+        made = composites.loc[composites["status"] == "success", "period"]
+        months = [period for period in made if kind_of(period) == MONTH]
+        shown = months_until(max(months)) if months else []
+        paths = {month: self.lake.composites.published(month).folder / QUICKLOOK for month in months if month in shown}
+        found = {month: read_if_there(path) for month, path in paths.items()}
+        return {month: data for month, data in found.items() if data}
 
     def _write_collection(self, shelf: DataLake, kind: stac.Kind) -> bool:
         """The STAC collection of what is published with items, and its indices, where there are any."""

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -52,8 +53,10 @@ def manifest_value(
     Raises ``OSError`` if the file exists but cannot be read.
     """
     path = lake.assets_manifest
-    fingerprint = fingerprints(path)
-    return _read_manifest(path, fingerprint).get((word, scene_id, band.lower()), "") if fingerprint else ""
+    if fingerprint := fingerprints(path):
+        with suppress(FileNotFoundError):  # removed since
+            return _read_manifest(path, fingerprint).get((word, scene_id, band.lower()), "")
+    return ""
 
 
 @lru_cache(maxsize=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.load_target import PythonFileTarget
+from PIL import Image
 
 import thess_agg_dagster
 from thess_agg_dagster.audit.event_log import latest_attempts
@@ -33,7 +35,7 @@ from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.defs.sensors import composites_sensor
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MOSAICS_BY_PERIOD
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MOSAICS_BY_PERIOD, REPORT
 from thess_agg_dagster.lake.publish import local_folder
 from thess_agg_dagster.runs.batch import run_asset, tidy_up
 from thess_agg_dagster.runs.instance import UNFINISHED
@@ -438,3 +440,18 @@ def test_what_cannot_be_looked_at_together_is_said(small_lake: SmallLake) -> Non
     red, nir = (pixels[band].astype(float) for band in ("B04", "B08"))
     np.testing.assert_allclose(pixels["NDVI"], (nir - red) / (nir + red), rtol=1e-6)
     assert pixels["B11"].shape == (60, 60)
+
+
+def test_the_report_shows_the_months_of_a_year(ready: SmallLake) -> None:
+    assert compose(ready, APRIL).attempt.status == "success"
+    assert compose(ready, SPRING).attempt.status == "success"
+    ready.tables()
+    event = ready.instance.get_latest_materialization_event(REPORT)
+    assert event is not None
+    assert event.asset_materialization is not None
+    shown = str(event.asset_materialization.metadata["year"].value)
+    data = base64.b64decode(shown.removeprefix("![picture](data:image/webp;base64,").removesuffix(")"))
+    cells = np.array_split(np.asarray(Image.open(io.BytesIO(data)).convert("L")), 3)[2]
+    march, april = (np.array_split(cells, 4, axis=1)[column][40:-20, 20:-100] for column in (2, 3))
+    assert np.ptp(march) < 10  # grey: there is none
+    assert np.ptp(april) > 100
