@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 
@@ -50,6 +49,7 @@ from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.instance import BATCH, CAUSE, PARENT, claim_run, execute_here
 from thess_agg_dagster.storage.errors import first_line
+from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp.freshness import changed_inputs, code_version, tile_names
 from thess_agg_dagster.timestamp.plan import TimestampPlan, plan_timestamp
 from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
@@ -239,7 +239,7 @@ def _one_by_one(context: dg.AssetExecutionContext) -> AssetEvents:
 
 def _refetch(
     context: dg.AssetExecutionContext, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams
-) -> Mapping[Path, Refetched | str]:
+) -> Mapping[File, Refetched | str]:
     """Fetch the tiles that are missing or broken; on a retry also those that only decoding finds out."""
     policy = download_policy(params)
     if policy is None:

@@ -21,7 +21,7 @@ import xxhash
 from thess_agg_dagster.lake.catalogue import item_asset, manifest_value, read_item
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.fingerprints import Fingerprints, etag_of, fingerprint_of
-from thess_agg_dagster.storage.paths import as_os_errors, is_remote, open_file, read_if_there
+from thess_agg_dagster.storage.paths import File, as_os_errors, open_file, read_if_there
 
 OURS = "xxh128"
 _CHUNK = 2**20
@@ -46,7 +46,7 @@ class Checksum:
         return f"{self.algorithm}:{self.digest}"
 
 
-def checksum_of(path: Path, algorithm: str = OURS) -> Checksum:
+def checksum_of(path: File, algorithm: str = OURS) -> Checksum:
     """The checksum of a file, read in pieces. Raises ``OSError``."""
     hasher = xxhash.xxh3_128() if algorithm == OURS else hashlib.new(algorithm, usedforsecurity=False)
     with as_os_errors(path), open_file(path) as file:
@@ -154,12 +154,10 @@ class BackgroundChecksums:
     Files in an object store get ``etag:<ETag>``. A context manager; leaving it does not wait for pending checksums.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, paths: Iterable[File]) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksums")
         self._fingerprints = {path: fingerprint_of(path) for path in paths}
-        self._found = {
-            path: self._pool.submit(_etag if is_remote(path) else checksum_of, path) for path in self._fingerprints
-        }
+        self._found = {path: self._pool.submit(_etag_or_checksum, path) for path in self._fingerprints}
 
     def __enter__(self) -> BackgroundChecksums:
         return self
@@ -167,7 +165,7 @@ class BackgroundChecksums:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def of(self, path: Path) -> Checksum:
+    def of(self, path: File) -> Checksum:
         """A file's checksum. Raises ``OSError``, and :class:`ChangedError` if the file has changed since the beginning."""
         found = self._found[path].result()
         if fingerprint_of(path) != self._fingerprints[path]:
@@ -175,5 +173,6 @@ class BackgroundChecksums:
         return found
 
 
-def _etag(path: Path) -> Checksum:
-    return Checksum("etag", etag_of(path))
+def _etag_or_checksum(path: File) -> Checksum:
+    etag = etag_of(path)
+    return checksum_of(path) if etag is None else Checksum("etag", etag)

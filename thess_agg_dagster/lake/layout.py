@@ -22,7 +22,16 @@ from typing import Any
 from thess_agg_dagster.lake.run_names import is_run, run_name
 from thess_agg_dagster.storage.conditional import version_of
 from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprints_below
-from thess_agg_dagster.storage.paths import REQUESTS, files_below, is_remote, lake_path, names_in, read_if_there
+from thess_agg_dagster.storage.paths import (
+    REQUESTS,
+    File,
+    files_below,
+    is_remote,
+    lake_path,
+    leads_out_of,
+    names_in,
+    read_if_there,
+)
 
 #: The audit tables by short name.
 AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
@@ -89,7 +98,7 @@ def _tile_template(text: str) -> tuple[str, str]:
     return found[1] or ("/" if text.startswith("/") else ""), found[2]
 
 
-def name_in(root: Path, path: Path | str) -> str:
+def name_in(root: Path, path: File | str) -> str:
     """The name of a file in records next to the mosaics: its path below the root of the lake, or the full path if it is
     elsewhere."""
     return str(path).removeprefix(f"{root}/")
@@ -107,7 +116,7 @@ def is_beside(name: str) -> bool:
     return name in (SOURCE, OBSERVATIONS) or name.startswith(f"{SOURCE}_")
 
 
-def scene_of(tile: Path) -> str:
+def scene_of(tile: File) -> str:
     """The scene id in the path of a tile."""
     return tile.parent.name
 
@@ -254,6 +263,10 @@ class DataLake:
                 raise ValueError(f"{name[:80]!r} is not a plain name")
         return self.tiles_folder / scene_id / f"{band}{_tile_template(self.tiles)[1]}"
 
+    def source(self, scene_id: str, band: str) -> File:
+        """Where a raw tile is read: at its place, see :meth:`tile`."""
+        return self.tile(scene_id, band)
+
     def fingerprints(self, scene_ids: Iterable[str] | None = None) -> Fingerprints:
         """The fingerprints that the tiles and STAC items of some scenes (or of all, and the mosaics) have now."""
         if scene_ids is None:
@@ -283,12 +296,9 @@ class DataLake:
         tiles if the template says so.)"""
         return self.root, self.root / "cache", *([self.tiles_folder] if self.tiles != TILES else [])
 
-    def leads_outside(self, path: Path) -> bool:
+    def leads_outside(self, path: File) -> bool:
         """Whether a tile's path is a symbolic link out of the lake."""
-        if is_remote(path):
-            return False
-        real = path.resolve()
-        return not any(real.is_relative_to(folder.resolve()) for folder in self.folders if not is_remote(folder))
+        return leads_out_of(path, self.folders)
 
     def timestamp_folder(self, timestamp: str) -> Path:
         """The folder of a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""
@@ -304,8 +314,7 @@ class DataLake:
 
     def version(self, timestamp: str) -> str | None:
         """The version of a timestamp's manifest in a bucket; ``None`` if there is none, and in a folder."""
-        manifest = self.manifest(timestamp)
-        return version_of(manifest) if is_remote(manifest) else None
+        return version_of(self.manifest(timestamp))
 
     def new_folder(self, timestamp: str) -> Path:
         """The folder for the files of a timestamp in a run that begins now; in a bucket, no other run uses it."""

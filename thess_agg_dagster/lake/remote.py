@@ -58,11 +58,9 @@ class RemoteStat:
 class RemoteTile:
     """A tile at its address, under the name that it would have in the lake.
 
-    It provides what the code uses of a path in an object store, and is typed as one. Network errors are raised as
+    A :class:`~thess_agg_dagster.storage.paths.RemoteFile`, with an opener for rasterio. Network errors are raised as
     ``OSError``.
     """
-
-    protocol = "https"
 
     def __init__(self, place: Path, href: str, downloader: Downloader) -> None:
         self._place, self._href, self._downloader = place, href, downloader
@@ -87,10 +85,6 @@ class RemoteTile:
     def parent(self) -> PurePosixPath:
         return PurePosixPath(self._place.parent)
 
-    def with_name(self, name: str) -> Path:
-        """A file next to the tile; it is in the lake."""
-        return self._place.with_name(name)
-
     def __str__(self) -> str:
         return shown(self._href)
 
@@ -110,7 +104,7 @@ class RemoteTile:
             self._crumbs[0] = found.data
         return RemoteStat(found.size, found.etag)
 
-    def open(self, mode: str = "rb", buffering: int = -1, **_: Any) -> BinaryIO:
+    def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
         return io.BufferedReader(self.opener(), _CRUMBS)
 
     def opener(self, *_: Any, **__: Any) -> RangeFile:

@@ -30,7 +30,8 @@ from thess_agg_dagster.mosaic.grid import Box
 from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, open_tile
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
-from thess_agg_dagster.storage.paths import is_remote, local_copy
+from thess_agg_dagster.storage.gdal import may_misjudge
+from thess_agg_dagster.storage.paths import File, local_copy
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -54,7 +55,7 @@ class TileReader:
         self.chunk_shape = rows, cols
         # With the context that each was opened in: rasterio keeps an opener's files there, and closes them only there.
         self._handles: LifoQueue[tuple[DatasetReader, Context]] = LifoQueue()
-        self._source = tile.path
+        self._source: File = tile.path
         self._copies = ExitStack()
         self._copying = threading.Lock()
 
@@ -88,9 +89,8 @@ class TileReader:
                 handle = context.run(open_tile, source, self.tile.driver, self.tile.overview)
             pixels: Pixels = handle.read(1, window=Window(box.left, box.top, box.shape[1], box.shape[0]))
         except (RasterioError, OSError) as error:
-            if is_remote(source):
-                # A broken connection, or a broken file? GDAL does not tell; a copy does, and is read from here on.
-                with self._copying:
+            if may_misjudge(source):
+                with self._copying:  # and the copy is read from here on
                     if self._source is source:
                         self._source = self._copies.enter_context(local_copy(path))
                 return self.decode(chunk)

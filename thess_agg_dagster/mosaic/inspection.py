@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from odc.geo.geobox import GeoBox
@@ -14,14 +13,15 @@ from thess_agg_dagster.mosaic.grid import footprint_on, whole
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.rules import fits, resolve_empty_value
 from thess_agg_dagster.mosaic.tiles import PlanError, Problem, Tile, TileError, inspect_tile
+from thess_agg_dagster.storage.paths import File
 
 
 @dataclass(frozen=True)
 class Source:
     """The input for one layer: a tile, the SCL tile of its scene, the offset of its reflectance bands, and the scene."""
 
-    path: Path
-    scl: Path | None = None
+    path: File
+    scl: File | None = None
     offset: int | None = 0
     scene_id: str = ""
 
@@ -121,7 +121,7 @@ def inspect(sources: Sequence[Source], band: str, options: MosaicOptions) -> Ins
     return Inspected(tuple(tiles), tuple(empty_values), tuple(scl), tuple(offsets), tuple(notes))
 
 
-def _inspect_scl(path: Path, tile: Tile) -> Tile:
+def _inspect_scl(path: File, tile: Tile) -> Tile:
     """The SCL that masks a tile. Raises :class:`TileError` where it does not hold classes for all of it."""
     scl = inspect_tile(path)
     if scl.dtype not in ("uint8", "int8", "uint16", "int16"):

@@ -22,6 +22,7 @@ from thess_agg_dagster.mosaic.rules import (
 )
 from thess_agg_dagster.mosaic.target import Target, fixed_step, resolve_crs, resolve_pixel, target_grid
 from thess_agg_dagster.mosaic.tiles import PlanError, Problem, ProblemKind, Tile, overview_of
+from thess_agg_dagster.storage.paths import File
 
 # A mosaic's pixels are larger than a tile's from this ratio on. (The same size in another zone differs by a thousandth.)
 _REDUCED = 1.01
@@ -59,7 +60,7 @@ class MosaicPlan:
     def tiles(self) -> tuple[Tile, ...]:
         return tuple(layer.tile for layer in self.layers)
 
-    def files(self) -> Iterator[Path]:
+    def files(self) -> Iterator[File]:
         """Every file to read: tiles, and the SCL that masks them."""
         for layer in self.layers:
             yield layer.tile.path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,8 +15,8 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
-from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
-from thess_agg_dagster.storage.paths import is_remote, local_copy
+from thess_agg_dagster.storage.gdal import gdal_env, gdal_name, may_misjudge
+from thess_agg_dagster.storage.paths import File, first_bytes, local_copy
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -33,8 +32,7 @@ ProblemKind = Literal[
     "grid_conflict",
 ]
 
-# First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name; and how many are asked for.
-_FIRST_BYTES = 4096
+# First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name.
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 
 # Dtypes a mosaic can keep exactly; 64-bit integers and complex numbers are refused by name.
@@ -57,7 +55,7 @@ class Problem:
 
     kind: ProblemKind
     reason: str
-    path: Path | None = None
+    path: File | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}" if self.path else self.reason
@@ -90,7 +88,7 @@ class Tile:
     at full resolution.
     """
 
-    path: Path
+    path: File
     geobox: GeoBox
     crs: CRS
     dtype: str
@@ -106,7 +104,7 @@ class Tile:
         return int(rows), int(cols)
 
 
-def open_tile(path: Path, driver: str, overview: int | None = None) -> DatasetReader:
+def open_tile(path: File, driver: str, overview: int | None = None) -> DatasetReader:
     """Open a tile, or one of its overviews. Call inside :func:`gdal_env`.
 
     GDAL left to itself sniffs content, so a "tile" could be a VRT that names other files or URLs;
@@ -119,15 +117,9 @@ def open_tile(path: Path, driver: str, overview: int | None = None) -> DatasetRe
     return rasterio.open(gdal_name(path), driver=driver, **options)
 
 
-def _driver(path: Path) -> str | None:
+def _driver(path: File) -> str | None:
     """The driver that a tile's first bytes ask for, GeoTIFF or JPEG 2000; ``None`` where it is empty."""
-    try:
-        with path.open("rb", _FIRST_BYTES) as file:
-            signature = file.read(12)
-    except Exception as error:
-        if isinstance(error, OSError):
-            raise
-        raise SystemFaultError(path, error) from error  # of a store's library
+    signature = first_bytes(path, 12)
     if not signature:
         return None
     return "JP2OpenJPEG" if signature.startswith(_JPEG2000) else "GTiff"
@@ -139,7 +131,7 @@ def crs_name(crs: CRS) -> str:
     return f"EPSG:{code}" if code else str(crs.to_wkt())
 
 
-def inspect_tile(path: Path) -> Tile:
+def inspect_tile(path: File) -> Tile:
     """Read a tile's header and validate it, without reading pixels.
 
     Raises
@@ -155,9 +147,8 @@ def inspect_tile(path: Path) -> Tile:
     try:
         return _inspect(path)
     except TileError as error:
-        if not is_remote(path) or error.problem.kind != "unreadable_input":
+        if not may_misjudge(path) or error.problem.kind != "unreadable_input":
             raise
-    # What GDAL says of an object in a bucket does not tell a broken connection from a broken file; a copy does.
     try:
         with local_copy(path) as copy:
             return replace(_inspect(copy), path=path)
@@ -165,14 +156,12 @@ def inspect_tile(path: Path) -> Tile:
         raise TileError(replace(error.problem, path=path)) from error
 
 
-def _inspect(path: Path) -> Tile:
+def _inspect(path: File) -> Tile:
     def refuse(kind: ProblemKind, why: str) -> TileError:
         return TileError(Problem(kind, why, path))
 
     with gdal_env():
         try:
-            if not is_remote(path) and not path.is_file():
-                raise FileNotFoundError
             if (driver := _driver(path)) is None:
                 raise refuse("unreadable_input", "the file is empty; download the tile again")
             with open_tile(path, driver) as source:

@@ -29,6 +29,7 @@ from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import Problem, TileError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
+from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp.freshness import together
 from thess_agg_dagster.timestamp.plan import Scene, TimestampPlan, scenes_of
 
@@ -52,7 +53,7 @@ class PeriodPlan(TimestampPlan):
     stand_in: str = ""
     how: CompositeOptions = field(default_factory=CompositeOptions)
     index: NdviOptions | None = None
-    recorded: Mapping[Path, str] = field(default_factory=dict)
+    recorded: Mapping[File, str] = field(default_factory=dict)
 
     @property
     def told(self) -> dict[str, object]:
@@ -65,7 +66,7 @@ class PeriodPlan(TimestampPlan):
     def nothing(self) -> str:
         return f"no listed timestamp of {self.timestamp} is published; aggregate one first"
 
-    def place_of(self, path: Path) -> str:
+    def place_of(self, path: File) -> str:
         return str(path)
 
     def summary(self) -> str:

@@ -16,6 +16,7 @@ from thess_agg_dagster.lake.layout import is_beside, name_in
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.period.plan import PeriodPlan
+from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 #: What made a mosaic.
@@ -98,7 +99,7 @@ def timestamp_manifest(
     manifest contains the complete attempt, so that the audit trail can be restored if Dagster's database is lost.
     """
 
-    def read(path: Path) -> dict[str, object]:
+    def read(path: File) -> dict[str, object]:
         return {"file": name_in(lake, path), "bytes": path.stat().st_size, "checksum": str(checksums.of(path))}
 
     manifest: dict[str, object] = plan.told | {

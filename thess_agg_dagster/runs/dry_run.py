@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +15,7 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import Fingerprints
+from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp.freshness import tile_names
 from thess_agg_dagster.timestamp.remote import located
 
@@ -26,7 +26,7 @@ class Forecast:
     tile; ``None`` if there are none."""
 
     due: Sequence[str]
-    missing: Mapping[str, Sequence[Path]]
+    missing: Mapping[str, Sequence[File]]
     fetch_bytes: int
     fetch_unknown: int
     write_bytes: float | None
@@ -59,11 +59,11 @@ def forecast(
     workers: int,
 ) -> Forecast:
     """The forecast for due timestamps. Reads the STAC items of scenes with missing tiles, but opens no tile."""
-    missing: dict[str, list[Path]] = {}
-    sizes: dict[Path, int | None] = {}
+    missing: dict[str, list[File]] = {}
+    sizes: dict[File, int | None] = {}
     for acquisition in acquisitions:
         for scene_id, band in tile_names(acquisition, params):
-            path = located(lake, params).tile(scene_id, band)
+            path = located(lake, params).source(scene_id, band)
             if fingerprints(path) is None:
                 missing.setdefault(acquisition.timestamp, []).append(path)
                 size = item_asset(read_item(lake.scene_item(scene_id)), band).get("file:size")

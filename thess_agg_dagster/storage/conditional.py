@@ -7,14 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from thess_agg_dagster.storage.paths import as_os_errors
+from thess_agg_dagster.storage.paths import as_os_errors, is_remote
 
 # HTTP: another request of the same time was first; the condition does not hold.
 _REFUSED = (409, 412)
 
 
 def version_of(path: Path) -> str | None:
-    """The version that a store gives for an object, or ``None`` if there is no object. Raises ``OSError``."""
+    """The version that a store gives for an object, or ``None`` if there is no object, or no store. Raises ``OSError``."""
+    if not is_remote(path):
+        return None
     with suppress(FileNotFoundError), as_os_errors(path):
         info = cast(Any, path).fs.info(cast(Any, path).path)
         return str(info.get("ETag") or info.get("etag") or "")

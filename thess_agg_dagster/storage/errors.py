@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 _TRANSIENT = frozenset(
     {
@@ -23,7 +22,7 @@ _TRANSIENT = frozenset(
 class SystemFaultError(Exception):
     """A tile could not be read for now, through no fault of the file; a retry may help."""
 
-    def __init__(self, path: Path, cause: BaseException) -> None:
+    def __init__(self, path: object, cause: BaseException) -> None:
         super().__init__(
             f"{path}: cannot be read at the moment ({first_line(cause)}); the system is at fault, not the file: run it again"
         )

@@ -8,16 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from thess_agg_dagster.storage.paths import NOT_THERE, REQUESTS, as_os_errors, is_remote
+from thess_agg_dagster.storage.paths import NOT_THERE, REQUESTS, File, as_os_errors, is_remote
 
 #: How to look up the fingerprint of a file, e.g. in a listing made earlier; ``None``: there is no such file.
-Fingerprints = Callable[[Path], str | None]
+Fingerprints = Callable[[File], str | None]
 
 # What identifies a version of an object, by what the stores' libraries call it.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "last_modified", "LastModified")
 
 
-def fingerprint_of(path: Path) -> str | None:
+def fingerprint_of(path: File) -> str | None:
     """A short text that changes when a file is replaced, or ``None`` if it does not exist.
 
     Size and modification time or, in a bucket, size and ETag. Raises ``OSError`` if a store does not answer.
@@ -41,8 +41,10 @@ def exact_fingerprint_of(path: Path) -> list[Any] | None:
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def etag_of(path: Path) -> str:
-    """The store's identifier for the bytes of an object. Raises ``OSError``."""
+def etag_of(path: File) -> str | None:
+    """The store's identifier for the bytes of an object, or ``None`` for a file in a folder. Raises ``OSError``."""
+    if not is_remote(path):
+        return None
     with as_os_errors(path):
         return _version(cast(Any, path.stat()).as_info())
 
@@ -68,7 +70,7 @@ def fingerprints_below(folders: Sequence[Path]) -> Fingerprints:
     listed = tuple(f"{folder}/" for folder in folders)
     known = {str(folder) for folder in folders}
 
-    def fingerprint(path: Path) -> str | None:
+    def fingerprint(path: File) -> str | None:
         name = str(path)
         if name not in found and not name.startswith(listed) and name not in known:
             found[name] = fingerprint_of(path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import rasterio
+
+from thess_agg_dagster.storage.paths import File, is_remote
 
 # What GDAL calls an object store.
 _STORES = {
@@ -53,14 +55,19 @@ def store_env() -> Iterator[None]:
         yield
 
 
-def gdal_name(path: Path) -> str:
+def gdal_name(path: File) -> str:
     """GDAL's name for a file: its path, or ``/vsis3/bucket/key`` for one in an object store (a ``upath.UPath``).
 
     Buckets are read by range requests. GDAL looks for credentials in the usual places; :func:`gdal_env` and
     :func:`store_env` set the endpoint.
     """
     store = _STORES.get(getattr(path, "protocol", ""))
-    return str(path) if store is None else store + str(path.path)  # type: ignore[attr-defined]
+    return str(path) if store is None else f"{store}{cast(Any, path).path}"
+
+
+def may_misjudge(path: File) -> bool:
+    """Whether what GDAL takes for a broken file may be a broken connection; a :func:`local_copy` tells."""
+    return is_remote(path)
 
 
 def tell_all_of_the_endpoint() -> None:

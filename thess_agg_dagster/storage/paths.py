@@ -1,8 +1,8 @@
 """Where a lake is stored: in a folder, or a bucket of an object store (``s3://``, ``gs://``, ``az://``).
 
 A path in a bucket is a ``upath.UPath``: it has the interface of ``pathlib.Path``, except for what only folders can do
-(links, locks, renames), so it is typed as one; :func:`is_remote` tells them apart. Errors of a store are raised as
-``OSError``, like those of a disk.
+(links, locks, renames), so it is typed as one; :func:`is_remote` tells them apart. A file that is only read may also be
+elsewhere (:class:`RemoteFile`). Errors of a store are raised as ``OSError``, like those of a disk.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from pathlib import Path, PurePath
+from typing import IO, Any, BinaryIO, Protocol, TextIO, TypeAlias, cast
 
 from thess_agg_dagster.storage.errors import SystemFaultError
 
 # Bytes that travel at once, up or down.
 _PIECE = 8 * 2**20
+# Bytes that are asked for where few are needed.
+_CRUMBS = 4096
 #: Requests that are made at once: they wait for answers most of the time.
 REQUESTS = 8
 
@@ -29,6 +31,25 @@ REQUESTS = 8
 _MOST_BYTES, _MOST_OF_A_TABLE, _MOST_BESIDE_A_TILE = 2**40, 2**32, 2**26
 
 NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+class RemoteFile(Protocol):
+    """A file at an address, which is only read: what is used of a path in an object store for that."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stem(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+    @property
+    def parent(self) -> PurePath: ...
+    def stat(self) -> Any: ...
+    def open(self, mode: str = "rb", buffering: int = -1) -> IO[Any]: ...
+
+
+#: A file that is read: in a folder, in a bucket, or elsewhere.
+File: TypeAlias = Path | RemoteFile
 
 
 def lake_path(text: str | Path) -> Path:
@@ -47,13 +68,13 @@ def lake_path(text: str | Path) -> Path:
     return cast(Path, UPath(str(text).rstrip("/"), **options))
 
 
-def is_remote(path: Path) -> bool:
-    """Whether a path is in an object store."""
+def is_remote(path: File) -> bool:
+    """Whether a file is in an object store, or elsewhere in a network."""
     return not isinstance(path, Path)
 
 
 @contextmanager
-def as_os_errors(path: Path) -> Iterator[None]:
+def as_os_errors(path: File) -> Iterator[None]:
     """Convert the exceptions of object stores' libraries to ``OSError``."""
     try:
         yield
@@ -65,6 +86,18 @@ def as_os_errors(path: Path) -> Iterator[None]:
         raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: {type(error).__name__}: {error}", str(path)) from error
 
 
+def leads_out_of(path: File, folders: Sequence[Path]) -> bool:
+    """Whether a path is a symbolic link out of all these folders. There are none in a bucket."""
+    return isinstance(path, Path) and not any(
+        path.resolve().is_relative_to(folder.resolve()) for folder in folders if not is_remote(folder)
+    )
+
+
+def in_parallel(folder: Path, threads: int | None) -> int | None:
+    """How many files of a folder are read at once: in a bucket, more than there are threads to compute with."""
+    return REQUESTS if is_remote(folder) else threads
+
+
 class NotAFileError(OSError):
     """Not a regular file, outside the lake, or absurdly large. The text says which, and what to do."""
 
@@ -72,17 +105,15 @@ class NotAFileError(OSError):
         super().__init__(f"{path}: {why}")
 
 
-def open_file(path: Path, most: int = _MOST_BYTES, within: Sequence[Path] = ()) -> BinaryIO:
+def open_file(path: File, most: int = _MOST_BYTES, within: Sequence[Path] = ()) -> BinaryIO:
     """Open a file of a lake for reading, after checking it; all files that others could have put there are opened here.
 
     Raises :class:`NotAFileError` if it is a pipe, a device or a socket (which would block, or never end), larger than
     ``most`` bytes, or a link out of all folders in ``within``; and ``OSError``.
     """
-    if is_remote(path):
+    if not isinstance(path, Path):
         return cast(BinaryIO, path.open("rb"))
-    if within and not any(
-        path.resolve().is_relative_to(folder.resolve()) for folder in within if not is_remote(folder)
-    ):
+    if within and leads_out_of(path, within):
         raise NotAFileError(
             path, "is a symbolic link out of the lake, which is not followed; put the file itself there"
         )
@@ -106,6 +137,15 @@ def open_file(path: Path, most: int = _MOST_BYTES, within: Sequence[Path] = ()) 
     except BaseException:
         os.close(handle)
         raise
+
+
+def first_bytes(path: File, count: int) -> bytes:
+    """The first bytes of a file, asked for in one small request. Raises ``OSError``; ``FileNotFoundError`` also if it is no
+    regular file."""
+    if isinstance(path, Path) and not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    with as_os_errors(path), path.open("rb", _CRUMBS) as file:
+        return bytes(file.read(count))
 
 
 def read_bytes(path: Path, most: int = _MOST_OF_A_TABLE, within: Sequence[Path] = ()) -> bytes:
@@ -168,6 +208,16 @@ def upload(file: Path, target: Path) -> None:
         remote.fs.put_file(str(file), remote.path, **pieces)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file in a local folder, or a copy where there can be none. Raises ``OSError``."""
+    if not is_remote(source):
+        with suppress(OSError):  # a file system without links
+            os.link(source, target)
+            return
+    with as_os_errors(source), source.open("rb") as old, target.open("wb") as new:
+        shutil.copyfileobj(old, new, 2**20)
+
+
 def copy_object(source: Path, target: Path) -> None:
     """Copy an object, if it exists, within its bucket. Raises ``OSError``."""
     with suppress(FileNotFoundError), as_os_errors(source):
@@ -176,7 +226,7 @@ def copy_object(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def local_copy(path: Path) -> Iterator[Path]:
+def local_copy(path: File) -> Iterator[Path]:
     """A temporary copy of an object in a bucket. Raises :class:`SystemFaultError` if the store does not deliver it."""
     with tempfile.NamedTemporaryFile(suffix=path.suffix) as copy:
         try:

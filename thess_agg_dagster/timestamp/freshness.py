@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
@@ -22,6 +21,7 @@ from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.bands import SCL, mask_band
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import Fingerprints
+from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp.remote import located
 
 
@@ -64,7 +64,7 @@ def identify_bands(
     for band in bands:
         names = [band, *([mask] if params.mask_scl_classes else []), *filter(None, [params.match_band])]
         tiles = [(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
-        paths = [*(lake.tile(*tile) for tile in tiles), *map(lake.scene_item, acquisition.scene_ids)]
+        paths = [*(lake.source(*tile) for tile in tiles), *map(lake.scene_item, acquisition.scene_ids)]
         # A checksum that somebody publishes later may tell that what was read is not what it should have been.
         paths += [file for tile in tiles for file in checksum_files(lake.tile(*tile)) if fingerprints(file)]
         published = [
@@ -152,7 +152,7 @@ def is_due(
     return not all(map(fingerprints, expected))
 
 
-def _digest(start: str, paths: Iterable[Path], fingerprints: Fingerprints) -> str:
+def _digest(start: str, paths: Iterable[File], fingerprints: Fingerprints) -> str:
     digest = hashlib.sha256(start.encode())
     for path in paths:
         digest.update(f"{path.parent.name}/{path.name} {fingerprints(path) or 'missing'}\n".encode())
@@ -204,7 +204,7 @@ def _is_of_0_1_0(
         area = read_area(params.aoi)
         values["aoi"] = f"{area.crs} {area.wkt}"
     names = [*bands, SCL] if params.mask_scl_classes else bands
-    paths = [lake.tile(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
+    paths = [lake.source(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
     paths += map(lake.scene_item, acquisition.scene_ids)
     texts = (json.dumps(values | {"stac": stac}, sort_keys=True) for stac in (True, False))
     return any(recorded == _digest(f"0.1.0\n{text}\n", paths, fingerprints) for text in texts)

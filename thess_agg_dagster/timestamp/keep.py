@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from thess_agg_dagster.mosaic.preview import PREVIEW
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.quicklook import Preview
 from thess_agg_dagster.storage.gdal import gdal_env
-from thess_agg_dagster.storage.paths import as_os_errors, is_remote, lake_path
+from thess_agg_dagster.storage.paths import lake_path, link_or_copy
 from thess_agg_dagster.timestamp.freshness import current_bands
 
 
@@ -75,7 +73,7 @@ def keep_band(record: BandRecord, planned: BandRecord, staged: Path) -> tuple[Ba
             raise KeepError(
                 f"{old}: has {name} {before}, with the other bands it would have {now}; include it in the bands"
             )
-    _link_or_copy(old, staged)
+    link_or_copy(old, staged)
     if (found := str(checksum_of(staged))) != record.output_checksum:
         raise KeepError(
             f"{old}: has {found}, but {record.output_checksum} was published; include {record.band} in the bands"
@@ -84,14 +82,3 @@ def keep_band(record: BandRecord, planned: BandRecord, staged: Path) -> tuple[Ba
         step = max(1, -(-max(mosaic.shape) // PREVIEW))
         preview = mosaic.read(1, out_shape=(-(-mosaic.height // step), -(-mosaic.width // step)), masked=True)
     return replace(record, output_path=planned.output_path, inputs=planned.inputs), np.ma.masked_invalid(preview)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    if not is_remote(source):
-        try:
-            os.link(source, target)
-            return
-        except OSError:  # a file system without links
-            pass
-    with as_os_errors(source), source.open("rb") as old, target.open("wb") as new:
-        shutil.copyfileobj(old, new, 2**20)

@@ -13,7 +13,6 @@ from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
 from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake, scene_of
-from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.bands import mask_band
 from thess_agg_dagster.mosaic.inspection import Source
@@ -23,7 +22,7 @@ from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.tiles import Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
-from thess_agg_dagster.storage.paths import REQUESTS, NotAFileError, is_remote
+from thess_agg_dagster.storage.paths import File, NotAFileError, in_parallel
 from thess_agg_dagster.timestamp.freshness import identify_bands, tile_names, together
 from thess_agg_dagster.timestamp.keep import kept_bands
 from thess_agg_dagster.timestamp.refetch import Refetched, refetched
@@ -52,7 +51,7 @@ class TimestampPlan:
     scenes: Sequence[Scene] = ()
     stac: bool = False
     parameters: str = "{}"
-    refetched: Mapping[Path, Refetched] = field(default_factory=dict)
+    refetched: Mapping[File, Refetched] = field(default_factory=dict)
     refetchable: bool = False
     provenance: bool = False
     seams: bool = False
@@ -86,7 +85,7 @@ class TimestampPlan:
         """What is wrong where there is nothing to make it of."""
         return "time_serie.csv lists no tiles for this timestamp; add them to tile_ids, or remove the row"
 
-    def place_of(self, path: Path) -> str:
+    def place_of(self, path: File) -> str:
         """What a message calls the place of a file that is read."""
         return scene_of(path)
 
@@ -100,7 +99,7 @@ class TimestampPlan:
         bands = ", ".join(f"{m.band} ({m.grid.width} x {m.grid.height})" for m in self.mosaics.values())
         return f"Merging {len(self.scene_ids)} tiles into {bands}"
 
-    def input_files(self) -> list[Path]:
+    def input_files(self) -> list[File]:
         """Every file that the mosaics read, once."""
         return list(dict.fromkeys(path for plan in self.mosaics.values() for path in plan.files()))
 
@@ -109,7 +108,7 @@ def plan_timestamp(
     acquisition: Acquisition,
     lake: DataLake,
     params: TimestampsAggregationParams,
-    fetched: Mapping[Path, Refetched | str] = MappingProxyType({}),
+    fetched: Mapping[File, Refetched | str] = MappingProxyType({}),
     made: Attempt | None = None,
 ) -> TimestampPlan:
     """Plan every band of a timestamp from its tiles' headers; finds all problems of all bands.
@@ -157,18 +156,18 @@ def _inputs(
     lake: DataLake,
     params: TimestampsAggregationParams,
     mask: str,
-    mismatches: Mapping[Path, Problem],
+    mismatches: Mapping[File, Problem],
 ) -> tuple[dict[str, list[Source]], dict[str, list[Problem]]]:
     """The tiles of each band that may be read, and per band what is wrong before any is opened."""
     sources: dict[str, list[Source]] = {}
     problems: dict[str, list[Problem]] = {}
     for band in params.bands if scenes else ():
         found = [
-            Source(lake.tile(scene.scene_id, band), lake.tile(scene.scene_id, mask), scene.offset, scene.scene_id)
+            Source(lake.source(scene.scene_id, band), lake.source(scene.scene_id, mask), scene.offset, scene.scene_id)
             for scene in scenes
         ]
         names = [band, mask] if params.mask_scl_classes and band != mask else [band]
-        tiles = [lake.tile(scene.scene_id, name) for scene in scenes for name in names]
+        tiles = [lake.source(scene.scene_id, name) for scene in scenes for name in names]
         strays = [Problem("unreadable_input", _STRAY, path) for path in tiles if lake.leads_outside(path)]
         if strays:
             problems[band] = strays
@@ -178,7 +177,7 @@ def _inputs(
     return sources, problems
 
 
-def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> Problem:
+def _with_outcome(problem: Problem, fetched: Mapping[File, Refetched | str]) -> Problem:
     """A problem with why its tile could not be fetched again, where that was tried."""
     outcome = fetched.get(problem.path) if problem.path else None
     if not isinstance(outcome, str):
@@ -188,7 +187,7 @@ def _with_outcome(problem: Problem, fetched: Mapping[Path, Refetched | str]) -> 
 
 def _mismatches(
     tiles: Sequence[tuple[str, str]], lake: DataLake, fingerprints: Fingerprints, threads: int | None
-) -> dict[Path, Problem]:
+) -> dict[File, Problem]:
     """The tiles (scene and band) that differ from their published checksums."""
 
     def look(tile: tuple[str, str]) -> Problem | None:
@@ -196,7 +195,7 @@ def _mismatches(
         try:
             expected = expected_checksum(lake, *tile, fingerprints)
             # A missing tile is found by who opens it; a stray is not opened at all.
-            if expected is None or lake.leads_outside(path) or isinstance(path, RemoteTile):
+            if expected is None or lake.leads_outside(path) or lake.source(*tile) != path:
                 return None  # nor is one that stays where it is read as a whole: its ETag tells of a change
             found = checksum_of(path, expected[0].algorithm)
         except ChecksumError as error:
@@ -210,7 +209,7 @@ def _mismatches(
         reason = f"has {found}, but {expected[0]} was published (in {expected[1]}); download the tile again"
         return Problem("checksum_mismatch", reason, path)
 
-    with ThreadPoolExecutor(REQUESTS if is_remote(lake.tiles_folder) else threads) as pool:
+    with ThreadPoolExecutor(in_parallel(lake.tiles_folder, threads)) as pool:
         return {problem.path: problem for problem in pool.map(look, tiles) if problem and problem.path}
 
 

@@ -20,7 +20,6 @@ from thess_agg_dagster.lake.download import Downloader, Progress
 from thess_agg_dagster.lake.download_policy import DownloadError, DownloadPolicy, shown
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import keep_aside, staged_file
-from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.grid import whole
@@ -29,7 +28,7 @@ from thess_agg_dagster.mosaic.tiles import Tile, TileError, inspect_tile
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.errors import SystemFaultError
 from thess_agg_dagster.storage.gdal import gdal_env
-from thess_agg_dagster.storage.paths import read_if_there
+from thess_agg_dagster.storage.paths import File, read_if_there
 
 # A server that sends something else is asked so often.
 _TRIES = 5
@@ -83,14 +82,14 @@ def refetch(
     deep: bool = False,
     progress: Progress = lambda _: None,
     done: Callable[[], None] = lambda: None,
-) -> dict[Path, Refetched | str]:
+) -> dict[File, Refetched | str]:
     """Download broken tiles (scene id, band) again; ``deep`` decodes all pixels to find out which are broken.
 
     Returns, for the path of each broken tile, a record, or the reason why it could not be downloaded. The broken file
     is kept as ``<band>.tif.broken-<time>``; its replacement is verified and appears in one step.
     """
 
-    def look(tile: tuple[str, str]) -> tuple[Path, Refetched | str] | None:
+    def look(tile: tuple[str, str]) -> tuple[File, Refetched | str] | None:
         path = lake.tile(*tile)
         try:
             why = _fault(lake, *tile, deep)
@@ -120,7 +119,7 @@ def refetched(path: Path) -> Refetched | None:
 def _fault(lake: DataLake, scene_id: str, band: str, deep: bool) -> str | None:
     """Why a tile has to be fetched; ``None``: it need not."""
     path = lake.tile(scene_id, band)
-    if lake.leads_outside(path) or isinstance(path, RemoteTile):
+    if lake.leads_outside(path) or lake.source(scene_id, band) != path:
         return None  # somebody else's file
     if not path.exists():
         return "was missing"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import cast
 from urllib.parse import urlsplit
 
 from thess_agg_dagster.lake.download import Downloader
@@ -14,6 +12,7 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.remote import RemoteTile
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
+from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp.refetch import download_policy, hrefs
 
 # One for all timestamps of a process: they share its token and its connections.
@@ -32,11 +31,11 @@ def located(lake: DataLake, params: TimestampsAggregationParams) -> DataLake:
 class _LocatedLake(DataLake):
     policy: DownloadPolicy | None = None
 
-    def tile(self, scene_id: str, band: str) -> Path:
-        place = super().tile(scene_id, band)
+    def source(self, scene_id: str, band: str) -> File:
+        place = self.tile(scene_id, band)
         if self.policy is None or fingerprint_of(place) is not None:
             return place
-        for href in hrefs(DataLake(self.root, self.tables, self.tiles), scene_id, band):
+        for href in hrefs(self, scene_id, band):
             if urlsplit(href).scheme in ("https", "http") and self.policy.allows(href):
-                return cast(Path, RemoteTile(place, href, _downloader(self.policy)))
+                return RemoteTile(place, href, _downloader(self.policy))
         return place

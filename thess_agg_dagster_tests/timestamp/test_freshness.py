@@ -15,6 +15,7 @@ from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp import freshness
 from thess_agg_dagster.timestamp.freshness import (
     changed_inputs,
@@ -38,7 +39,7 @@ def params(**given: Any) -> TimestampsAggregationParams:
     return TimestampsAggregationParams(**{"bands": ["B04", "B08"]} | given)
 
 
-def all_there(lake: DataLake = LAKE) -> dict[Path, str]:
+def all_there(lake: DataLake = LAKE) -> dict[File, str]:
     """Every file of the two scenes and of the published timestamp, with a fingerprint of its own."""
     tiles = [lake.tile(scene, band) for scene in ROW.scene_ids for band in ("B04", "B08", "SCL")]
     items = [lake.scene_item(scene) for scene in ROW.scene_ids]
@@ -51,7 +52,7 @@ def digest(text: str) -> str:
 
 
 def made_now(
-    given: TimestampsAggregationParams, fingerprints: Mapping[Path, str], status: Any = "success"
+    given: TimestampsAggregationParams, fingerprints: Mapping[File, str], status: Any = "success"
 ) -> RecordedAttempt:
     identities = identify_bands(ROW, LAKE, given, given.bands, fingerprints.get)
     records = [BandRecord(band, "success", inputs=identities[band]) for band in given.bands]
@@ -192,7 +193,7 @@ def test_current_bands_are_those_made_of_what_is_there() -> None:
     assert current_bands(made, ROW, LAKE, params(), fingerprints.get) == {"B04", "SCL"}
 
 
-def identity_of_0_1_0(fingerprints: Mapping[Path, str], bands: list[str], **given: Any) -> str:
+def identity_of_0_1_0(fingerprints: Mapping[File, str], bands: list[str], **given: Any) -> str:
     """As that release made it: its number, all parameters, tiles, items."""
     values: dict[str, Any] = {
         "aoi": None, "aoi_mask": False, "bands": bands, "bounds": None, "compress": "zstd", "dtype": None,
@@ -234,7 +235,7 @@ def test_the_first_version_of_the_pixels_has_no_name(monkeypatch: pytest.MonkeyP
 
 def test_changes_are_told_of_listed_timestamps_that_were_made_of_something_else(tmp_path: Path) -> None:
     lake = DataLake(tmp_path)
-    for path in all_there(lake):
+    for path in (Path(str(file)) for file in all_there(lake)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"1")
     lake.tables_folder.mkdir()

@@ -116,9 +116,9 @@ def test_from_nowhere_else(archive: Archive, small_lake: SmallLake, tmp_path: Pa
     publish(archive, small_lake, tile_bytes(tmp_path, noise(1, (64, 64)), False))
     for allowed, kind in (([], Path), (["example.org"], Path), ([archive.url], RemoteTile)):
         params = TimestampsAggregationParams(bands=["B04"], download_from=allowed)
-        assert isinstance(located(small_lake.lake, params).tile(SCENE, "B04"), kind)
+        assert isinstance(located(small_lake.lake, params).source(SCENE, "B04"), kind)
     in_the_lake = small_lake.add_tile(SCENE, "B04")  # which comes first
-    assert located(small_lake.lake, params).tile(SCENE, "B04") == in_the_lake
+    assert located(small_lake.lake, params).source(SCENE, "B04") == in_the_lake
     assert not archive.requests
 
 

@@ -4,14 +4,13 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import dagster as dg
 
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.runs.instance import CAUSE
-from thess_agg_dagster.storage.paths import is_remote
+from thess_agg_dagster.storage.paths import File, is_remote
 
 
 def interval() -> int:
@@ -45,7 +44,7 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_fresh(path: Path) -> bool:
+def is_fresh(path: File) -> bool:
     if is_remote(path):
         return False  # what appears in a bucket is whole
     return 0 <= time.time() - path.stat().st_ctime < SETTLE_SECONDS

@@ -139,7 +139,7 @@ def _are_there(acquisition: Acquisition, io_manager: DataLakeIOManager, params: 
     """Whether every tile that is needed exists and none is still being written."""
     lake = located(io_manager.lake, params)
     fingerprints = lake.fingerprints(acquisition.scene_ids)
-    tiles = [lake.tile(*tile) for tile in tile_names(acquisition, params, required=True)]
+    tiles = [lake.source(*tile) for tile in tile_names(acquisition, params, required=True)]
     try:
         return all(fingerprints(tile) and not is_fresh(tile) for tile in tiles)
     except OSError:
