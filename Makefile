@@ -10,15 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac everything debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
 
 demo: .venv/run  ## aggregate a small sample lake and show the result
-	@echo "Making a sample lake (real pixels on the real tiles of Thessaloniki, a few seconds) ..."
-	@$(BIN)/python -m thess_agg_dagster.sample $(SAMPLE)
-	@# One scene is missing on purpose: exit status 1 ("some timestamp failed") is what a demo should end with.
-	@env -u DAGSTER_HOME $(BIN)/python -m thess_agg_dagster --data-lake $(SAMPLE) --force || test $$? -eq 1
-	@echo
-	@echo "One scene was left out on purpose, to show what a failure looks like."
-	@echo "Look at  $(SAMPLE)/data_raw/aggregated/2024-05-07 09_15_49.024000+00_00/quicklook.jpg"
-	@echo "and at   $(SAMPLE)/tables/timestamps_aggregation.png"
-	@echo "The UI on this lake:  make dev"
+	@$(BIN)/python -m thess_agg_dagster demo $(SAMPLE)
+	@echo "or:  make dev"
 
 test: .venv/ready  ## run all tests that need only Python
 	$(BIN)/python -m pytest
@@ -48,16 +41,8 @@ debian:  ## install the Debian packages that these need, as root: chromium, post
 screenshots: everything  ## test the UI and update the pictures in README and docs
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
 
-# Dagster warns of another dagster.yaml where it is started, and that `dg dev` is to come: it starts in the lake's own folder
-# (paths that were given relative to this one are made absolute before), and is not asked to tell.
 dev: .venv/run  ## start the Dagster UI on the sample lake (or on DATA_LAKE=... if given), http://localhost:3000
-	@export DATA_LAKE=$(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE)); \
-	export DAGSTER_HOME=$$($(BIN)/python -m thess_agg_dagster.runs.instance "$$DATA_LAKE"); \
-	for name in DATA_LAKE THESS_TABLES THESS_AOI; do \
-	    path=$$(printenv $$name) && test -e "$$path" && export $$name="$$(realpath "$$path")"; \
-	done; \
-	cd "$$DAGSTER_HOME" && env -u DAGSTER_MODULE_NAME PYTHONWARNINGS='ignore:Function' \
-	    $(CURDIR)/$(BIN)/dagster dev -w $(CURDIR)/workspace.yaml
+	@$(BIN)/python -m thess_agg_dagster ui --data-lake $(if $(filter command line environment,$(origin DATA_LAKE)),$(DATA_LAKE),$(SAMPLE))
 
 timestamps-aggregation: timestamp-aggregation
 

@@ -4,7 +4,7 @@ import gc
 
 
 def main() -> None:
-    from thess_agg_dagster.runs import catalogue_command  # noqa: F401  (a subcommand of main)
+    from thess_agg_dagster.runs import catalogue_command, try_out  # noqa: F401  (subcommands of main)
     from thess_agg_dagster.runs.command import main
     from thess_agg_dagster.runs.private.workers import serve_workers
 

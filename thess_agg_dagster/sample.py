@@ -60,9 +60,22 @@ def real_time_serie() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
+class NotASampleError(Exception):
+    """A folder holds something other than a sample lake, which would be lost."""
+
+
 def make_sample_lake(root: Path, pixel: int = 100) -> None:
-    """Write the sample lake: B04 and B08 at ``pixel`` metres, SCL at twice that, and an area. Replaces an older one."""
-    lake = DataLake(root)
+    """Write the sample lake: B04 and B08 at ``pixel`` metres, SCL at twice that, and an area. Replaces an older one.
+
+    Raises :class:`NotASampleError` if the folder is another lake.
+    """
+    lake, area = DataLake(root), json.dumps({"type": "Polygon", "coordinates": [_AREA]})
+    mark = root / AREA
+    is_lake = any((root / name).exists() for name in ("cache", "tables", "data_raw"))
+    if is_lake and not (mark.exists() and mark.read_text() == area):
+        raise NotASampleError(f"{root} is a lake, but not a sample lake, and stays as it is; give a new folder")
+    root.mkdir(parents=True, exist_ok=True)
+    mark.write_text(area)
     shutil.rmtree(root / "cache", ignore_errors=True)
     rows = real_time_serie()
     for number in _ROWS:
@@ -74,7 +87,6 @@ def make_sample_lake(root: Path, pixel: int = 100) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows[number] for number in _ROWS)
-    (root / AREA).write_text(json.dumps({"type": "Polygon", "coordinates": [_AREA]}))
 
 
 def write_scene(lake: DataLake, scene_id: str, pixel: int, jpeg2000: bool = False) -> None:
@@ -199,7 +211,10 @@ def _waves(rng: np.random.Generator, x: Field, y: Field, frequency: float) -> Fi
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def main(folder: Path) -> None:
     """Make the sample lake in FOLDER."""
-    make_sample_lake(folder)
+    try:
+        make_sample_lake(folder)
+    except NotASampleError as error:
+        raise click.UsageError(str(error)) from error
     click.echo(f"Sample lake in {folder}")
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import dagster as dg
@@ -20,7 +24,9 @@ import thess_agg_dagster
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import read_time_serie
-from thess_agg_dagster.sample import TILES, make_sample_lake
+from thess_agg_dagster.runs import try_out  # noqa: F401  (its commands)
+from thess_agg_dagster.sample import AREA, TILES, make_sample_lake
+from thess_agg_dagster_tests.processes import invoke
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(thess_agg_dagster.__file__).parent
@@ -47,6 +53,11 @@ def test_both_dagster_yaml_hold_the_same_settings() -> None:
     for key in ("storage", "local_artifact_storage"):
         assert "DATA_LAKE/.dagster" in str(root.pop(key))
     assert root == packaged
+
+
+def test_both_workspaces_are_the_same() -> None:
+    """That of `dagster dev` in this folder, and that of the command `ui`."""
+    assert (ROOT / "workspace.yaml").read_text() == (PACKAGE / "workspace.yaml").read_text()
 
 
 def test_a_fleet_has_the_same_settings() -> None:
@@ -124,27 +135,86 @@ def test_the_sample_lake(tmp_path: Path) -> None:
     assert len(missing) == 1
 
 
-def test_a_wheel_builds_with_all_it_needs(tmp_path: Path) -> None:
+def test_a_sample_replaces_no_other_lake(tmp_path: Path) -> None:
+    tile = tmp_path / "cache" / "s2" / "mine" / "B04.tif"
+    tile.parent.mkdir(parents=True)
+    tile.write_bytes(b"mine")
+    (tmp_path / AREA).write_text("mine, too")
+    result = invoke("demo", str(tmp_path))
+    assert result.exit_code == 2
+    assert "is a lake, but not a sample lake, and stays as it is; give a new folder" in " ".join(result.output.split())
+    assert (tile.read_bytes(), (tmp_path / AREA).read_text()) == (b"mine", "mine, too")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
         check=True, capture_output=True,
     )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    """Code, settings and the sample; no test, and nothing that lies about."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = {f"thess_agg_dagster/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
-    assert shipped <= names
-    assert {
-        f"thess_agg_dagster/{name}" for name in ("dagster.yaml", "sample_time_serie.csv", "sample_scene.jp2")
-    } <= names
-    assert not any(name.startswith("thess_agg_dagster_tests") for name in names)
-    # Installed elsewhere, it runs from an empty folder.
-    target = tmp_path / "site"
+    release = f"thess_agg_dagster-{thess_agg_dagster.__version__}"
+    assert wheel.name == f"{release}-py3-none-any.whl"
+    info = {name for name in names if name.startswith(f"{release}.dist-info/")}
+    code = {f"thess_agg_dagster/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
+    others = {"dagster.yaml", "workspace.yaml", "sample_time_serie.csv", "sample_scene.jp2"}
+    assert names - info == code | {f"thess_agg_dagster/{name}" for name in others}
+    assert {name.partition("/")[2] for name in info} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
+
+
+def test_an_installed_wheel_runs_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    """By its console script. Of this environment it has what we depend on."""
+    target, empty = tmp_path / "site", tmp_path / "empty"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile",
+         "--target", str(target), str(wheel)],
         check=True,
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", "import thess_agg_dagster.__main__ as m; print(m.__file__)"],
-        cwd=tmp_path, env={"PYTHONPATH": str(target), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert str(target) in result.stdout, result.stderr
+    empty.mkdir()
+    script = target / "bin" / "thess-agg-dagster"
+    code = f"""if True:
+        import atexit, runpy, sys
+        atexit.register(lambda: print(*{{m.__file__ for n, m in sys.modules.items() if n.startswith("thess_agg_dagster")}}))
+        sys.argv = ["thess-agg-dagster", "demo", "--help"]
+        runpy.run_path({str(script)!r}, run_name="__main__")"""
+    environment = {"PYTHONPATH": str(target), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=True
+    )
+    usage, *_, imported = result.stdout.splitlines()
+    assert usage.startswith("Usage: thess-agg-dagster demo")
+    assert len(imported.split()) > 50
+    assert all(path.startswith(f"{target}/thess_agg_dagster/") for path in imported.split())
+    assert list(empty.iterdir()) == []
+
+
+def test_what_is_imported_is_declared() -> None:
+    """What others happen to bring along may be gone with their next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    declared = {_canonical(re.split(r"[^\w.-]", each)[0]) for each in asked}
+    providers = packages_distributions()
+    imported = {name.partition(".")[0] for path in PACKAGE.rglob("*.py") for name in _imported(path)}
+    imported -= sys.stdlib_module_names | {"thess_agg_dagster"}
+    here = {name: set(map(_canonical, providers[name])) for name in imported if name in providers}
+    assert {"dagster", "rasterio"} <= set(here)
+    assert {name for name, distributions in here.items() if not declared & distributions} == set()
+
+
+def _canonical(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield str(node.module)

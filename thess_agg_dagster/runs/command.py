@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from thess_agg_dagster import __version__
 from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
@@ -60,6 +61,7 @@ ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
     subcommand_metavar="[COMMAND]",
 )
 @data_lake_option
+@click.version_option(__version__, prog_name="thess-agg-dagster")
 @click.option(
     "--timestamps", multiple=True, metavar="KEY[,KEY]", help="Aggregate only this acq_datetime; may be repeated."
 )
@@ -316,10 +318,11 @@ class _Session:
                 out.print(
                     f"\n[red]{key}[/]  {escape(str(status.loc[key, 'message']))}", highlight=False, soft_wrap=True
                 )
+        called = click.get_current_context().find_root().info_name
         out.print(
             f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
             f"\nMosaics  {self.lake.aggregated}\nTables   {self.lake.tables_folder}/timestamps_aggregation_*.csv"
-            f"\nUI       DATA_LAKE={self.lake.root} DAGSTER_HOME={os.environ['DAGSTER_HOME']} dagster dev",
+            f"\nUI       DATA_LAKE={self.lake.root} DAGSTER_HOME={os.environ['DAGSTER_HOME']} {called} ui",
             highlight=False,
             soft_wrap=True,
         )
