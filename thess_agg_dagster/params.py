@@ -18,12 +18,14 @@ from odc.geo.crs import CRS
 from pydantic import field_validator, model_validator
 from pyproj.exceptions import CRSError
 
-from thess_agg_dagster.lake.layout import COMPOSITE_FILES, is_beside, is_plain_name
+from thess_agg_dagster.lake.layout import COMPOSITE_FILES, NDVI, is_beside, is_plain_name
 from thess_agg_dagster.lake.periods import KINDS
 from thess_agg_dagster.mosaic import reducers
 from thess_agg_dagster.mosaic.area import is_wkt, read_area
+from thess_agg_dagster.mosaic.bands import NIR, RED
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.options import Format, MissingScl, MosaicOptions
+from thess_agg_dagster.mosaic.origins import MIXING
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.scl import CLASSES
 from thess_agg_dagster.mosaic.sizes import Sizes
@@ -135,6 +137,10 @@ class TimestampsAggregationParams(Parameters):
     metrics: bool = parameter(False, "Output")
     """With the report, write its numbers to timestamps_aggregation.prom next to the tables, for Prometheus."""
 
+    ndvi: Ndvi | None = parameter(None, "Output", composite=True, unset="none")
+    """Also write NDVI.tif, the NDVI of B08 and B04, for each timestamp and each composite: float32, or int16 times 10 000 (the
+    scale is in the file)."""
+
     composites: list[str] = parameter([], "Composites", metavar="month,quarter")
     """Periods to make composites of, from the mosaics of their published timestamps. Needs grid=fixed."""
 
@@ -147,10 +153,6 @@ class TimestampsAggregationParams(Parameters):
 
     quarter_stands_in: bool = parameter(False, "Composites", composite=True)
     """Where a month has fewer observations than that, use the quarter's pixel; period.tif tells where."""
-
-    ndvi: Ndvi | None = parameter(None, "Composites", composite=True, unset="none")
-    """Also write NDVI.tif, the NDVI of each composite's B08 and B04: float32, or int16 times 10 000 (the scale is in the
-    file)."""
 
     download_from: list[str] = parameter([], "Download", metavar="HOST|s3://BUCKET|file:///FOLDER,...")
     """Sources to download tiles from if they are missing, unreadable or differ from their published checksum. The addresses are
@@ -271,19 +273,32 @@ class TimestampsAggregationParams(Parameters):
             raise ValueError("seams need provenance, which tells where they are")
         if self.match_band is not None and self.match_band not in self.bands:
             raise ValueError(f"match_band={self.match_band!r} is not one of the bands, {', '.join(self.bands)}")
+        if self.ndvi is not None:
+            self._for_ndvi()
         if self.composites:
             self._for_composites()
         return self
+
+    def _for_ndvi(self) -> None:
+        self._need_red_and_nir("ndvi")
+        if NDVI in self.bands:
+            raise ValueError(
+                f"band {NDVI!r} has the name of the file that ndvi writes; call it otherwise, or unset ndvi"
+            )
+        if self.merge_method in MIXING:
+            raise ValueError(f"ndvi needs reflectances; merge_method={self.merge_method} leaves none")
 
     def _for_composites(self) -> None:
         if self.grid != "fixed":
             raise ValueError("composites need grid=fixed, so that all timestamps have the same pixels")
         if taken := sorted(set(self.bands) & set(COMPOSITE_FILES)):
             raise ValueError(f"band {taken[0]!r} has the name of a file of the composites; call it otherwise")
-        needed = {"ndvi": self.ndvi is not None, "composite_method=max_ndvi": self.composite_method == "max_ndvi"}
-        for what, asked in needed.items():
-            if asked and not {"B04", "B08"} <= set(self.bands):
-                raise ValueError(f"{what} needs the bands B04 and B08, there are {', '.join(self.bands)}")
+        if self.composite_method == "max_ndvi":
+            self._need_red_and_nir("composite_method=max_ndvi")
+
+    def _need_red_and_nir(self, what: str) -> None:
+        if not {RED, NIR} <= set(self.bands):
+            raise ValueError(f"{what} needs the bands {RED} and {NIR}, there are {', '.join(self.bands)}")
 
     @field_validator("max_workers", "threads", "download_connections", "min_observations")
     @classmethod
@@ -309,6 +324,11 @@ class TimestampsAggregationParams(Parameters):
         }
         given |= {"target": Target(**{field.name: given[field.name] for field in fields(Target)}), "sizes": Sizes()}
         return MosaicOptions(**{field.name: given[field.name] for field in fields(MosaicOptions)})
+
+    @property
+    def outputs(self) -> list[str]:
+        """The bands of each timestamp: those that are merged, and NDVI if it is derived from them."""
+        return [*self.bands, NDVI] if self.ndvi else list(self.bands)
 
     def with_bands(self, bands: Sequence[str]) -> TimestampsAggregationParams:
         """A copy of these parameters with other bands."""

@@ -55,6 +55,7 @@ def spelled_out(parameters: str) -> str:
 def changes_since(made: Attempt, now: Attempt) -> str:
     """Why a timestamp was made again: what has changed since its last success."""
     told = _asked_for_since(made, now.parameters, now.scene_ids)
+    told += _other_bands(made, [band.band for band in now.bands], _ndvi_of(now))
     read = {path: sum for band in made.bands for path, sum in zip(band.input_files, band.input_checksums, strict=False)}
     told += [
         f"the content of {path} has changed"
@@ -65,11 +66,23 @@ def changes_since(made: Attempt, now: Attempt) -> str:
     return "; ".join(told) or "nothing: the same tiles and parameters"
 
 
-def why_stale(made: Attempt, parameters: str, scene_ids: Sequence[str], bands: Sequence[str]) -> str:
+def why_stale(
+    made: Attempt, parameters: str, scene_ids: Sequence[str], bands: Sequence[str], ndvi: str | None = None
+) -> str:
     """What has changed since a success that is now stale; Dagster shows only a new data version."""
-    told = _asked_for_since(made, parameters, scene_ids)
-    told += [f"band {band} added" for band in bands if band not in {each.band for each in made.bands}]
+    told = _asked_for_since(made, parameters, scene_ids) + _other_bands(made, bands, ndvi)
     return "; ".join(told) or "tiles: files, checksums or STAC items have changed"
+
+
+def _other_bands(made: Attempt, bands: Sequence[str], ndvi: str | None) -> list[str]:
+    """Bands that a success lacks, and another dtype of its NDVI."""
+    told = [f"band {band} added" for band in bands if band not in {each.band for each in made.bands}]
+    before = _ndvi_of(made)
+    return [*told, f"ndvi: {before} -> {ndvi}"] if ndvi and before and before != ndvi else told
+
+
+def _ndvi_of(attempt: Attempt) -> str | None:
+    return next((band.dtype for band in attempt.bands if band.derived_from), None)
 
 
 def _asked_for_since(made: Attempt, parameters: str, scene_ids: Sequence[str]) -> list[str]:

@@ -47,7 +47,9 @@ STATUSES: Mapping[TimestampStatus | BandStatus, Status] = MappingProxyType(
         "dtype_conflict": Status("no mosaic can hold the tiles' dtypes", "#7a6ff0", late_tiles=True),
         "outside_grid": Status("no tile lies in the grid or the aoi", "#4e9aa8", late_tiles=True),
         "unknown_baseline": Status("a scene's radiometric offset is unknown", "#b5838d", late_tiles=True),
-        "grid_conflict": Status("a period's mosaics do not stack", "#6f6f2c", late_tiles=True),
+        "grid_conflict": Status(
+            "mosaics of a period, or bands for NDVI, do not share a grid", "#6f6f2c", late_tiles=True
+        ),
         "merge_failed": Status("tiles could not be merged", "#8c2d19", retry=True),
         "write_failed": Status("the mosaic could not be written", "#5b1a0d", retry=True),
         "exception": Status("the run ended before it could report", "#1a1a1a", retry=True),
@@ -120,6 +122,9 @@ class BandRecord:
         Column(
             "Share of the valid pixels that came from each scene, <scene>=<0 to 1>, separated by |; with provenance."
         ),
+    ] = ()
+    derived_from: Annotated[
+        Sequence[str], Column("Bands that it was computed from, separated by |; empty for merged tiles.")
     ] = ()
 
 

@@ -280,7 +280,7 @@ def timestamps_aggregation(
         context.log.warning(str(error))
         listed = set(registered)  # an unusable list says nothing about what vanished from it
     published = _published(context, io_manager.lake)
-    tables = audit_tables(context.instance, params.bands, listed, published, io_manager.lake)
+    tables = audit_tables(context.instance, params.outputs, listed, published, io_manager.lake)
     if (composed := composites_table(context.instance, io_manager.lake)) is not None:
         tables["composites"] = composed
     stale = None

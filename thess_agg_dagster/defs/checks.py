@@ -52,8 +52,8 @@ with warnings.catch_warnings():
             ("crs_known", "Every tile has a CRS; says which were reprojected."),
             (
                 "dtype_safe",
-                "Dtypes, nodata and radiometric offsets agree; a warning where the dtype was promoted, baselines are mixed, "
-                "or a scene has no SCL to mask with.",
+                "Dtypes, nodata and radiometric offsets agree, for NDVI also the bands' pixels; a warning where the dtype was "
+                "promoted, baselines are mixed, or a scene has no SCL to mask with.",
             ),
             (
                 "mosaics_valid",
@@ -108,13 +108,15 @@ VERIFICATION_CHECKS = [
 def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
     """The checks that need no pixels."""
     faults: dict[str, list[str]] = {"inputs_complete": [], "crs_known": [], "dtype_safe": []}
-    by_kind = {"unknown_crs": "crs_known", "dtype_conflict": "dtype_safe", "unknown_baseline": "dtype_safe"}
+    by_kind = {"unknown_crs": "crs_known"} | dict.fromkeys(
+        ("dtype_conflict", "unknown_baseline", "grid_conflict"), "dtype_safe"
+    )
     if not plan.scene_ids:
         faults["inputs_complete"].append("time_serie.csv lists no tiles")
     for problems in plan.problems.values():
         for problem in problems:
             faults[by_kind.get(problem.kind, "inputs_complete")].append(str(problem))
-    mosaics = plan.mosaics.values()
+    mosaics = plan.merged.values()
     reprojected = [
         f"{m.band}: {count} of {len(m.tiles)} tiles reprojected to {crs_name(rasterio_crs(m.grid))}"
         for m in mosaics

@@ -13,6 +13,9 @@ Role = Literal["classes", "reflectance", "quantity", "unknown"]
 #: The band whose classes mask the others, as it is called where nobody calls it otherwise.
 SCL = "SCL"
 
+#: The bands that NDVI is made of.
+RED, NIR = "B04", "B08"
+
 _CLASSES = frozenset({SCL, "QA60", "CLASSI"})
 _QUANTITIES = frozenset({"AOT", "WVP", "CLD", "SNW"})
 _REFLECTANCE = re.compile(r"B(0[1-9]|1[0-2]|8A)", re.ASCII)

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.mosaic import reducers
+from thess_agg_dagster.mosaic.bands import NIR, RED
 from thess_agg_dagster.mosaic.blocks import Pixels
 from thess_agg_dagster.mosaic.composite import CompositeStats, Series
 from thess_agg_dagster.mosaic.derive import derive
@@ -21,6 +23,9 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan
 #: NDVI as int16 is that many times the index, and this where it is empty.
 SCALE, NOTHING = 10_000, -32_768
 
+#: Identifies how NDVI is made of given bands: raised only when the same bands give another one.
+NDVI_VERSION = 1
+
 
 @dataclass(frozen=True)
 class NdviOptions:
@@ -30,11 +35,16 @@ class NdviOptions:
     offset: float = 0
     output: MosaicOptions = field(default_factory=MosaicOptions)
 
+    @property
+    def unit(self) -> float:
+        """What numbers in the file are to be multiplied with."""
+        return 1 / SCALE if self.scaled else 1
 
-def ndvi_plan(red: Series, options: NdviOptions, name: str = "NDVI") -> MosaicPlan:
+
+def ndvi_plan(grid: GeoBox, options: NdviOptions, name: str = "NDVI") -> MosaicPlan:
     """What the file will hold."""
     dtype, nodata = ("int16", float(NOTHING)) if options.scaled else ("float32", math.nan)
-    return MosaicPlan(name, (), red.grid, dtype, nodata, options.output)
+    return MosaicPlan(name, (), grid, dtype, nodata, options.output)
 
 
 def write_ndvi(
@@ -49,7 +59,7 @@ def write_ndvi(
     Scale and offset stand in the file as GDAL knows them. Raises :class:`CompositeError` where the bands do not share a
     grid, ``TileError`` and ``SystemFaultError`` where one cannot be read, ``WriteError``.
     """
-    plan = ndvi_plan(red, options)
+    plan = ndvi_plan(red.grid, options)
 
     def make(low: Pixels, high: Pixels) -> tuple[Pixels, Mask]:
         index = reducers.ndvi(low, high, options.offset)
@@ -57,5 +67,5 @@ def write_ndvi(
         pixels = np.rint(np.clip(np.nan_to_num(index), -3, 3) * SCALE) if options.scaled else index
         return np.where(empty, plan.nodata, pixels).astype(plan.dtype), ~empty
 
-    told = {"index": "NDVI", "bands": "B08|B04", "offset_removed": f"{options.offset:g}"}
-    return derive([red, nir], plan, path, make, {**told, **tags}, 1 / SCALE if options.scaled else None)
+    told = {"index": "NDVI", "bands": f"{NIR}|{RED}", "offset_removed": f"{options.offset:g}"}
+    return derive([red, nir], plan, path, make, {**told, **tags}, options.unit if options.scaled else None)

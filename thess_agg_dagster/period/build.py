@@ -42,8 +42,9 @@ def build_period(plan: PeriodPlan, folder: Path, target: Path, lake: Path, tell:
             records = [_record(plan, name, stats[name], folder, target, checksums) for name in plan.mosaics]
         except Exception as error:
             raise BuildError(_failed(plan, error, folder, target)) from error
-        previews = {band: masked(stats[band].preview, plan.mosaics[band].nodata) for band in plan.series}
-        return finish(plan, records, picture_of(previews, {}, tell), folder, target, lake, checksums)
+        shown = [*plan.series, *([NDVI] if plan.index else [])]
+        previews = {band: masked(stats[band].preview, plan.mosaics[band].nodata) for band in shown}
+        return finish(plan, records, picture_of(plan, previews, {}, tell), folder, target, lake, checksums)
 
 
 class _Maker:

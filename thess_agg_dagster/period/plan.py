@@ -52,7 +52,6 @@ class PeriodPlan(TimestampPlan):
     members: Sequence[str] = ()
     stand_in: str = ""
     how: CompositeOptions = field(default_factory=CompositeOptions)
-    index: NdviOptions | None = None
     recorded: Mapping[File, str] = field(default_factory=dict)
 
     @property
@@ -99,7 +98,9 @@ def _read_for(period: str, published: Iterable[str], params: TimestampsAggregati
 
 def identify_mosaics(period: str, published: Mapping[str, Attempt]) -> str:
     """What identifies the published mosaics of a period, whatever is made of them."""
-    return _digest([period], [(key, band) for key in members_of(period, published) for band in published[key].bands])
+    members = members_of(period, published)
+    # NDVI of timestamps is no part of a composite.
+    return _digest([period], [(key, band) for key in members for band in published[key].bands if not band.derived_from])
 
 
 def identify_period(
@@ -335,5 +336,5 @@ def _beside(
         found[PERIOD] = replace(first, band=PERIOD, dtype="uint8", nodata=0.0, notes=())
     if index is not None:
         both = mosaics["B08"].layers + mosaics["B04"].layers
-        found[NDVI] = replace(ndvi_plan(series["B04"], index, NDVI), layers=both, options=output)
+        found[NDVI] = replace(ndvi_plan(series["B04"].grid, index, NDVI), layers=both)
     return found

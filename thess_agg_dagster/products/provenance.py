@@ -12,7 +12,7 @@ from rasterio import __gdal_version__
 from thess_agg_dagster import __version__
 from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
-from thess_agg_dagster.lake.layout import is_beside, name_in
+from thess_agg_dagster.lake.layout import NDVI, is_beside, name_in
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.period.plan import PeriodPlan
@@ -104,8 +104,10 @@ def timestamp_manifest(
 
     manifest: dict[str, object] = plan.told | {
         "software": SOFTWARE,
-        "parameters": json.loads(plan.parameters),
-        "inputs": {band: [read(path) for path in mosaic.files()] for band, mosaic in plan.mosaics.items()},
+        "parameters": json.loads(plan.parameters) | ({"ndvi": plan.mosaics[NDVI].dtype} if plan.index else {}),
+        "inputs": {
+            band: [read(path) for path in dict.fromkeys(mosaic.files())] for band, mosaic in plan.mosaics.items()
+        },
         "outputs": [
             {"file": run + Path(record.output_path).name, "bytes": record.bytes, "checksum": record.output_checksum}
             for record in attempt.bands
@@ -118,7 +120,7 @@ def timestamp_manifest(
         "attempt": asdict(with_paths(attempt, lambda path: name_in(lake, path))),
     }
     if plan.provenance:
-        manifest["legend"] = {band: legend(mosaic, plan, checksums) for band, mosaic in plan.mosaics.items()}
+        manifest["legend"] = {band: legend(mosaic, plan, checksums) for band, mosaic in plan.merged.items()}
     return json.dumps(manifest, indent=2, allow_nan=False) + "\n"
 
 

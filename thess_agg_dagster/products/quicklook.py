@@ -22,18 +22,23 @@ _COMPOSITES = (("B08", "B04", "B04"), ("B04", "B03", "B02"))
 _THUMBNAIL_WIDTH = 420
 _BACKGROUND = 24
 _SEAM = "#ffd400"
+#: Values of NDVI, and the colours of these.
+_GREENNESS = (-0.2, 0.0, 0.2, 0.4, 0.6, 0.9)
+_COLOURS = ((49, 54, 149), (165, 0, 38), (253, 174, 97), (255, 255, 191), (102, 189, 99), (0, 104, 55))
 
 Preview = np.ma.MaskedArray[tuple[int, int], np.dtype[np.generic]]
 
 
 def quicklook(
-    previews: Mapping[str, Preview], origins: Mapping[str, NDArray[np.integer[Any]]] = MappingProxyType({})
+    previews: Mapping[str, Preview],
+    origins: Mapping[str, NDArray[np.integer[Any]]] = MappingProxyType({}),
+    index: Preview | None = None,
 ) -> Image.Image | None:
-    """False colour and, beside it, SCL in its colours; empty pixels dark. ``None`` where there is nothing to show.
+    """False colour and, beside it, NDVI and SCL in their colours; empty pixels dark. ``None`` where there is nothing to show.
 
     ``previews`` are masked arrays by band, empty pixels masked; bands may differ in pixel size, not in ground.
     ``origins`` are numbers of the scenes that pixels came from, by band: where one ends and another begins, the picture
-    gets a line.
+    gets a line. ``index`` is NDVI, from -1 to 1, where there is one.
     """
     panels: list[Image.Image] = []
     previews = {plain(band): preview for band, preview in reversed([*previews.items()])}  # the first of a name
@@ -45,6 +50,9 @@ def quicklook(
         size = max(image.size for image in stretched.values())
         picture = Image.merge("RGB", [stretched[band].resize(size) for band in chosen])
         panels.append(_with_seams(picture, origins.get(chosen[0])))
+    if index is not None:
+        panel = Image.fromarray(np.where(np.ma.getmaskarray(index)[..., None], np.uint8(_BACKGROUND), greenness(index)))
+        panels.append(panel.resize(panels[0].size, Image.Resampling.NEAREST) if panels else panel)
     if SCL in previews:
         values = previews[SCL].filled(0).astype(np.uint8)
         panel = Image.fromarray(np.where(values[..., None] == 0, np.uint8(_BACKGROUND), palette()[values]))
@@ -53,11 +61,32 @@ def quicklook(
     if not panels:
         return None
     width, height = panels[0].size
-    gap = max(1, width // 100)
+    gap = _gap(width)
     picture = Image.new("RGB", (len(panels) * (width + gap) - gap, height), "white")
     for number, panel in enumerate(panels):
         picture.paste(panel, (number * (width + gap), 0))
     return picture
+
+
+def panels_of(picture: Image.Image, aspect: float) -> list[Image.Image]:
+    """The panels of a quicklook, from left to right; ``aspect`` is the width of one in parts of its height."""
+    width, height = picture.size
+    count = max(1, round(width / height / aspect))
+    gap = _gap(width // count)
+    step = (width + gap) // count
+    return [picture.crop((number * step, 0, (number + 1) * step - gap, height)) for number in range(count)]
+
+
+def _gap(width: int) -> int:
+    """Pixels between two panels."""
+    return max(1, width // 100)
+
+
+def greenness(index: Preview) -> NDArray[np.uint8]:
+    """NDVI ``(row, col)`` as colours ``(row, col, 3)``: red, yellow, green."""
+    values = np.ma.filled(index.astype(float), 0)
+    channels = [np.interp(values, _GREENNESS, [colour[channel] for colour in _COLOURS]) for channel in range(3)]
+    return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 def _stretched(preview: Preview) -> Image.Image:

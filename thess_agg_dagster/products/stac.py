@@ -20,7 +20,7 @@ from odc.geo.geobox import GeoBox
 from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
-from thess_agg_dagster.lake.layout import COLLECTION, NDVI, QUICKLOOK
+from thess_agg_dagster.lake.layout import COLLECTION, QUICKLOOK
 from thess_agg_dagster.lake.periods import span_of
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.bands import is_scl, role_of
@@ -265,7 +265,7 @@ def _file(path: Path) -> dict[str, Any]:
 
 def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
     """From digital numbers to reflectance, where the numbers are still Sentinel-2's and all carry the same offset."""
-    if mosaic.band == NDVI and isinstance(plan, PeriodPlan):
+    if plan.derived_from(mosaic.band):
         return {"scale": 1 / SCALE, "offset": 0.0} if mosaic.dtype == "int16" else {}
     numbers = mosaic.dtype.startswith(("int", "uint")) and mosaic.options.merge_method not in ("sum", "count")
     offsets = {0} if mosaic.options.harmonize else {scene.offset for scene in plan.scenes}

@@ -70,7 +70,7 @@ def forecast(
                 sizes[path] = size if isinstance(size, int) else None
     bands = [band for found in successes.values() for band in found.attempt.bands]
     tiles_before = sum(band.tiles or 0 for band in bands)
-    tiles = sum(len(each.scene_ids) for each in acquisitions) * len(params.bands)
+    tiles = sum(len(each.scene_ids) for each in acquisitions) * len(params.outputs)
     known = tiles_before > 0
     return Forecast(
         [each.timestamp for each in acquisitions],

@@ -14,11 +14,13 @@ from PIL import Image
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
-from thess_agg_dagster.lake.layout import ITEM, MANIFEST, QUICKLOOK, DataLake
+from thess_agg_dagster.lake.layout import ITEM, MANIFEST, NDVI, QUICKLOOK, DataLake
 from thess_agg_dagster.lake.run_names import is_run
-from thess_agg_dagster.mosaic.bands import is_scl
+from thess_agg_dagster.mosaic.bands import NIR, RED, is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels
+from thess_agg_dagster.mosaic.composite import open_mosaics
 from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
+from thess_agg_dagster.mosaic.ndvi import write_ndvi
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.scl import cloud_share
 from thess_agg_dagster.mosaic.tiles import TileError
@@ -68,7 +70,7 @@ def build_timestamp(
     with BackgroundChecksums(plan.input_files()) as checksums:
         tell(plan.summary())
         records, previews, origins = _build_bands(plan, folder, target, checksums, tell)
-        picture = picture_of(previews, origins if plan.seams else {}, tell)
+        picture = picture_of(plan, previews, origins if plan.seams else {}, tell)
         return finish(plan, records, picture, folder, target, lake, checksums)
 
 
@@ -130,9 +132,14 @@ def _build_bands(
     for band, mosaic in plan.mosaics.items():
         final = target / f"{band}.tif"
         try:
-            if band in plan.kept:
-                planned = replace(band_record(plan, mosaic, "success", ""), output_path=str(final))
-                record, previews[band] = keep_band(plan.kept[band], planned, folder / final.name)
+            if kept := _kept(plan, mosaic, folder / final.name, final):
+                record, previews[band] = kept
+            elif plan.derived_from(band):
+                if errors:
+                    failed = ", ".join(each.band for each in records if each.status != "success")
+                    records.append(band_record(plan, mosaic, "skipped", f"not made, because of {failed}"))
+                    continue
+                record, previews[band] = _write_ndvi(plan, mosaic, folder, final, checksums)
             else:
                 record, stats = _write_band(mosaic, folder / final.name, final, plan, checksums)
                 previews[band] = masked(stats.preview, mosaic.nodata)
@@ -152,15 +159,54 @@ def _build_bands(
     return records, previews, origins
 
 
+def _kept(plan: TimestampPlan, mosaic: MosaicPlan, staged: Path, final: Path) -> tuple[BandRecord, Preview] | None:
+    """A published band that stays, its record and preview. One that is requested is made anew if it cannot stay."""
+    if mosaic.band not in plan.kept:
+        return None
+    planned = replace(band_record(plan, mosaic, "success", ""), output_path=str(final))
+    try:
+        return keep_band(plan.kept[mosaic.band], planned, staged)
+    except (KeepError, FileNotFoundError):
+        if mosaic.band in plan.asked:
+            return None
+        raise
+
+
+def _write_ndvi(
+    plan: TimestampPlan, mosaic: MosaicPlan, folder: Path, final: Path, checksums: BackgroundChecksums
+) -> tuple[BandRecord, Preview]:
+    """NDVI of the bands that were just finished in ``folder``."""
+    assert plan.index is not None
+    red, nir = (open_mosaics(band, [folder / f"{band}.tif"]) for band in (RED, NIR))
+    tags = mosaic_tags(mosaic, plan, checksums)
+    stats = write_ndvi(red, nir, folder / final.name, plan.index, tags)
+    record = replace(
+        band_record(plan, mosaic, "success", ""),
+        output_path=str(final),
+        valid_share=round(stats.valid_share, 6),
+        seconds=round(stats.seconds, 3),
+        bytes=stats.bytes,
+        input_checksums=[str(checksums.of(tile.path)) for tile in mosaic.tiles],
+        output_checksum=str(checksum_of(folder / final.name)),
+    )
+    return record, masked(stats.preview, mosaic.nodata)
+
+
 def masked(preview: Pixels, nodata: float) -> Preview:
     """A preview whose empty pixels are masked."""
     return np.ma.array(preview, mask=np.isnan(preview) if math.isnan(nodata) else preview == nodata)
 
 
-def picture_of(previews: dict[str, Preview], origins: dict[str, Pixels], tell: Tell) -> Image.Image | None:
+def picture_of(
+    plan: TimestampPlan, previews: dict[str, Preview], origins: dict[str, Pixels], tell: Tell
+) -> Image.Image | None:
     """The quicklook, where there is something to show and nothing goes wrong."""
+    index = None
+    if plan.index is not None:
+        stored = previews.pop(NDVI)
+        index = np.ma.array(np.asarray(stored, float) * plan.index.unit, mask=np.ma.getmaskarray(stored))
     try:
-        return quicklook(previews, origins)
+        return quicklook(previews, origins, index)
     except Exception as error:  # a picture is no reason to lose mosaics
         tell(f"no quicklook: {type(error).__name__}: {first_line(error)}")
         return None

@@ -14,11 +14,12 @@ from typing import Any
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
 from thess_agg_dagster.lake.catalogue import manifest_value
 from thess_agg_dagster.lake.checksums import checksum_files
-from thess_agg_dagster.lake.layout import ITEM, QUICKLOOK, SOURCE, DataLake
+from thess_agg_dagster.lake.layout import ITEM, NDVI, QUICKLOOK, SOURCE, DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic import PIXELS_VERSION
 from thess_agg_dagster.mosaic.area import read_area
-from thess_agg_dagster.mosaic.bands import SCL, mask_band
+from thess_agg_dagster.mosaic.bands import NIR, RED, SCL, mask_band
+from thess_agg_dagster.mosaic.ndvi import NDVI_VERSION
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import Fingerprints
 from thess_agg_dagster.storage.paths import File
@@ -49,9 +50,11 @@ def identify_bands(
     params: TimestampsAggregationParams,
     bands: Iterable[str],
     fingerprints: Fingerprints | None = None,
+    ndvi: str | None = None,
 ) -> dict[str, str]:
     """A short text per band that changes with everything that determines its pixels: parameters, the tile list, and
-    size and modification time (or ETag) of every file that is read for it.
+    size and modification time (or ETag) of every file that is read for it. With ``ndvi`` (its dtype), also one for the NDVI of
+    these bands.
 
     ``fingerprints`` looks up those of the lake's files; a caller that already has a listing passes it. Raises
     ``AreaError``.
@@ -73,6 +76,8 @@ def identify_bands(
             if (text := manifest_value(lake, "checksum", scene, name, fingerprints))
         ]
         found[band] = _digest(start + "".join(published), paths, fingerprints)
+    if ndvi and {RED, NIR} <= found.keys():
+        found[NDVI] = together({NDVI: f"{NDVI_VERSION} {ndvi}", RED: found[RED], NIR: found[NIR]})
     return found
 
 
@@ -83,7 +88,7 @@ def identify_inputs(
     fingerprints: Fingerprints | None = None,
 ) -> str:
     """A short text that identifies the mosaics of all bands in ``params``: see :func:`identify_bands`."""
-    return together(identify_bands(acquisition, lake, params, params.bands, fingerprints))
+    return together(identify_bands(acquisition, lake, params, params.bands, fingerprints, params.ndvi))
 
 
 def together(bands: Mapping[str, str]) -> str:
@@ -110,8 +115,13 @@ def current_bands(
     bands = [band.band for band in made.bands]
     if not made.schema:
         return set(bands) if _is_of_0_1_0(made.inputs, acquisition, lake, params, bands, fingerprints) else set()
-    now = identify_bands(acquisition, lake, params, bands, fingerprints)
-    return {band.band for band in made.bands if band.inputs == now[band.band]}
+    merged = [band.band for band in made.bands if not band.derived_from]
+    # An NDVI that is not asked for is up to date with the dtype it has, unless tiles of that name are asked for.
+    ndvi = params.ndvi or next(
+        (band.dtype for band in made.bands if band.derived_from and NDVI not in params.bands), None
+    )
+    now = identify_bands(acquisition, lake, params, merged, fingerprints, ndvi)
+    return {band.band for band in made.bands if band.inputs == now.get(band.band)}
 
 
 def changed_inputs(
@@ -125,7 +135,7 @@ def changed_inputs(
         key: identify_inputs(acquisitions[key], lake, params, fingerprints)
         for key, found in published.items()
         if key in acquisitions
-        and not set(params.bands) <= current_bands(found.attempt, acquisitions[key], lake, params, fingerprints)
+        and not set(params.outputs) <= current_bands(found.attempt, acquisitions[key], lake, params, fingerprints)
     }
 
 
@@ -139,12 +149,12 @@ def is_due(
     """Whether a timestamp has no success yet, its inputs or parameters have changed, or a published file is missing."""
     if last is None or last.attempt.status != "success":
         return True
-    if not set(params.bands) <= current_bands(last.attempt, acquisition, lake, params, fingerprints):
+    if not set(params.outputs) <= current_bands(last.attempt, acquisition, lake, params, fingerprints):
         return True
     key = acquisition.timestamp
     # By the record, not by the manifest, which would be a request for each timestamp.
     folder = lake.folder_of(key, last.attempt.output_folder)
-    expected = [lake.manifest(key), folder / QUICKLOOK, *(folder / f"{band}.tif" for band in params.bands)]
+    expected = [lake.manifest(key), folder / QUICKLOOK, *(folder / f"{band}.tif" for band in params.outputs)]
     if params.stac:
         expected.append(folder / ITEM)
     if params.provenance:

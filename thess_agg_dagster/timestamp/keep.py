@@ -1,4 +1,5 @@
-"""Published bands that are not requested now: they stay while they are up to date, and none is removed without notice."""
+"""Published bands that stay: those that are not requested now, while they are up to date (none is removed without notice), and
+those that are, where only NDVI is to be made of them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import rasterio
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake, Published
+from thess_agg_dagster.lake.layout import NDVI, DataLake, Published
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.preview import PREVIEW
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -35,29 +36,30 @@ def kept_bands(
     made: Attempt | None,
     published: Published,
 ) -> dict[str, BandRecord]:
-    """The records of published bands that are not in ``params`` and stay; ``made`` is the latest success.
+    """The records of published bands that stay; ``made`` is the latest success.
 
-    Raises :class:`BandsLostError` if a band cannot stay because its tiles or parameters have changed, unless
-    ``drop_bands`` is set.
+    Raises :class:`BandsLostError` if a band that is not in ``params`` cannot stay because its tiles or parameters have
+    changed, unless ``drop_bands`` is set.
     """
-    others = set(published.bands) - set(params.bands)
-    if not others:
+    others = set(published.bands) - set(params.outputs)
+    if not others and not params.ndvi:
         return {}
+    records = {record.band: record for record in (made.bands if made else ())}
     current = set()
     if made is not None:
         current = current_bands(made, acquisition, lake, params, lake.fingerprints(acquisition.scene_ids))
-    kept = {
-        record.band: replace(record, output_path=str(published.mosaic(record.band)))
-        for record in (made.bands if made else ())
-        if record.band in current & others
-    }
-    lost = sorted(others - set(kept))
-    if lost and not params.drop_bands:
+    stay = current & others
+    if params.ndvi and NDVI not in current and set(params.bands) <= current & set(published.bands):
+        stay |= set(params.bands)
+    if (lost := sorted(others - stay)) and not params.drop_bands:
+        index = [f"ndvi to {records[band].dtype}" for band in lost if band in records and records[band].derived_from]
+        merged = [band for band in lost if not (band in records and records[band].derived_from)]
+        bands = [f"bands to {', '.join([*params.bands, *merged])}"] if merged else []
         raise BandsLostError(
             f"{', '.join(lost)} in {lake.timestamp_folder(acquisition.timestamp)} would be removed: not among the bands, and made from other tiles or "
-            f"parameters, or not by this lake's runs; set bands to {', '.join([*params.bands, *lost])}, or set drop_bands"
+            f"parameters, or not by this lake's runs; set {' and '.join([*bands, *index])}, or set drop_bands"
         )
-    return kept
+    return {band: replace(records[band], output_path=str(published.mosaic(band))) for band in records if band in stay}
 
 
 def keep_band(record: BandRecord, planned: BandRecord, staged: Path) -> tuple[BandRecord, Preview]:
@@ -75,6 +77,7 @@ def keep_band(record: BandRecord, planned: BandRecord, staged: Path) -> tuple[Ba
             )
     link_or_copy(old, staged)
     if (found := str(checksum_of(staged))) != record.output_checksum:
+        staged.unlink()  # it may be the published file itself, by another name
         raise KeepError(
             f"{old}: has {found}, but {record.output_checksum} was published; include {record.band} in the bands"
         )

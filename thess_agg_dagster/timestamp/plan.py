@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,14 +12,15 @@ from typing import NamedTuple
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
-from thess_agg_dagster.lake.layout import OBSERVATIONS, SOURCE, DataLake, scene_of
+from thess_agg_dagster.lake.layout import NDVI, OBSERVATIONS, SOURCE, DataLake, scene_of
 from thess_agg_dagster.lake.time_serie import Acquisition
-from thess_agg_dagster.mosaic.bands import mask_band
+from thess_agg_dagster.mosaic.bands import NIR, RED, mask_band
 from thess_agg_dagster.mosaic.inspection import Source
+from thess_agg_dagster.mosaic.ndvi import NdviOptions, ndvi_plan
 from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import MosaicPlan, plan_mosaics
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
-from thess_agg_dagster.mosaic.tiles import Problem
+from thess_agg_dagster.mosaic.tiles import PlanError, Problem
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
 from thess_agg_dagster.storage.paths import File, NotAFileError, in_parallel
@@ -61,6 +62,17 @@ class TimestampPlan:
     differing: str = "{}"
     #: The version of the manifest that is replaced, in a bucket; ``None`` where there is none.
     replaces: str | None = None
+    #: How NDVI is derived, where it is: it is the last of ``mosaics``.
+    index: NdviOptions | None = None
+
+    @property
+    def merged(self) -> Mapping[str, MosaicPlan]:
+        """The mosaics that are merged from tiles."""
+        return {band: mosaic for band, mosaic in self.mosaics.items() if not self.derived_from(band)}
+
+    def derived_from(self, band: str) -> Sequence[str]:
+        """The bands that another is computed from; none, if it is merged from tiles."""
+        return (NIR, RED) if band == NDVI and self.index is not None else ()
 
     def beside(self, plan: MosaicPlan, folder: Path) -> OriginFiles | None:
         """The files to write next to a band's mosaic: which scene each pixel comes from and, for the finest band (the
@@ -68,9 +80,9 @@ class TimestampPlan:
 
         Bands differ in their empty pixels, so each has a source of its own.
         """
-        if not self.provenance:
+        if not self.provenance or self.derived_from(plan.band):
             return None
-        finest = min(self.mosaics.values(), key=lambda mosaic: abs(mosaic.grid.resolution.x))
+        finest = min(self.merged.values(), key=lambda mosaic: abs(mosaic.grid.resolution.x))
         if plan.band == finest.band:
             return OriginFiles(folder / f"{SOURCE}.tif", folder / f"{OBSERVATIONS}.tif")
         return OriginFiles(folder / f"{SOURCE}_{plan.band}.tif")
@@ -121,20 +133,30 @@ def plan_timestamp(
     replaces = lake.version(acquisition.timestamp)
     published = lake.published(acquisition.timestamp)
     kept = kept_bands(acquisition, lake, asked, made, published)
-    params = asked.with_bands([*asked.bands, *kept])
+    params = asked.with_bands([*asked.bands, *(band for band, record in kept.items() if not record.derived_from)])
+    ndvi = asked.ndvi or next((record.dtype for record in kept.values() if record.derived_from), None)
     # First of all: what changes from here on must look like a change to whoever compares later.
     fingerprints = lake.fingerprints(acquisition.scene_ids)
-    identities = identify_bands(acquisition, lake, asked, params.bands, fingerprints)
+    identities = identify_bands(acquisition, lake, asked, params.bands, fingerprints, ndvi)
     scenes = scenes_of(acquisition.scene_ids, lake)
     mismatches = _mismatches(tile_names(acquisition, params), lake, fingerprints, params.threads)
     sources, problems = _inputs(scenes, lake, params, mask_band(asked.bands), mismatches)
     mosaics, faults = plan_mosaics(sources, params.mosaic_options())
     for band, others in faults.items():
         problems[band] += others
+    mosaics = {band: mosaic for band, mosaic in mosaics.items() if not problems[band]}
+    index = None
+    if ndvi and {RED, NIR} <= mosaics.keys():
+        try:
+            index = _ndvi_options(mosaics[RED], mosaics[NIR], scenes, ndvi)
+            layers = mosaics[NIR].layers + mosaics[RED].layers
+            mosaics[NDVI] = replace(ndvi_plan(mosaics[RED].grid, index, NDVI), layers=layers)
+        except PlanError as error:
+            problems[NDVI] = list(error.problems)
     return TimestampPlan(
         acquisition.timestamp,
         acquisition.scene_ids,
-        {band: mosaic for band, mosaic in mosaics.items() if not problems[band]},
+        mosaics,
         {band: [_with_outcome(problem, fetched) for problem in found] for band, found in problems.items() if found},
         identities,
         scenes,
@@ -145,10 +167,28 @@ def plan_timestamp(
         params.provenance,
         params.seams,
         {} if params.provenance else kept,  # what tells of pixels' origins is made in one go
-        asked.bands,
+        asked.outputs,
         params.pixel_identity(),
         replaces,
+        index,
     )
+
+
+def _ndvi_options(red: MosaicPlan, nir: MosaicPlan, scenes: Sequence[Scene], dtype: str) -> NdviOptions:
+    """How NDVI is made of two mosaics. Raises :class:`PlanError` where it cannot be."""
+    if red.grid != nir.grid:
+        raise PlanError([Problem("grid_conflict", f"NDVI needs {NIR} on the pixels of {RED}; set match_band")])
+    carried = {scene.scene_id: scene.offset for scene in scenes}
+    offsets = set[int | None]()
+    for layer in red.layers + nir.layers:
+        # In digital numbers: of floats, somebody has made reflectances already.
+        offset = 0 if layer.tile.dtype.startswith("float") else carried[layer.tile.scene_id]
+        offsets.add(None if offset is None else offset - layer.offset)
+    offset = offsets.pop() if len(offsets) == 1 else None
+    if offset is None:
+        what = "NDVI needs to know one radiometric offset of all scenes; set harmonize"
+        raise PlanError([Problem("unknown_baseline", what)])
+    return NdviOptions(dtype == "int16", offset, red.options)
 
 
 def _inputs(

@@ -26,8 +26,8 @@ def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, mes
         nodata="nan" if mosaic.nodata != mosaic.nodata else mosaic.nodata,
         width=int(cols),
         height=int(rows),
-        tiles=len(mosaic.tiles),
-        reprojected_tiles=[tile.scene_id for tile in mosaic.reprojected],
+        tiles=len({tile.scene_id for tile in mosaic.tiles}),
+        reprojected_tiles=list(dict.fromkeys(tile.scene_id for tile in mosaic.reprojected)),
         grid=mosaic.options.target.grid,
         resolution=mosaic.grid.resolution.x,
         bounds=list(mosaic.grid.boundingbox.bbox),
@@ -39,6 +39,7 @@ def band_record(plan: TimestampPlan, mosaic: MosaicPlan, status: BandStatus, mes
             if (found := plan.refetched.get(path))
         ],
         inputs=plan.identities[mosaic.band],
+        derived_from=plan.derived_from(mosaic.band),
     )
 
 
@@ -60,6 +61,10 @@ def unplanned_attempt(plan: TimestampPlan) -> Attempt:
                 missing_files=[str(p.path) for p in problems if p.path and p.kind == "missing_input"],
             )
         )
+    known = {*plan.mosaics, *plan.problems}
+    records += [
+        BandRecord(band, "skipped", f"not made, because of {broken}") for band in plan.asked if band not in known
+    ]
     return _attempt(plan, status_of(records), _problem_message(plan), records)
 
 

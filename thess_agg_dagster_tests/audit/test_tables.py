@@ -131,7 +131,7 @@ def test_a_success(instance: dg.DagsterInstance) -> None:
         "valid_share": 0.75, "cloud_share": None, "seconds": 1.2345, "bytes": 1000, "run_id": "", "finished_at": ended,
         "grid": "fixed", "resolution": 10.0, "bounds": "600000|4499800|600300.125|4500000", "masked_share": 0.25,
         "baselines": "05.10|02.14", "harmonized": True, "input_checksums": "sha256:1|sha256:1",
-        "output_checksum": "sha256:2", "refetched": "S2_B/B04 cut off", "tile_shares": "S2_A=0.5|S2_B=0.5",
+        "output_checksum": "sha256:2", "refetched": "S2_B/B04 cut off", "tile_shares": "S2_A=0.5|S2_B=0.5", "derived_from": "",
     }  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def changed_inputs_sensor(
                 key,
                 changed[key],
                 row.scene_ids,
-                why_stale(published[key].attempt, identity, row.scene_ids, params.bands),
+                why_stale(published[key].attempt, identity, row.scene_ids, params.outputs, params.ndvi),
             )
             for key in new
             if (row := listed.get(key))
