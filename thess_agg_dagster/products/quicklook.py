@@ -61,25 +61,11 @@ def quicklook(
     if not panels:
         return None
     width, height = panels[0].size
-    gap = _gap(width)
+    gap = max(1, width // 100)
     picture = Image.new("RGB", (len(panels) * (width + gap) - gap, height), "white")
     for number, panel in enumerate(panels):
         picture.paste(panel, (number * (width + gap), 0))
     return picture
-
-
-def panels_of(picture: Image.Image, aspect: float) -> list[Image.Image]:
-    """The panels of a quicklook, from left to right; ``aspect`` is the width of one in parts of its height."""
-    width, height = picture.size
-    count = max(1, round(width / height / aspect))
-    gap = _gap(width // count)
-    step = (width + gap) // count
-    return [picture.crop((number * step, 0, (number + 1) * step - gap, height)) for number in range(count)]
-
-
-def _gap(width: int) -> int:
-    """Pixels between two panels."""
-    return max(1, width // 100)
 
 
 def greenness(index: Preview) -> NDArray[np.uint8]:

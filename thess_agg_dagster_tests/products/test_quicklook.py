@@ -46,6 +46,19 @@ def test_false_colour_beside_scl_in_its_official_colours() -> None:
         assert tuple(shown[30, 81 + 2 * value]) == expected, value
 
 
+def test_ndvi_between_them_green_where_something_grows() -> None:
+    index = np.ma.array(np.tile([-0.1, 0.1, 0.8, 0.5], (40, 10)), mask=np.tile([0, 0, 0, 1], (40, 10)))
+    bands = {band: preview(noise(1, (40, 40), high=12, dtype="uint8")) for band in ("B04", "B08", "SCL")}
+    picture = quicklook(bands, index=index)
+    assert picture is not None
+    assert picture.size == (3 * 41 - 1, 40)
+    bare, sparse, dense, empty = np.asarray(picture).astype(int)[20, 41:45]
+    assert bare[0] > bare[1] + 50
+    assert sparse[0] > sparse[1] + 50
+    assert dense[1] > dense[0] + 50
+    assert list(empty) == [24, 24, 24]
+
+
 @pytest.mark.parametrize(("bands", "panels"), [(["B11"], 1), (["SCL"], 1), (["B02", "B03", "B04", "SCL"], 2)])
 def test_other_bands_have_a_quicklook_too(bands: list[str], panels: int) -> None:
     picture = quicklook({band: preview(noise(3, (50, 50), high=12, dtype="uint8")) for band in bands})
