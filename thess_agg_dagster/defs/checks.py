@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 import numpy as np
@@ -20,7 +20,7 @@ from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, VERIFICATION, periods, timestamps
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import DataLake, is_beside, outputs_of, read_manifest
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.inspection import NoteKind
@@ -271,46 +271,64 @@ def _pixels(band: BandRecord) -> str:
 def check_published(
     published: Mapping[str, RecordedAttempt], composites: Mapping[str, RecordedAttempt], lake: DataLake
 ) -> dg.AssetCheckResult:
-    """Compare the record of every published mosaic and composite with the file in this lake, down to the last byte."""
+    """Compare every published mosaic and composite, and what describes their pixels, with what was recorded, down to the last
+    byte."""
     faults = []
     for what, recorded, shelf in (("timestamp", published, lake), ("period", composites, lake.composites)):
         faults += [f"{fault}; run the {what} again, with --force" for fault in _changes(recorded, shelf)]
     return _result("unchanged", faults)
 
 
+class _Expected(NamedTuple):
+    """A published file: its size and checksum, and the record of its band, if it is one."""
+
+    path: Path
+    bytes: int | None
+    checksum: str
+    band: BandRecord | None = None
+
+
 def _changes(recorded: Mapping[str, RecordedAttempt], lake: DataLake) -> Iterator[str]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        folders = pool.map(lambda key: lake.published(key).folder, recorded)
-        mosaics = [
-            (key, folder / f"{band.band}.tif", band)
-            for (key, found), folder in zip(recorded.items(), folders, strict=True)
-            for band in found.attempt.bands
-        ]
-        changes = pool.map(lambda each: _changed(*each[1:]), mosaics)
-        for (key, path, _), fault in zip(mosaics, changes, strict=True):
+        expected = pool.map(lambda key: list(_expected(recorded[key], lake)), recorded)
+        files = [(key, each) for key, found in zip(recorded, expected, strict=True) for each in found]
+        changes = pool.map(lambda file: _changed(*file[1]), files)
+        for (key, file), fault in zip(files, changes, strict=True):
             if fault:
-                yield f"{key}: {path}: {fault}"
+                yield f"{key}: {file.path}: {fault}"
 
 
-def _changed(path: Path, band: BandRecord) -> str:
-    """How a published mosaic differs from its record; empty where it does not."""
+def _expected(found: RecordedAttempt, lake: DataLake) -> Iterator[_Expected]:
+    """The files of a success: its bands, as they were recorded, and what describes their pixels, as its manifest has it."""
+    attempt = found.attempt
+    folder = lake.published(attempt.timestamp).folder
+    for band in attempt.bands:
+        yield _Expected(folder / f"{band.band}.tif", band.bytes, band.output_checksum, band)
+    for entry in outputs_of(read_manifest(lake.manifest(attempt.timestamp))):
+        path = folder / str(entry.get("file", "")).rpartition("/")[2]
+        if is_beside(path.stem):
+            yield _Expected(path, entry.get("bytes"), str(entry.get("checksum", "")))
+
+
+def _changed(path: Path, size: int | None, checksum: str, band: BandRecord | None) -> str:
+    """How a published file differs from what is expected; empty where it does not."""
     try:
         with as_os_errors(path):
-            size = path.stat().st_size
+            found = path.stat().st_size
     except OSError as error:
         return f"cannot be found ({error.strerror})"
-    if size != band.bytes:
-        return f"has {size} bytes, but {band.bytes} were published"
+    if found != size:
+        return f"has {found} bytes, but {size} were published"
     try:
         with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as mosaic:
             crs = crs_name(mosaic.crs) if mosaic.crs else "no CRS"
-            found = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs)
+            header = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs)
     except (rasterio.errors.RasterioError, OSError) as error:
         return f"cannot be opened ({error})"
-    if band.output_checksum and (now := str(checksum_of(path))) != band.output_checksum:
-        return f"has {now}, but {band.output_checksum} was published: its bytes have changed"
-    recorded = (band.width, band.height, band.dtype, band.crs)
-    return "" if found == recorded else f"is {found}, but {recorded} was published"
+    if checksum and (now := str(checksum_of(path))) != checksum:
+        return f"has {now}, but {checksum} was published: its bytes have changed"
+    recorded = header if band is None else (band.width, band.height, band.dtype, band.crs)
+    return "" if header == recorded else f"is {header}, but {recorded} was published"
 
 
 def _mosaic_faults(mosaic: DatasetReader, plan: MosaicPlan) -> Iterator[str]:

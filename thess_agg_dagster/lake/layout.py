@@ -154,11 +154,15 @@ def published_in(folder: Path) -> Published:
 
 def named_by(manifest: Mapping[str, Any], folder: Path) -> Published:
     """The published files according to a manifest in a timestamp's folder."""
-    outputs = manifest.get("outputs")
-    entries = [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
-    files = [str(each.get("file", "")) for each in entries]
+    files = [str(each.get("file", "")) for each in outputs_of(manifest)]
     run = files[0].rpartition("/")[0] if files else ""
     return Published(folder / run if is_run(run) else folder, sorted(file.rpartition("/")[2] for file in files))
+
+
+def outputs_of(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a manifest tells of each published file."""
+    outputs = manifest.get("outputs")
+    return [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
 
 
 def read_manifest(path: Path) -> Mapping[str, Any]:

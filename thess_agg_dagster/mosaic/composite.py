@@ -50,11 +50,13 @@ class CompositeOptions:
 
 @dataclass(frozen=True)
 class Series:
-    """The mosaics of one band, in the order of their times, on one grid."""
+    """The mosaics of one band, in the order of their times, on one grid. ``offsets`` are the radiometric offsets that they
+    still carry, in digital numbers; empty: none."""
 
     band: str
     tiles: tuple[Tile, ...]
     nodata: float
+    offsets: tuple[float, ...] = ()
 
     @property
     def grid(self) -> GeoBox:
@@ -300,7 +302,10 @@ class _Maker:
     def _together(self, stacks: Mapping[str, Pixels], empty: Mask) -> dict[str, Pixels]:
         if self._options.method == "geomedian":
             return reducers.geomedian(stacks, empty)
-        when = reducers.CHOOSING[self._options.method](stacks, empty)
+        if self._options.method == "medoid":
+            when = reducers.medoid(stacks, empty)
+        else:
+            when = reducers.greenest(stacks, empty, self._series["B04"].offsets or [0] * len(empty))
         return {band: reducers.at(stack, when) for band, stack in stacks.items()}
 
     def _nothing(self, band: str) -> float:

@@ -12,7 +12,11 @@ from thess_agg_dagster.defs.jobs import (
 )
 from thess_agg_dagster.defs.sensors.new_rows import time_serie_sensor
 from thess_agg_dagster.defs.sensors.periods import composites_sensor
-from thess_agg_dagster.defs.sensors.reports import missing_or_failed_sensor, report_sensor
+from thess_agg_dagster.defs.sensors.reports import (
+    missing_or_failed_periods_sensor,
+    missing_or_failed_sensor,
+    report_sensor,
+)
 from thess_agg_dagster.defs.sensors.tiles import changed_inputs_sensor, late_tiles_sensor
 
 automation = dg.Definitions(
@@ -22,6 +26,7 @@ automation = dg.Definitions(
         late_tiles_sensor,
         changed_inputs_sensor,
         missing_or_failed_sensor,
+        missing_or_failed_periods_sensor,
         composites_sensor,
         report_sensor,
     ],
@@ -33,6 +38,7 @@ __all__ = [
     "changed_inputs_sensor",
     "composites_sensor",
     "late_tiles_sensor",
+    "missing_or_failed_periods_sensor",
     "missing_or_failed_sensor",
     "report_sensor",
     "time_serie_sensor",

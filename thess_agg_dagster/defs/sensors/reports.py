@@ -12,11 +12,13 @@ from thess_agg_dagster.audit.event_log import (
 from thess_agg_dagster.audit.tables import COLUMNS, EVENTS_UP_TO, TABLES_DIGEST, newest_event, tables_digest
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.defs.jobs import (
+    DUE,
+    DUE_PERIODS,
     due_in,
 )
 from thess_agg_dagster.defs.sensors import common
 from thess_agg_dagster.defs.sensors.common import Tick, digest_of, newest_of
-from thess_agg_dagster.keys import AGGREGATED, MADE, REPORT, TIME_SERIE, timestamps
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MADE, REPORT, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.runs.instance import CAUSE, PARENT, UNFINISHED, fail_abandoned_runs
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
 
@@ -58,11 +60,28 @@ def report_sensor(context: dg.SensorEvaluationContext, io_manager: dg.ResourcePa
     target=[TIME_SERIE, AGGREGATED],
     minimum_interval_seconds=min(common.SECONDS, 5),  # somebody waits, and it asks for one event
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Launches what a run of the job `missing_or_failed` found to be due, with the parameters of that run.",
+    description="Launches the timestamps that a run of the job `missing_or_failed` found to be due, with the parameters of that run.",
 )
 def missing_or_failed_sensor(context: dg.SensorEvaluationContext) -> Tick:
+    return _launch_found(context, DUE, AGGREGATED, timestamps)
+
+
+# A sensor of its own: Dagster takes no assets of different partitions as the target of one.
+@dg.sensor(
+    target=[COMPOSITES],
+    minimum_interval_seconds=min(common.SECONDS, 5),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Launches the periods that a run of the job `missing_or_failed` found to be due, with the parameters of that run.",
+)
+def missing_or_failed_periods_sensor(context: dg.SensorEvaluationContext) -> Tick:
+    return _launch_found(context, DUE_PERIODS, COMPOSITES, periods)
+
+
+def _launch_found(
+    context: dg.SensorEvaluationContext, what: str, asset: dg.AssetKey, partitions: dg.DynamicPartitionsDefinition
+) -> Tick:
     found = next(iter(context.instance.fetch_observations(REPORT, limit=1).records), None)
-    due = due_in(found)
+    due = due_in(found, what)
     cursor = json.loads(context.cursor) if context.cursor else {}
     done = cursor.get("done", 0) if found and cursor.get("found") == found.storage_id else 0
     if not found or done >= len(due):
@@ -72,17 +91,16 @@ def missing_or_failed_sensor(context: dg.SensorEvaluationContext) -> Tick:
     tags = {CAUSE: "missing or failed", PARENT: found.run_id}
     now = due[done : done + common.MOST_RUNS]
     requests = [
-        dg.RunRequest(f"{found.run_id} {key}", config, tags, partition_key=key, asset_selection=[AGGREGATED])
-        for key in now
+        dg.RunRequest(f"{found.run_id} {key}", config, tags, partition_key=key, asset_selection=[asset]) for key in now
     ]
-    if not done:  # the list is shown, and the report follows
+    if asset == AGGREGATED and not done:  # the list is shown, and the report follows
         requests.insert(0, dg.RunRequest(f"{found.run_id} list", config, tags, asset_selection=[TIME_SERIE]))
-    registered = set(context.instance.get_dynamic_partitions(str(timestamps.name)))
+    registered = set(context.instance.get_dynamic_partitions(str(partitions.name)))
     new = [key for key in now if key not in registered]
     return dg.SensorResult(
         run_requests=requests,
-        dynamic_partitions_requests=[timestamps.build_add_request(new)] if new else [],
-        asset_events=[first_sight(key) for key in new],
+        dynamic_partitions_requests=[partitions.build_add_request(new)] if new else [],
+        asset_events=[first_sight(key) for key in new] if asset == AGGREGATED else [],
         cursor=json.dumps({"found": found.storage_id, "done": done + len(now)}),
     )
 
