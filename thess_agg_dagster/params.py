@@ -18,8 +18,9 @@ from odc.geo.crs import CRS
 from pydantic import field_validator, model_validator
 from pyproj.exceptions import CRSError
 
-from thess_agg_dagster.lake.layout import COMPOSITE_FILES, NDVI, is_beside, is_plain_name
+from thess_agg_dagster.lake.layout import is_plain_name
 from thess_agg_dagster.lake.periods import KINDS
+from thess_agg_dagster.lake.published import COMPOSITE_FILES, NDVI, is_beside
 from thess_agg_dagster.mosaic import reducers
 from thess_agg_dagster.mosaic.area import is_wkt, read_area
 from thess_agg_dagster.mosaic.bands import NIR, RED

@@ -20,7 +20,8 @@ from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, VERIFICATION, periods, timestamps
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake, is_beside, outputs_of, read_manifest
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import is_beside, outputs_of, read_manifest
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.inspection import NoteKind

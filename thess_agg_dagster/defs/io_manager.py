@@ -28,9 +28,10 @@ from thess_agg_dagster.audit.telling import tell
 from thess_agg_dagster.defs.checks import check_period, check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES
 from thess_agg_dagster.lake.checksums import ChangedError
-from thess_agg_dagster.lake.layout import MANIFEST, QUICKLOOK, TILES, DataLake
+from thess_agg_dagster.lake.layout import TILES, DataLake
 from thess_agg_dagster.lake.periods import MONTH, kind_of
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
+from thess_agg_dagster.lake.published import MANIFEST, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.period.build import build_period
 from thess_agg_dagster.period.plan import PeriodPlan

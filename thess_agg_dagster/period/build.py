@@ -9,7 +9,7 @@ from pathlib import Path
 
 from thess_agg_dagster.audit.outcome import BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
-from thess_agg_dagster.lake.layout import COUNT, NDVI, PERIOD
+from thess_agg_dagster.lake.published import COUNT, NDVI, PERIOD
 from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.composite import CompositeOptions, CompositeStats, Series, open_mosaics, write_composites
 from thess_agg_dagster.mosaic.derive import Derivation, counts_standing_in, derive, standing_in, whose

@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
-from thess_agg_dagster.lake.layout import COUNT, ITEM, NDVI, PERIOD, QUICKLOOK, DataLake
+from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import MONTH, kind_of, period_of, quarter_of
+from thess_agg_dagster.lake.published import COUNT, ITEM, NDVI, PERIOD, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.reducers import BY_BAND

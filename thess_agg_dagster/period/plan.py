@@ -14,7 +14,8 @@ from pathlib import Path
 from rasterio.enums import Resampling
 
 from thess_agg_dagster.audit.outcome import Attempt
-from thess_agg_dagster.lake.layout import COUNT, NDVI, PERIOD, DataLake
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import COUNT, NDVI, PERIOD
 from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.composite import CompositeError, CompositeOptions, Series, open_mosaics
 from thess_agg_dagster.mosaic.inspection import Note

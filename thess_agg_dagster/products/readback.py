@@ -15,7 +15,8 @@ import rasterio
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake, named_by, path_in
+from thess_agg_dagster.lake.layout import DataLake, path_in
+from thess_agg_dagster.lake.published import named_by
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.scl import cloud_share

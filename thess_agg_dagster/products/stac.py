@@ -20,8 +20,9 @@ from odc.geo.geobox import GeoBox
 from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
-from thess_agg_dagster.lake.layout import COLLECTION, QUICKLOOK
+from thess_agg_dagster.lake.layout import COLLECTION
 from thess_agg_dagster.lake.periods import span_of
+from thess_agg_dagster.lake.published import QUICKLOOK
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.bands import is_scl, role_of
 from thess_agg_dagster.mosaic.degrees import bbox_of, bbox_of_all, cut, outline

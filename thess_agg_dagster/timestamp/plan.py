@@ -12,7 +12,8 @@ from typing import NamedTuple
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
-from thess_agg_dagster.lake.layout import NDVI, OBSERVATIONS, SOURCE, DataLake, scene_of
+from thess_agg_dagster.lake.layout import DataLake, scene_of
+from thess_agg_dagster.lake.published import NDVI, OBSERVATIONS, SOURCE
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.bands import NIR, RED, mask_band
 from thess_agg_dagster.mosaic.inspection import Source
