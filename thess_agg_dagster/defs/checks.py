@@ -27,7 +27,6 @@ from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.inspection import NoteKind
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import crs_name
-from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
 from thess_agg_dagster.storage.paths import as_os_errors, read_bytes
 from thess_agg_dagster.timestamp.plan import TimestampPlan
@@ -181,11 +180,9 @@ def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
             with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as published:
                 faults += [f"{path}: {fault}" for fault in _mosaic_faults(published, mosaic)]
                 if _is_empty(published):
-                    hidden = mosaic.options.mask_scl_classes or mosaic.options.target.aoi is not None
-                    why = "everything is masked or outside the aoi" if hidden else "are all tiles empty here?"
-                    if isinstance(plan, PeriodPlan):
-                        hidden, why = True, f"no pixel has {plan.how.min_observations} observations"
-                    (doubts if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
+                    why = plan.why_empty(mosaic)
+                    told = f"{path}: holds no valid pixel; {why or 'are all tiles empty here?'}"
+                    (doubts if why else faults).append(told)
         except rasterio.RasterioIOError as error:
             faults.append(f"{path}: cannot be reopened ({error})")
     return _result("mosaics_valid", faults, doubts)

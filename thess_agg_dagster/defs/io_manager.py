@@ -254,7 +254,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         before = latest_successes(instance, [obj.timestamp], asset).get(obj.timestamp)
         outcome = self.publish(obj, context.log.info)
         if outcome.attempt.status != "success":
-            checks = check_period(obj) if isinstance(obj, PeriodPlan) else check_plan(obj)
+            checks = check_period(obj) if obj.composed else check_plan(obj)
             record_checks(context, [*checks, check_unmade(outcome.attempt.message, merging=True)])
             context.log_event(failure_observation(outcome.attempt, asset))
             raise dg.Failure(outcome.attempt.message, allow_retries=outcome.worth_a_retry) from outcome.error
@@ -269,7 +269,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def publish(self, plan: TimestampPlan, tell: Tell = lambda _: None) -> Outcome:
         """Build a timestamp (or a period) in a staging folder, and publish the folder once all bands are complete."""
-        shelf = self.lake.composites if isinstance(plan, PeriodPlan) else self.lake
+        shelf = self.lake.composites if plan.composed else self.lake
         target = shelf.new_folder(plan.timestamp)
         try:
             with staged_folder(target, shelf.staging, MANIFEST, plan.replaces) as folder:

@@ -9,12 +9,14 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 from rasterio.enums import Resampling
 
 from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.periods import span_of
 from thess_agg_dagster.lake.published import COUNT, NDVI, PERIOD
 from thess_agg_dagster.mosaic.bands import role_of
 from thess_agg_dagster.mosaic.composite import CompositeError, CompositeOptions, Series, open_mosaics
@@ -49,6 +51,24 @@ class PeriodPlan(TimestampPlan):
     stand_in: str = ""
     how: CompositeOptions = field(default_factory=CompositeOptions)
     recorded: Mapping[File, str] = field(default_factory=dict)
+
+    composed = True
+
+    @property
+    def span(self) -> tuple[datetime, datetime]:
+        return span_of(self.timestamp)
+
+    def lineage(self) -> list[str]:
+        done = [
+            f"{self.how.method} of the mosaics of {', '.join(self.members)}",
+            f"empty where fewer than {self.how.min_observations} have a value",
+        ]
+        if self.stand_in:
+            done.append(f"there {self.stand_in} stands in: {', '.join(self.scene_ids)}")
+        return done
+
+    def why_empty(self, mosaic: MosaicPlan) -> str:
+        return f"no pixel has {self.how.min_observations} observations"
 
     @property
     def told(self) -> dict[str, object]:
