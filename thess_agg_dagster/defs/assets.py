@@ -21,7 +21,6 @@ from thess_agg_dagster.defs.checks import (
     TIME_SERIE_CHECKS,
     VERIFICATION_CHECKS,
     check_one_grid,
-    check_published,
     check_report,
     check_same_parameters,
     check_time_serie,
@@ -30,6 +29,7 @@ from thess_agg_dagster.defs.checks import (
 from thess_agg_dagster.defs.composites import composites, mosaics_by_period, periods_changed, register_periods
 from thess_agg_dagster.defs.io_manager import AuditTables, DataLakeIOManager
 from thess_agg_dagster.defs.resources import ParamsResource
+from thess_agg_dagster.defs.verification import check_published
 from thess_agg_dagster.keys import (
     AGGREGATED,
     CATALOGUE,
