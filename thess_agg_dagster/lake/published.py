@@ -54,7 +54,7 @@ class Published:
 def published_in(folder: Path) -> Published:
     """The files published in a timestamp's folder; none if it does not exist. Raises ``OSError``."""
     if not is_remote(folder):
-        return Published(folder, sorted(path.name for path in folder.glob("*.tif")))
+        return Published(folder, sorted(path.name for path in folder.glob("*.tif") if path.is_file()))
     return named_by(read_manifest(folder / MANIFEST), folder)
 
 
