@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thess_agg_dagster.mosaic.bands import NIR, RED
+
 Stack = NDArray[Any]
 Mask = NDArray[np.bool_]
 Counts = NDArray[np.integer[Any]]
@@ -104,7 +106,7 @@ def greenest(bands: Mapping[str, Stack], empty: Mask, offsets: Sequence[float]) 
     carry: with one, NDVI is nearer to zero, and times of several processing baselines cannot be compared. Without it, reflectances
     of zero and less count as the smallest, as ``harmonize`` has them."""
     carried = np.array(offsets, np.float64).reshape(-1, *[1] * (empty.ndim - 1))
-    red, nir = (np.where(carried > 0, np.maximum(bands[band] - carried, 1), bands[band]) for band in ("B04", "B08"))
+    red, nir = (np.where(carried > 0, np.maximum(bands[band] - carried, 1), bands[band]) for band in (RED, NIR))
     index = ndvi(red, nir)
     index[empty | np.isnan(index)] = -np.inf
     when: Counts = np.argmax(index, axis=0)

@@ -18,7 +18,7 @@ from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import span_of
 from thess_agg_dagster.lake.published import COUNT, NDVI, PERIOD
-from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.bands import NIR, RED, role_of
 from thess_agg_dagster.mosaic.composite import CompositeError, CompositeOptions, Series, open_mosaics
 from thess_agg_dagster.mosaic.inspection import Note
 from thess_agg_dagster.mosaic.ndvi import NdviOptions, ndvi_plan
@@ -185,7 +185,7 @@ def _index(
     offset = _one_offset(scene for scenes in carried.values() for scene in scenes)
     if offset is None:
         what = "NDVI needs to know one radiometric offset of all scenes; aggregate with harmonize"
-        return None, {"B04": [Problem("unknown_baseline", what)]}
+        return None, {RED: [Problem("unknown_baseline", what)]}
     return NdviOptions(params.ndvi == "int16", offset, output), {}
 
 
@@ -243,7 +243,7 @@ def _grid_problems(series: Mapping[str, Series], params: TimestampsAggregationPa
     what = f"composite_method={params.composite_method}"
     joint = [band for band in series if role_of(band) != "classes"] if params.composite_method not in BY_BAND else []
     if params.ndvi is not None and not joint:
-        what, joint = "ndvi", ["B04", "B08"]
+        what, joint = "ndvi", [RED, NIR]
     return {
         band: [Problem("grid_conflict", f"{what} needs {band} on the pixels of {joint[0]}; aggregate with match_band")]
         for band in joint[1:]
@@ -328,6 +328,6 @@ def _beside(
     if quarter:
         found[PERIOD] = replace(first, band=PERIOD, dtype="uint8", nodata=0.0, notes=())
     if index is not None:
-        both = mosaics["B08"].layers + mosaics["B04"].layers
-        found[NDVI] = replace(ndvi_plan(series["B04"].grid, index, NDVI), layers=both)
+        both = mosaics[NIR].layers + mosaics[RED].layers
+        found[NDVI] = replace(ndvi_plan(series[RED].grid, index, NDVI), layers=both)
     return found

@@ -28,7 +28,7 @@ from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.ndvi import SCALE
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, count_dtype, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.scl import CLASSES
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.products.provenance import SOFTWARE, legend
 from thess_agg_dagster.products.series_index import Listed
 from thess_agg_dagster.timestamp.plan import TimestampPlan
@@ -46,12 +46,12 @@ class Kind(NamedTuple):
 
 
 MOSAICS = Kind(
-    "sentinel-2-l2a-mosaics",
+    f"{SENTINEL_2.collection}-mosaics",
     "Sentinel-2 mosaics",
     "One mosaic per acquisition timestamp and band, merged from Sentinel-2 Level-2A tiles.",
 )
 COMPOSITES = Kind(
-    "sentinel-2-l2a-composites",
+    f"{SENTINEL_2.collection}-composites",
     "Sentinel-2 composites",
     "One composite per month or quarter and band, of the mosaics of Sentinel-2 Level-2A tiles.",
 )
@@ -67,8 +67,6 @@ _EXTENSIONS = {
         "classification": "classification/v2.0.0",
     }.items()
 }
-# Reflectance is digital number / 10 000 (Sentinel-2 Products Specification Document).
-_SCALE = 0.0001
 
 
 def timestamp_item(
@@ -184,7 +182,7 @@ def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
     if is_scl(mosaic.band):
         fields["classification:classes"] = [
             {"value": value, "name": name.replace(",", "").replace(" ", "_"), "color_hint": colour[1:].upper()}
-            for value, (name, colour) in CLASSES.items()
+            for value, (name, colour) in SENTINEL_2.classes.items()
         ]
     cog = "; profile=cloud-optimized" if mosaic.options.format == "cog" else ""
     return pystac.Asset(
@@ -268,7 +266,7 @@ def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
     offset = offsets.pop() if len(offsets) == 1 else None
     if role_of(mosaic.band) != "reflectance" or not numbers or offset is None:
         return {}
-    return {"scale": _SCALE, "offset": 0.0 - offset * _SCALE}
+    return {"scale": SENTINEL_2.scale, "offset": 0.0 - offset * SENTINEL_2.scale}
 
 
 def _used(item: Mapping[str, Any]) -> list[str]:

@@ -268,7 +268,7 @@ def test_a_catalogue_file_that_is_none_costs_its_own_timestamp_at_most(
     assert found.loc[SECOND, "status"] == "success", result.output
     assert "Traceback" not in result.output
     if found.loc[FIRST, "status"] != "success":
-        assert str(lake.scene_item(stray)) in found.loc[FIRST, "message"]
+        assert str(lake.scene_item(stray)) in str(found.loc[FIRST, "message"])
 
 
 def test_what_cannot_be_fetched_is_told_with_the_reason(small_lake: SmallLake, archive: Archive) -> None:
