@@ -70,7 +70,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("THESS_", "DAGSTER_", "DATA_LAKE", "AWS_"))]:
+    ours = ("THESS_", "DAGSTER_", "DATA_LAKE", "AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
+    for name in [name for name in os.environ if name.startswith(ours)]:
         monkeypatch.delenv(name)
 
 
@@ -294,6 +295,14 @@ def s3_server(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
+def new_bucket(s3_server: S3Server) -> str:
+    """The address of an empty bucket."""
+    name = f"lake-{uuid.uuid4().hex}"
+    make_bucket(s3_server, name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
 def small_lake(
     tmp_path: Path,
     lake_kind: str,
@@ -305,9 +314,7 @@ def small_lake(
     shutil.copytree(_empty_instance, home)
     root = tmp_path / "lake"
     if lake_kind == "bucket":
-        name = f"lake-{uuid.uuid4().hex}"
-        make_bucket(request.getfixturevalue("s3_server"), name)
-        root = lake_path(f"s3://{name}/some/where")
+        root = lake_path(f"{request.getfixturevalue('new_bucket')}/some/where")
         # A folder of its own for temporary files, with a name short enough for sockets (whose own folder stays).
         multiprocessing.util.get_temp_dir()
         scratch = tempfile.mkdtemp(prefix="t-")
