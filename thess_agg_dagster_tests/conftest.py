@@ -77,7 +77,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("THESS_", "DAGSTER_", "DATA_LAKE", "AWS_"))]:
+    ours = ("THESS_", "DAGSTER_", "DATA_LAKE", "AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
+    for name in [name for name in os.environ if name.startswith(ours)]:
         monkeypatch.delenv(name)
 
 
@@ -298,7 +299,10 @@ def begin_with(
     request: pytest.FixtureRequest,
 ) -> Iterator[Begin]:
     """A lake that is prepared once, and put back in its place, as it was then, for each test."""
-    server: S3Server | None = request.getfixturevalue("in_bucket") if lake_kind == "bucket" else None
+    server: S3Server | None = None
+    if lake_kind == "bucket":
+        request.getfixturevalue("in_bucket")
+        server = request.getfixturevalue("s3_server")
     with ExitStack() as opened:
 
         def begin(prepare: Callable[[SmallLake], None]) -> SmallLake:
@@ -329,14 +333,22 @@ def s3_server(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
-def in_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def in_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own for temporary files, with a name short enough for sockets (whose own folder stays)."""
     multiprocessing.util.get_temp_dir()
     scratch = tempfile.mkdtemp(prefix="t-")
     monkeypatch.setattr(tempfile, "tempdir", scratch)
     monkeypatch.setenv("TMPDIR", scratch)
-    yield s3_server
+    yield
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture
+def new_bucket(s3_server: S3Server) -> str:
+    """The address of an empty bucket."""
+    name = f"lake-{uuid.uuid4().hex}"
+    make_bucket(s3_server, name)
+    return f"s3://{name}"
 
 
 @pytest.fixture
@@ -347,8 +359,7 @@ def small_lake(
     shutil.copytree(_empty_instance, home)
     root = tmp_path / "lake"
     if lake_kind == "bucket":
-        name = f"lake-{uuid.uuid4().hex}"
-        make_bucket(request.getfixturevalue("in_bucket"), name)
-        root = lake_path(f"s3://{name}/some/where")
+        request.getfixturevalue("in_bucket")
+        root = lake_path(f"{request.getfixturevalue('new_bucket')}/some/where")
     with _open_instance(home) as instance:
         yield SmallLake(root, instance)

@@ -39,6 +39,7 @@ class Archive:
     tokens: list[str] = field(default_factory=list)
     grants: list[str] = field(default_factory=list)
     forms: list[dict[str, list[str]]] = field(default_factory=list)
+    connections: int = 0
     busy: int = 0
     busiest: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -59,6 +60,10 @@ def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 def serving(archive: Archive) -> Iterator[Archive]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            archive.connections += 1
+            super().setup()
 
         def do_POST(self) -> None:
             form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
@@ -152,8 +157,8 @@ S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_D
 
 
 @dataclass
-class S3Server:
-    """A running S3 API server: its address, what it was asked for (method and path), and what goes wrong next.
+class StoreServer:
+    """A running server of an object store's API: its address, what it was asked for (method and path), and what goes wrong next.
 
     A fault is a method, a pattern of path and query, a status and how often it is answered instead.
     """
@@ -170,6 +175,10 @@ class S3Server:
                 self.faults[number] = (verb, pattern, status, times - 1)
                 return status
         return None
+
+
+class S3Server(StoreServer):
+    """One that speaks S3."""
 
 
 @contextmanager
