@@ -26,7 +26,7 @@ from typing import Any
 import dagster as dg
 from PIL import Image
 
-from thess_agg_dagster.keys import LAKE
+from thess_agg_dagster.keys import HERE
 from thess_agg_dagster.runs.instance import GONE, PROCESS_TAG, is_alive, process_tags
 from thess_agg_dagster.runs.private import (
     CheckRunHealthResult,
@@ -130,7 +130,7 @@ def is_ours(run: dg.DagsterRun) -> bool:
     started_here = not isinstance(location, GrpcServerCodeLocationOrigin) or bool(location.socket)
     return (
         started_here
-        and location.location_name == (LAKE or "thess_agg_dagster")
+        and location.location_name == (HERE.name or "thess_agg_dagster")
         and isinstance(code.code_pointer, ModuleCodePointer)
         and code.code_pointer.module == _DEFINITIONS
         and Path(code.executable_path).parent == Path(sys.executable).parent
