@@ -142,7 +142,7 @@ class SmallLake:
             run_asset(self.instance, self.resources(**params), AGGREGATED, timestamp)
         except Exception as error:
             self.error = error
-        return latest_attempts(self.instance)[timestamp]
+        return latest_attempts(self.instance, AGGREGATED)[timestamp]
 
     def tables(self, **params: Any) -> dict[str, pd.DataFrame]:
         """Run the report and read the tables back from disk, as a user would."""

@@ -26,7 +26,8 @@ def sensor_of(
     """A sensor of a lake, which looks at its pace, or every so many ``seconds``."""
     return dg.SensorDefinition(
         definition.named(name),
-        evaluation_fn=lambda context: tick(context, definition),
+        # (Called directly, as tests do, a sensor is given its resources a second time.)
+        evaluation_fn=lambda context, **_: tick(context, definition),
         target=target,
         minimum_interval_seconds=seconds or definition.pace.seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
