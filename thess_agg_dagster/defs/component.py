@@ -17,7 +17,7 @@ from thess_agg_dagster.defs.lake import definitions_of
 from thess_agg_dagster.defs.lake_definition import LakeDefinition, Pace
 from thess_agg_dagster.defs.resources import ParamsResource
 from thess_agg_dagster.keys import LakeKeys
-from thess_agg_dagster.lake.layout import TILES, path_in
+from thess_agg_dagster.lake.layout import TILES, DataLake, path_in
 from thess_agg_dagster.params import TimestampsAggregationParams
 
 # A value that YAML leaves to be filled in: `"{{ env.BANDS }}"`.
@@ -130,6 +130,12 @@ class ThessLake(dg.Component, dg.Model, dg.Resolvable):
     @classmethod
     def _name(cls, value: str) -> str:
         return LakeKeys(value).name
+
+    @field_validator("tiles")
+    @classmethod
+    def _tiles(cls, value: str | None) -> str | None:
+        DataLake.at(".", tiles=value)
+        return value
 
     @field_validator("timestamps_per_run")
     @classmethod
