@@ -49,20 +49,10 @@ def _given(context: dg.ResolutionContext, attributes: BaseModel) -> dict[str, An
     return dict(context.resolve_value(attributes.model_dump(exclude_unset=True)))
 
 
-_Params = Annotated[
-    TimestampsAggregationParams,
-    dg.Resolver(
-        lambda context, attributes: TimestampsAggregationParams(**_given(context, attributes)),
-        model_field_type=_PARAMS,
-    ),
-]
-_Catalogue = Annotated[
-    CatalogueParams,
-    dg.Resolver(
-        lambda context, attributes: CatalogueParams(**_given(context, attributes)),
-        model_field_type=_CATALOGUE,
-    ),
-]
+def _told(description: str) -> dg.Resolver:
+    """What the schema says of an attribute. (Of a field's own description Dagster keeps nothing where there is a default.)"""
+    told: dg.Resolver = dg.Resolver.default(description=description)
+    return told
 
 
 class _Scaffolded(BaseModel):
@@ -90,41 +80,51 @@ class ThessLake(dg.Component, dg.Model, dg.Resolvable):
     """A lake: one Sentinel-2 mosaic per acquisition timestamp and band. Its assets, checks, sensors, jobs, schedules and
     resources."""
 
-    name: str = Field(
-        default="",
-        description="Name of the lake, of lowercase letters, digits and underscores. Asset keys begin with it, and the names of "
-        "sensors, jobs and resources. Default: none, for the only lake of a Dagster.",
+    name: Annotated[
+        str,
+        _told(
+            "Name of the lake, of lowercase letters, digits and underscores. Asset keys begin with it, and the names of sensors, "
+            "jobs and resources. Default: none, for the only lake of a Dagster."
+        ),
+    ] = ""
+    root: Annotated[
+        str, _told("Root of the lake: a folder (a relative one is in the project), or an address: s3://bucket/prefix.")
+    ]
+    tables: Annotated[str | None, _told("Folder of the tables. Default: `tables` in the lake.")] = None
+    tiles: Annotated[
+        str | None,
+        _told(f"Where the tiles are: a template, `remote`, or both with a comma between. Default: `{TILES}`."),
+    ] = None
+    params: Annotated[
+        TimestampsAggregationParams,
+        dg.Resolver(
+            lambda context, attributes: TimestampsAggregationParams(**_given(context, attributes)),
+            model_field_type=_PARAMS,
+            description="How timestamps are aggregated, and where missing tiles are downloaded from. What is not given comes from "
+            "the environment (THESS_<PARAMETER>), for all lakes, or has its default.",
+        ),
+    ] = Field(default_factory=TimestampsAggregationParams)
+    catalogue: Annotated[
+        CatalogueParams,
+        dg.Resolver(
+            lambda context, attributes: CatalogueParams(**_given(context, attributes)),
+            model_field_type=_CATALOGUE,
+            description="What to search for in a STAC catalogue: an area and a first day, at least. What is not given comes from "
+            "the environment (THESS_CATALOGUE_<PARAMETER>), for all lakes, or has its default.",
+        ),
+    ] = Field(default_factory=CatalogueParams)
+    owners: Annotated[list[str], _told("Who answers for the assets: mail addresses and team:<name>.")] = Field(
+        default_factory=list
     )
-    root: str = Field(
-        description="Root of the lake: a folder (a relative one is in the project), or an address such as s3://bucket/prefix."
+    list_max_age_hours: Annotated[
+        float | None, _told("After so many hours without a new list, the list shows as overdue. Default: never.")
+    ] = Field(default=None, ge=1 / 60)
+    timestamps_per_run: Annotated[
+        int | Literal["all"], _told("Timestamps that one run of a backfill takes, or all. Default: 1.")
+    ] = 1
+    sensor_seconds: Annotated[int, _told("Seconds between two looks of the sensors. Default: 30.")] = Field(
+        default=30, ge=1
     )
-    tables: str | None = Field(default=None, description="Folder of the tables. Default: `tables` in the lake.")
-    tiles: str | None = Field(
-        default=None,
-        description=f"Where the tiles are: a template, `remote`, or both with a comma between. Default: `{TILES}`.",
-    )
-    params: _Params = Field(
-        default_factory=TimestampsAggregationParams,
-        description="How timestamps are aggregated, and where missing tiles are downloaded from. What is not given comes from the "
-        "environment (THESS_<PARAMETER>), for all lakes, or has its default.",
-    )
-    catalogue: _Catalogue = Field(
-        default_factory=CatalogueParams,
-        description="What to search for in a STAC catalogue: an area and a first day, at least. What is not given comes from the "
-        "environment (THESS_CATALOGUE_<PARAMETER>), for all lakes, or has its default.",
-    )
-    owners: list[str] = Field(
-        default_factory=list, description="Who answers for the assets: mail addresses and team:<name>."
-    )
-    list_max_age_hours: float | None = Field(
-        default=None,
-        ge=1 / 60,
-        description="After so many hours without a new list, the list shows as overdue. Default: never.",
-    )
-    timestamps_per_run: int | Literal["all"] = Field(
-        default=1, description="Timestamps that one run of a backfill takes, or all."
-    )
-    sensor_seconds: int = Field(default=30, ge=1, description="Seconds between two looks of the sensors.")
 
     @field_validator("name")
     @classmethod
