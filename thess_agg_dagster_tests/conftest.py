@@ -59,6 +59,7 @@ _BEGUN_FIRST = (
     "test_command",
     "test_docs",
     "test_dagster_dev",
+    "test_lakes_in_yaml",
     "test_sensors",
 )
 
