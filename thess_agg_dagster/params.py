@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from odc.geo.crs import CRS
 from pydantic import field_validator, model_validator
@@ -311,7 +311,7 @@ class TimestampsAggregationParams(Parameters):
         return value
 
     @classmethod
-    def from_environment(cls) -> TimestampsAggregationParams:
+    def from_environment(cls) -> Self:
         """The parameters of this process, each passed by name, because the launchpad shows only those."""
         return cls(**cls().run_config())
 

@@ -66,6 +66,7 @@ _BEGUN_FIRST = (
     "test_command",
     "test_docs",
     "test_dagster_dev",
+    "test_lakes_in_yaml",
     "test_sensors",
 )
 
@@ -150,7 +151,7 @@ class SmallLake:
             run_asset(self.instance, self.resources(**params), AGGREGATED, timestamp)
         except Exception as error:
             self.error = error
-        return latest_attempts(self.instance)[timestamp]
+        return latest_attempts(self.instance, AGGREGATED)[timestamp]
 
     def tables(self, **params: Any) -> dict[str, pd.DataFrame]:
         """Run the report and read the tables back from disk, as a user would."""

@@ -99,6 +99,13 @@ def test_one_package_alone_names_what_is_private_in_dagster() -> None:
     assert {path.parent for path in found} == {Path("runs/private")}
 
 
+def test_what_dagster_shows_of_a_lake_is_not_read_from_the_environment() -> None:
+    """Several lakes may be defined in one process: names for one of them are for who works on the lake of the environment."""
+    named = re.compile(r"from thess_agg_dagster\.keys import (?!LakeKeys$)", re.M)
+    found = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if named.search(path.read_text())}
+    assert {path for path in found if path.parent != Path("runs")} == {Path("defs/environment.py")}
+
+
 def test_no_registry_is_named() -> None:
     text = (ROOT / "constraints.txt").read_text()
     assert "://" not in text

@@ -29,7 +29,7 @@ from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import NOT_TOLD, DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.periods import periods_of
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
@@ -146,8 +146,8 @@ class _Session:
     def aggregate(self, wanted: Sequence[str], force: bool) -> int:
         series = read_time_serie(self.lake.time_serie)
         keys = _selected(series, wanted)
-        published = latest_successes(self.instance)
-        if refusal := why_not_ours(self.instance, self.lake, published):
+        published = latest_successes(self.instance, AGGREGATED)
+        if refusal := why_not_ours(self.instance, HERE, self.lake, published):
             raise click.UsageError(refusal)
         tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, TIME_SERIE)
@@ -160,7 +160,7 @@ class _Session:
             self._run_all(todo, AGGREGATED)
         asked = periods_of(keys, self.params.composites)
         # Asked anew: timestamps were published meanwhile.
-        due = self._due_periods(series, asked, force, latest_successes(self.instance)) if asked else []
+        due = self._due_periods(series, asked, force, latest_successes(self.instance, AGGREGATED)) if asked else []
         if due:
             _stop_on_sigterm()
             self._run_all(due, COMPOSITES)
@@ -183,7 +183,7 @@ class _Session:
     def _due(
         self, series: TimeSerie, keys: Sequence[str], force: bool, published: Mapping[str, RecordedAttempt]
     ) -> list[str]:
-        latest = {} if force else latest_attempts(self.instance, published)
+        latest = {} if force else latest_attempts(self.instance, AGGREGATED, published)
         fingerprints = self.lake.fingerprints()
         return [
             key
@@ -196,13 +196,13 @@ class _Session:
     ) -> list[str]:
         """Of the periods asked for those with published timestamps that are missing, failed or changed."""
         published = {key: each.attempt for key, each in successes.items() if key in series.acquisitions}
-        latest = {} if force else latest_attempts(self.instance, among=asked, asset=COMPOSITES)
+        latest = {} if force else latest_attempts(self.instance, COMPOSITES, among=asked)
         return due_among(asked, latest, published, self.lake, self.params)
 
     def dry_run(self, wanted: Sequence[str], force: bool) -> int:
         """Tell what :meth:`aggregate` would do. No run is started, no tile opened."""
         series = read_time_serie(self.lake.time_serie)
-        published = latest_successes(self.instance)
+        published = latest_successes(self.instance, AGGREGATED)
         keys = _selected(series, wanted)
         due = [series.acquisitions[key] for key in self._due(series, keys, force, published)]
         workers = workers_for(self.params, len(due))
