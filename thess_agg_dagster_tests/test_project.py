@@ -46,6 +46,21 @@ def test_the_definitions_load() -> None:
     }
 
 
+def test_every_room_is_small() -> None:
+    """Modules of at most 350 lines, functions of at most 50 beside their docstring."""
+    large = []
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        if len(text.splitlines()) > 350:
+            large.append(str(path))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno:
+                told = node.body[0].end_lineno or 0 if ast.get_docstring(node) else node.body[0].lineno - 1
+                if node.end_lineno - told + (node.body[0].lineno - node.lineno) > 50:
+                    large.append(f"{path}: {node.name}")
+    assert large == []
+
+
 def test_both_dagster_yaml_hold_the_same_settings() -> None:
     """The root's adds only where state is kept."""
     root = yaml.safe_load((ROOT / "dagster.yaml").read_text())
