@@ -279,7 +279,8 @@ def _prepare(place: Path, empty: Path, server: S3Server | None, prepare: Callabl
     shutil.copytree(root, kept)
 
     def restore() -> None:
-        shutil.rmtree(root)
+        if root.exists():  # a test may have moved it
+            shutil.rmtree(root)
         shutil.copytree(kept, root)
 
     return _Prepared(root, home, place / "kept-home", restore)
