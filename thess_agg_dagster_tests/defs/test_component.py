@@ -173,6 +173,20 @@ def test_a_run_of_several_timestamps_stays_in_its_lake(
     assert latest_attempts(instance, CRETE.aggregated) == {}
 
 
+def test_an_asset_of_the_same_project_reads_mosaics(defs: dg.Definitions, lakes: tuple[SmallLake, SmallLake]) -> None:
+    @dg.asset(ins={"mosaics": dg.AssetIn(CRETE.aggregated)}, partitions_def=CRETE.timestamps)
+    def seen(mosaics):  # type: ignore[no-untyped-def]
+        return dg.MaterializeResult(metadata={"path": str(mosaics.paths["B04"])})
+
+    both = dg.Definitions.merge(defs, dg.Definitions([seen]))
+    for asset, partition in ((CRETE.time_serie, None), (CRETE.aggregated, FIRST), (seen.key, FIRST)):
+        assert run_asset(both, lakes[0].instance, asset, partition).success
+    event = lakes[0].instance.get_latest_materialization_event(seen.key)
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["path"].value == str(lakes[0].lake.mosaic(FIRST, "B04"))
+
+
 def test_what_each_lake_is_given(defs: dg.Definitions) -> None:
     specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
     assert len(specs) == 16
