@@ -18,8 +18,9 @@ from odc.geo.crs import CRS
 from pydantic import field_validator, model_validator
 from pyproj.exceptions import CRSError
 
-from thess_agg_dagster.lake.layout import COMPOSITE_FILES, NDVI, is_beside, is_plain_name
+from thess_agg_dagster.lake.layout import is_plain_name
 from thess_agg_dagster.lake.periods import KINDS
+from thess_agg_dagster.lake.published import COMPOSITE_FILES, NDVI, is_beside
 from thess_agg_dagster.mosaic import reducers
 from thess_agg_dagster.mosaic.area import is_wkt, read_area
 from thess_agg_dagster.mosaic.bands import NIR, RED
@@ -27,7 +28,7 @@ from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.options import Format, MissingScl, MosaicOptions
 from thess_agg_dagster.mosaic.origins import MIXING
 from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
-from thess_agg_dagster.mosaic.scl import CLASSES
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.target import FIRST, MAJORITY, Grid, Target
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
@@ -248,8 +249,8 @@ class TimestampsAggregationParams(Parameters):
     @field_validator("mask_scl_classes")
     @classmethod
     def _classes(cls, value: list[int]) -> list[int]:
-        if unknown := [number for number in value if number not in CLASSES]:
-            known = ", ".join(f"{number} ({name})" for number, (name, _) in CLASSES.items())
+        if unknown := [number for number in value if number not in SENTINEL_2.classes]:
+            known = ", ".join(f"{number} ({name})" for number, (name, _) in SENTINEL_2.classes.items())
             raise ValueError(f"mask_scl_classes: {unknown[0]} is not a class of SCL; choose from {known}")
         return sorted(set(value))
 

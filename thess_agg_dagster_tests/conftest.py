@@ -35,7 +35,14 @@ from thess_agg_dagster.runs.private import InstanceRef
 from thess_agg_dagster.runs.sqlite import kept_open
 from thess_agg_dagster.storage.paths import lake_path
 from thess_agg_dagster_tests.rasters import ZONE_34, ZONE_35, noise, write_tile
-from thess_agg_dagster_tests.servers import S3_ENVIRONMENT, S3Server, make_bucket, serving_s3
+from thess_agg_dagster_tests.servers import (
+    S3_ENVIRONMENT,
+    S3Server,
+    bucket_content,
+    make_bucket,
+    restore_bucket,
+    serving_s3,
+)
 
 FIRST, SECOND, THIRD = (
     "2023-02-02 09:21:09.024000+00:00",
@@ -241,9 +248,45 @@ def lake_kind() -> str:
 Begin = Callable[[Callable[["SmallLake"], None]], "SmallLake"]
 
 
+@dataclass
+class _Prepared:
+    """A lake that several tests begin with, in its place, and how to put back what it was when it was prepared."""
+
+    lake: Path
+    home: Path
+    kept_home: Path
+    restore: Callable[[], None]
+
+    def put_back(self) -> None:
+        shutil.rmtree(self.home)
+        shutil.copytree(self.kept_home, self.home)
+        self.restore()
+
+
+def _prepare(place: Path, empty: Path, server: S3Server | None, prepare: Callable[[SmallLake], None]) -> _Prepared:
+    home, root, kept, bucket = place / "home", place / "lake", place / "kept", f"lake-{uuid.uuid4().hex}"
+    if server:
+        make_bucket(server, bucket)
+        root = lake_path(f"s3://{bucket}/some/where")
+    shutil.copytree(empty, home)
+    with _open_instance(home) as instance:
+        prepare(SmallLake(root, instance))
+    shutil.copytree(home, place / "kept-home")
+    if server:
+        content = bucket_content(server, bucket)
+        return _Prepared(root, home, place / "kept-home", lambda: restore_bucket(server, bucket, content))
+    shutil.copytree(root, kept)
+
+    def restore() -> None:
+        shutil.rmtree(root)
+        shutil.copytree(kept, root)
+
+    return _Prepared(root, home, place / "kept-home", restore)
+
+
 @pytest.fixture(scope="session")
-def _prepared() -> dict[Callable[[SmallLake], None], Path]:
-    """Where the lakes are that several tests begin with."""
+def _prepared() -> dict[tuple[Callable[[SmallLake], None], str], _Prepared]:
+    """The lakes that several tests begin with, by who prepares them and their kind."""
     return {}
 
 
@@ -251,29 +294,21 @@ def _prepared() -> dict[Callable[[SmallLake], None], Path]:
 def begin_with(
     lake_kind: str,
     _empty_instance: Path,
-    _prepared: dict[Callable[[SmallLake], None], Path],
+    _prepared: dict[tuple[Callable[[SmallLake], None], str], _Prepared],
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Iterator[Begin]:
-    """A lake that is prepared once, and put back in its place, as it was then, for each test (in a bucket: prepared)."""
+    """A lake that is prepared once, and put back in its place, as it was then, for each test."""
+    server: S3Server | None = request.getfixturevalue("in_bucket") if lake_kind == "bucket" else None
     with ExitStack() as opened:
 
         def begin(prepare: Callable[[SmallLake], None]) -> SmallLake:
-            if lake_kind == "bucket":
-                lake: SmallLake = request.getfixturevalue("small_lake")
-                prepare(lake)
-                return lake
-            if prepare not in _prepared:
-                place = tmp_path_factory.mktemp("prepared") / "place"
-                shutil.copytree(_empty_instance, place / "home")
-                with _open_instance(place / "home") as instance:
-                    prepare(SmallLake(place / "lake", instance))
-                shutil.copytree(place, place.with_name("kept"))
-                _prepared[prepare] = place
-            place = _prepared[prepare]
-            shutil.rmtree(place)
-            shutil.copytree(place.with_name("kept"), place)
-            return SmallLake(place / "lake", opened.enter_context(_open_instance(place / "home")))
+            if (prepare, lake_kind) not in _prepared:
+                place = tmp_path_factory.mktemp("prepared")
+                _prepared[prepare, lake_kind] = _prepare(place, _empty_instance, server, prepare)
+            found = _prepared[prepare, lake_kind]
+            found.put_back()
+            return SmallLake(found.lake, opened.enter_context(_open_instance(found.home)))
 
         yield begin
 
@@ -295,26 +330,26 @@ def s3_server(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
+def in_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A folder of its own for temporary files, with a name short enough for sockets (whose own folder stays)."""
+    multiprocessing.util.get_temp_dir()
+    scratch = tempfile.mkdtemp(prefix="t-")
+    monkeypatch.setattr(tempfile, "tempdir", scratch)
+    monkeypatch.setenv("TMPDIR", scratch)
+    yield s3_server
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture
 def small_lake(
-    tmp_path: Path,
-    lake_kind: str,
-    _empty_instance: Path,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, lake_kind: str, _empty_instance: Path, request: pytest.FixtureRequest
 ) -> Iterator[SmallLake]:
     home = tmp_path / "home"
     shutil.copytree(_empty_instance, home)
     root = tmp_path / "lake"
     if lake_kind == "bucket":
         name = f"lake-{uuid.uuid4().hex}"
-        make_bucket(request.getfixturevalue("s3_server"), name)
+        make_bucket(request.getfixturevalue("in_bucket"), name)
         root = lake_path(f"s3://{name}/some/where")
-        # A folder of its own for temporary files, with a name short enough for sockets (whose own folder stays).
-        multiprocessing.util.get_temp_dir()
-        scratch = tempfile.mkdtemp(prefix="t-")
-        monkeypatch.setattr(tempfile, "tempdir", scratch)
-        monkeypatch.setenv("TMPDIR", scratch)
     with _open_instance(home) as instance:
         yield SmallLake(root, instance)
-    if lake_kind == "bucket":
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 import threading
@@ -214,6 +215,28 @@ def make_bucket(server: S3Server, name: str) -> Any:
     client = _client(server.url)
     client.create_bucket(Bucket=name)
     return client
+
+
+def bucket_content(server: S3Server, name: str) -> dict[str, bytes]:
+    """Every object of a bucket, by its key."""
+    client = _client(server.url)
+    return {key: client.get_object(Bucket=name, Key=key)["Body"].read() for key in _etags(client, name)}
+
+
+def restore_bucket(server: S3Server, name: str, content: dict[str, bytes]) -> None:
+    """Have a bucket hold this again; what has not changed is not touched."""
+    client = _client(server.url)
+    found = _etags(client, name)
+    for key in found.keys() - content.keys():
+        client.delete_object(Bucket=name, Key=key)
+    for key, data in content.items():
+        if found.get(key) != f'"{hashlib.md5(data).hexdigest()}"':
+            client.put_object(Bucket=name, Key=key, Body=data)
+
+
+def _etags(client: Any, name: str) -> dict[str, str]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=name)
+    return {each["Key"]: each["ETag"] for page in pages for each in page.get("Contents", [])}
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Lakes that the release 0.1.0 left (``data/release_0_1_0``), opened by this one in another folder."""
+"""Lakes that the releases 0.1.0 and 0.2.0 left (``data/release_*``), opened by this one in another folder."""
 
 from __future__ import annotations
 
@@ -263,3 +263,50 @@ def test_records_of_other_releases_are_read(small_lake: SmallLake) -> None:
     assert list(tables["status"]["status"]) == ["success", "success", "failed_by_aliens"]
     assert list(tables["band_report"]["status"]) == ["success", "success", "abducted"]
     assert REPORT in small_lake.instance.all_asset_keys()
+
+
+FIXED = (
+    "--grid", "fixed", "--bounds", "690000,4488000,705200,4500000", "--target-crs", "EPSG:32634", "--composites", "month,quarter",
+    "--min-observations", "1", "--ndvi", "float32", "--provenance", "--stac",
+)  # fmt: skip
+
+
+@pytest.fixture
+def of_0_2_0(tmp_path: Path) -> DataLake:
+    """The lake that 0.2.0 made, in another folder, with its own event log."""
+    with tarfile.open(DATA / "release_0_2_0" / "lake.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return DataLake(tmp_path / "lake")
+
+
+def test_what_0_2_0_made_is_skipped_reported_and_verified(of_0_2_0: DataLake) -> None:
+    """Timestamps with their NDVI and origins, composites, and a timestamp that failed."""
+    lake, root = of_0_2_0, ("--data-lake", str(of_0_2_0.root))
+    before = {path: path.stat().st_mtime_ns for path in (lake.root / "data_raw").glob("*/2*/*")}
+    assert len(before) == 38
+    told = invoke(*root, *FIXED, "--dry-run").stdout
+    assert "1 timestamps due" in told
+    result = invoke(*root, *FIXED)
+    assert result.exit_code == 1, result.output  # the one that lacks a tile
+    assert "3 timestamps, 2 unchanged and skipped" in result.stdout
+    assert "3 periods, 2 unchanged and skipped, 1 without a published timestamp" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in (lake.root / "data_raw").glob("*/2*/*")} == before
+    bands = pd.read_csv(lake.audit_table("band_report"), dtype=str, keep_default_na=False)
+    assert [*bands["band"]] == ["B04", "B08", "NDVI", "SCL"] * 3
+    assert [bool(shares) for shares in bands["tile_shares"]] == [True, True, False, True] * 2 + [False] * 4
+    composites = pd.read_csv(lake.audit_table("composites"), dtype=str, keep_default_na=False)
+    assert dict(zip(composites["period"], composites["status"], strict=True)) == {
+        "2023-04": "success", "2023-05": "not_run", "2023-Q2": "success",
+    }  # fmt: skip
+    verified = invoke(*root, "--verify")
+    assert (verified.exit_code, "18 mosaics checked" in verified.stderr) == (0, True), verified.output
+
+
+def test_what_0_2_0_made_can_be_read_back_without_its_event_log(of_0_2_0: DataLake) -> None:
+    shutil.rmtree(of_0_2_0.root / ".dagster")
+    found = invoke("rebuild", "--data-lake", str(of_0_2_0.root))
+    assert found.exit_code == 0, found.output
+    assert found.stdout.count("restored") == 4
+    result = invoke("--data-lake", str(of_0_2_0.root), *FIXED)
+    assert "3 timestamps, 2 unchanged and skipped" in result.stdout
+    assert "3 periods, 2 unchanged and skipped" in result.stdout

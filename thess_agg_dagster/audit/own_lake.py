@@ -9,7 +9,8 @@ import dagster as dg
 
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import LakeKeys
-from thess_agg_dagster.lake.layout import DataLake, read_manifest
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import read_manifest
 
 # Whatever became of a timestamp, a run of it leaves one of these; one that was killed, too.
 _TRACES = (

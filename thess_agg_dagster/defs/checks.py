@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +16,14 @@ from thess_agg_dagster.audit.event_log import spelled_out
 from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS
 from thess_agg_dagster.keys import LakeKeys
-from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.inspection import NoteKind
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import crs_name
-from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
-from thess_agg_dagster.storage.paths import as_os_errors, read_bytes
+from thess_agg_dagster.storage.paths import read_bytes
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
@@ -60,9 +56,9 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
         if (count := sum(tile.geobox.crs != m.grid.crs for tile in m.tiles))
     ]
     notes = [(note.kind, f"{m.band}: {note}") for m in mosaics for note in m.notes]
-    yield _result("inputs_complete", faults["inputs_complete"])
-    yield _result("crs_known", faults["crs_known"], remarks=reprojected)
-    yield _result(
+    yield result_of("inputs_complete", faults["inputs_complete"])
+    yield result_of("crs_known", faults["crs_known"], remarks=reprojected)
+    yield result_of(
         "dtype_safe",
         faults["dtype_safe"],
         doubts=[text for kind, text in notes if kind in _LOOK_AT],
@@ -79,22 +75,22 @@ def check_period(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
             (unlike if problem.kind in ("grid_conflict", "unknown_baseline") else missing).append(str(problem))
     notes = dict.fromkeys(note for mosaic in plan.mosaics.values() for note in mosaic.notes)
     late = [note.text for note in notes if note.kind == "incomplete"]
-    yield _result("inputs_complete", missing, late)
-    yield _result("mosaics_stack", unlike, [note.text for note in notes if note.kind != "incomplete"])
+    yield result_of("inputs_complete", missing, late)
+    yield result_of("mosaics_stack", unlike, [note.text for note in notes if note.kind != "incomplete"])
 
 
 def check_unplanned(message: str, others: Sequence[str] = ("crs_known", "dtype_safe")) -> Iterator[dg.AssetCheckResult]:
     """The checks of an attempt that failed before its tiles were inspected."""
-    yield _result("inputs_complete", [message])
+    yield result_of("inputs_complete", [message])
     for name in others:
-        yield _result(name, doubts=[f"not checked, because {message}"])
+        yield result_of(name, doubts=[f"not checked, because {message}"])
     yield check_unmade(message)
 
 
 def check_unmade(message: str, merging: bool = False) -> dg.AssetCheckResult:
     """The check of mosaics that were not made: unless ``merging`` found the problem, another check reports it."""
     why = f"not made, because {message}"
-    return _result("mosaics_valid", [why] if merging else [], [] if merging else [why])
+    return result_of("mosaics_valid", [why] if merging else [], [] if merging else [why])
 
 
 def record_checks(context: dg.OutputContext, results: Iterable[dg.AssetCheckResult]) -> None:
@@ -117,26 +113,24 @@ def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
             with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as published:
                 faults += [f"{path}: {fault}" for fault in _mosaic_faults(published, mosaic)]
                 if _is_empty(published):
-                    hidden = mosaic.options.mask_scl_classes or mosaic.options.target.aoi is not None
-                    why = "everything is masked or outside the aoi" if hidden else "are all tiles empty here?"
-                    if isinstance(plan, PeriodPlan):
-                        hidden, why = True, f"no pixel has {plan.how.min_observations} observations"
-                    (doubts if hidden else faults).append(f"{path}: holds no valid pixel; {why}")
+                    why = plan.why_empty(mosaic)
+                    told = f"{path}: holds no valid pixel; {why or 'are all tiles empty here?'}"
+                    (doubts if why else faults).append(told)
         except rasterio.RasterioIOError as error:
             faults.append(f"{path}: cannot be reopened ({error})")
-    return _result("mosaics_valid", faults, doubts)
+    return result_of("mosaics_valid", faults, doubts)
 
 
 def check_time_serie(series: TimeSerie) -> Iterator[dg.AssetCheckResult]:
     """The checks of a list that could be read."""
-    yield _result("schema")
+    yield result_of("schema")
     empty = [] if series.acquisitions else ["no usable rows: there is nothing to aggregate"]
-    yield _result("rows", [str(row) for row in series.refused], empty)
+    yield result_of("rows", [str(row) for row in series.refused], empty)
 
 
 def failed_schema(message: str) -> dg.AssetCheckResult:
     """The check of a list that could not be read at all."""
-    return _result("schema", [message])
+    return result_of("schema", [message])
 
 
 def unusable_list(keys: LakeKeys, message: str) -> dg.AssetCheckEvaluation:
@@ -163,7 +157,7 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
         missing = sorted(set(registered) - set(table["timestamp"]))
         if missing:
             faults.append(f"{path}: lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
-    return _result("complete", faults)
+    return result_of("complete", faults)
 
 
 def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
@@ -184,7 +178,7 @@ def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[
                 f"{key}: {band.band} covers {_ground(band)} with {_pixels(band)} pixels, most others {ground} with {pixels}; "
                 "run it again with the same parameters"
             )
-    return _result("one_grid", faults)
+    return result_of("one_grid", faults)
 
 
 def check_same_parameters(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
@@ -192,7 +186,7 @@ def check_same_parameters(published: Mapping[str, RecordedAttempt], listed: Coll
     this is unknown."""
     made = {key: text for key in sorted(listed) if key in published and (text := published[key].attempt.parameters)}
     most = Counter(made.values()).most_common(1)
-    return _result(
+    return result_of(
         "same_parameters",
         doubts=[
             f"{key}: {spelled_out(text)}; most others: {spelled_out(most[0][0])}; run it again with the same parameters"
@@ -208,51 +202,6 @@ def _ground(band: BandRecord) -> str:
 
 def _pixels(band: BandRecord) -> str:
     return f"{band.width} x {band.height}"
-
-
-def check_published(
-    published: Mapping[str, RecordedAttempt], composites: Mapping[str, RecordedAttempt], lake: DataLake
-) -> dg.AssetCheckResult:
-    """Compare the record of every published mosaic and composite with the file in this lake, down to the last byte."""
-    faults = []
-    for what, recorded, shelf in (("timestamp", published, lake), ("period", composites, lake.composites)):
-        faults += [f"{fault}; run the {what} again, with --force" for fault in _changes(recorded, shelf)]
-    return _result("unchanged", faults)
-
-
-def _changes(recorded: Mapping[str, RecordedAttempt], lake: DataLake) -> Iterator[str]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        folders = pool.map(lambda key: lake.published(key).folder, recorded)
-        mosaics = [
-            (key, folder / f"{band.band}.tif", band)
-            for (key, found), folder in zip(recorded.items(), folders, strict=True)
-            for band in found.attempt.bands
-        ]
-        changes = pool.map(lambda each: _changed(*each[1:]), mosaics)
-        for (key, path, _), fault in zip(mosaics, changes, strict=True):
-            if fault:
-                yield f"{key}: {path}: {fault}"
-
-
-def _changed(path: Path, band: BandRecord) -> str:
-    """How a published mosaic differs from its record; empty where it does not."""
-    try:
-        with as_os_errors(path):
-            size = path.stat().st_size
-    except OSError as error:
-        return f"cannot be found ({error.strerror})"
-    if size != band.bytes:
-        return f"has {size} bytes, but {band.bytes} were published"
-    try:
-        with gdal_env(), rasterio.open(gdal_name(path), driver="GTiff") as mosaic:
-            crs = crs_name(mosaic.crs) if mosaic.crs else "no CRS"
-            found = (mosaic.width, mosaic.height, mosaic.dtypes[0], crs)
-    except (rasterio.errors.RasterioError, OSError) as error:
-        return f"cannot be opened ({error})"
-    if band.output_checksum and (now := str(checksum_of(path))) != band.output_checksum:
-        return f"has {now}, but {band.output_checksum} was published: its bytes have changed"
-    recorded = (band.width, band.height, band.dtype, band.crs)
-    return "" if found == recorded else f"is {found}, but {recorded} was published"
 
 
 def _mosaic_faults(mosaic: DatasetReader, plan: MosaicPlan) -> Iterator[str]:
@@ -288,7 +237,7 @@ def details_of(metadata: Mapping[str, dg.MetadataValue]) -> list[str]:
     return [str(row.data["detail"]) for row in table.records] if isinstance(table, dg.TableMetadataValue) else []
 
 
-def _result(
+def result_of(
     name: str, faults: Sequence[str] = (), doubts: Sequence[str] = (), remarks: Sequence[str] = ()
 ) -> dg.AssetCheckResult:
     """Faults fail the check; doubts alone, as a warning; remarks pass."""

@@ -20,7 +20,8 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import KINDS, MONTH, kind_of, period_of, periods_of, quarter_of
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.period.plan import COMPOSITES_VERSION, PeriodPlan, identify_mosaics, members_of, plan_period
+from thess_agg_dagster.period.freshness import COMPOSITES_VERSION, identify_mosaics, members_of
+from thess_agg_dagster.period.plan import PeriodPlan, plan_period
 from thess_agg_dagster.runs.instance import claim_run
 
 

@@ -28,9 +28,10 @@ from thess_agg_dagster.audit.telling import tell
 from thess_agg_dagster.defs.checks import check_period, check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.checksums import ChangedError
-from thess_agg_dagster.lake.layout import MANIFEST, QUICKLOOK, TILES, DataLake
+from thess_agg_dagster.lake.layout import TILES, DataLake
 from thess_agg_dagster.lake.periods import MONTH, kind_of
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
+from thess_agg_dagster.lake.published import MANIFEST, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.period.build import build_period
 from thess_agg_dagster.period.plan import PeriodPlan
@@ -255,7 +256,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         before = latest_successes(instance, asset, [obj.timestamp]).get(obj.timestamp)
         outcome = self.publish(obj, context.log.info)
         if outcome.attempt.status != "success":
-            checks = check_period(obj) if isinstance(obj, PeriodPlan) else check_plan(obj)
+            checks = check_period(obj) if obj.composed else check_plan(obj)
             record_checks(context, [*checks, check_unmade(outcome.attempt.message, merging=True)])
             context.log_event(failure_observation(outcome.attempt, asset))
             raise dg.Failure(outcome.attempt.message, allow_retries=outcome.worth_a_retry) from outcome.error
@@ -270,7 +271,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def publish(self, plan: TimestampPlan, tell: Tell = lambda _: None) -> Outcome:
         """Build a timestamp (or a period) in a staging folder, and publish the folder once all bands are complete."""
-        shelf = self.lake.composites if isinstance(plan, PeriodPlan) else self.lake
+        shelf = self.lake.composites if plan.composed else self.lake
         target = shelf.new_folder(plan.timestamp)
         try:
             with staged_folder(target, shelf.staging, MANIFEST, plan.replaces) as folder:

@@ -1,17 +1,21 @@
 """Jobs to launch manually, and schedules that are off until you turn them on."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
 from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
+from thess_agg_dagster.lake.periods import periods_of
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
+from thess_agg_dagster.period.freshness import due_among
 from thess_agg_dagster.runs.instance import UNFINISHED, fail_abandoned_runs
 from thess_agg_dagster.timestamp.freshness import is_due
 
-#: Metadata key, at an observation of the report: the timestamps that a run of `missing_or_failed` found to be due.
-DUE = "due"
+#: Metadata keys, at an observation of the report: the timestamps and periods that a run of `missing_or_failed` found to be due.
+DUE, DUE_PERIODS = "due", "due_periods"
 
 
 def _find_due(context: dg.OpExecutionContext, definition: LakeDefinition) -> None:
@@ -30,26 +34,36 @@ def _find_due(context: dg.OpExecutionContext, definition: LakeDefinition) -> Non
     latest = latest_attempts(instance, keys.aggregated, published)
     fingerprints = lake.fingerprints()
     due = [key for key, row in acquisitions.items() if is_due(row, latest.get(key), lake, params, fingerprints)]
-    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-    at_work = {run.tags.get("dagster/partition") for run in runs if keys.aggregated in (run.asset_selection or ())}
-    wanted = [key for key in due if key not in at_work]
+    made = {key: found.attempt for key, found in published.items() if key in acquisitions}
+    # Periods of the mosaics as they are; `composites_sensor` sees when one of these is published anew.
+    asked = list(periods_of(acquisitions, params.composites))
+    composed = latest_attempts(instance, keys.composites, among=asked) if asked else {}
+    due_periods = due_among(asked, composed, made, lake, params)
+    wanted = _not_at_work(instance, keys.aggregated, due)
+    wanted_periods = _not_at_work(instance, keys.composites, due_periods)
     found = f"{len(due)} of {len(acquisitions)} timestamps are missing, failed or changed"
-    if len(wanted) < len(due):
-        found += f"; {len(due) - len(wanted)} of these have runs already"
-    context.log.info(
-        f"{found}. {definition.named('missing_or_failed_sensor')} launches the runs, the queue decides when"
-    )
-    context.log_event(
-        dg.AssetObservation(keys.report, description=found, metadata={DUE: dg.MetadataValue.json(wanted)})
-    )
+    if params.composites:
+        found += f", and {len(due_periods)} periods"
+    if runs := len(due) + len(due_periods) - len(wanted) - len(wanted_periods):
+        found += f"; {runs} of these have runs already"
+    context.log.info(f"{found}. Sensors launch the runs, the queue decides when")
+    told = {DUE: dg.MetadataValue.json(wanted), DUE_PERIODS: dg.MetadataValue.json(wanted_periods)}
+    context.log_event(dg.AssetObservation(keys.report, description=found, metadata=told))
 
 
-def due_in(found: dg.EventLogRecord | None) -> list[str]:
-    """The due timestamps in an observation of the report."""
+def _not_at_work(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: Sequence[str]) -> list[str]:
+    """The partitions without a run that is not finished."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    at_work = {run.tags.get("dagster/partition") for run in runs if asset in (run.asset_selection or ())}
+    return [key for key in keys if key not in at_work]
+
+
+def due_in(found: dg.EventLogRecord | None, what: str = DUE) -> list[str]:
+    """The due timestamps (or periods) in an observation of the report."""
     event = found.event_log_entry.dagster_event if found else None
     if event is None or not event.is_asset_observation:
         return []
-    value = event.asset_observation_data.asset_observation.metadata.get(DUE)
+    value = event.asset_observation_data.asset_observation.metadata.get(what)
     return (
         list(map(str, value.data)) if isinstance(value, dg.JsonMetadataValue) and isinstance(value.data, list) else []
     )
@@ -59,15 +73,15 @@ def _missing_or_failed(definition: LakeDefinition) -> dg.JobDefinition:
     @dg.op(
         name=definition.named("find_due"),
         required_resource_keys=definition.needs,
-        description="Finds what `python -m thess_agg_dagster` would aggregate; "
-        f"`{definition.named('missing_or_failed_sensor')}` launches it.",
+        description="Finds what `python -m thess_agg_dagster` would make; "
+        f"`{definition.named('missing_or_failed_sensor')}` and its kin launch it.",
     )
     def find_due(context: dg.OpExecutionContext) -> None:
         _find_due(context, definition)
 
     @dg.job(
         name=definition.named("missing_or_failed"),
-        description="Everything missing, failed or changed, each timestamp in a run of its own; the report follows. Does what "
+        description="Everything missing, failed or changed, each timestamp and period in a run of its own; the report follows. Does what "
         "`python -m thess_agg_dagster` does, but through the run queue.",
         executor_def=dg.in_process_executor,
     )

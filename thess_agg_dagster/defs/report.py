@@ -12,9 +12,10 @@ from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.audit.tables import audit_tables, composites_table, newest_event, table_schema
 from thess_agg_dagster.defs.attempts import AssetEvents
 from thess_agg_dagster.defs.check_specs import report_checks, verification_checks
-from thess_agg_dagster.defs.checks import check_one_grid, check_published, check_report, check_same_parameters
+from thess_agg_dagster.defs.checks import check_one_grid, check_report, check_same_parameters
 from thess_agg_dagster.defs.io_manager import AuditTables
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
+from thess_agg_dagster.defs.verification import check_published
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from thess_agg_dagster.lake.checksums import ChangedError
-from thess_agg_dagster.lake.layout import ITEM, QUICKLOOK, Published, named_by, read_manifest
+from thess_agg_dagster.lake.published import ITEM, QUICKLOOK, Published, named_by, read_manifest
 from thess_agg_dagster.lake.run_names import began_long_before, is_run
 from thess_agg_dagster.storage.conditional import put_if
 from thess_agg_dagster.storage.paths import REQUESTS, as_os_errors, read_if_there, upload

@@ -9,40 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.mosaic.sensor import Band
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
 from thess_agg_dagster.storage.paths import open_text, read_if_there
 
 # Columns of the manifest that tell of a band, `<word>_<band>`; or `<word>` in rows with a `band`.
 _WORDS = ("href", "checksum")
-
-# The pixel size in which each band was taken (or classified); the finest there is, of others.
-_RESOLUTIONS: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(("B02", "B03", "B04", "B08"), 10)
-    | dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12", "SCL"), 20)
-    | dict.fromkeys(("B01", "B09", "B10"), 60)
-)
-# What Earth Search calls its assets.
-_COMMON_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "B01": "coastal",
-        "B02": "blue",
-        "B03": "green",
-        "B04": "red",
-        "B05": "rededge1",
-        "B06": "rededge2",
-        "B07": "rededge3",
-        "B08": "nir",
-        "B8A": "nir08",
-        "B09": "nir09",
-        "B11": "swir16",
-        "B12": "swir22",
-        "SCL": "scl",
-    }
-)
 
 
 def manifest_value(
@@ -109,7 +85,7 @@ def item_asset(item: Mapping[str, Any], band: str) -> Mapping[str, Any]:
     if not isinstance(assets, dict):
         return {}
     wanted = band.lower()
-    native = _RESOLUTIONS.get(band.upper(), 0)
+    native = _known(band).resolution or 0
     found = []
     for key, asset in assets.items():
         if isinstance(asset, dict) and (rank := _rank(str(key).lower(), asset, wanted)) is not None:
@@ -122,7 +98,7 @@ def _rank(key: str, asset: Mapping[str, Any], band: str) -> int | None:
     """How certain it is that an asset is of a band, 0 being best; ``None`` if it is not."""
     if re.fullmatch(rf"{re.escape(band)}(_\d+m)?", key):
         return 0
-    if key == _COMMON_NAMES.get(band.upper()):
+    if key == _known(band).common_name:
         return 1
     bands = asset.get("bands") or asset.get("eo:bands")
     names = (
@@ -143,3 +119,7 @@ def _resolution(key: str, asset: Mapping[str, Any]) -> float | None:
         if isinstance(value, int | float):
             return float(value)
     return None
+
+
+def _known(band: str) -> Band:
+    return SENTINEL_2.bands.get(band.upper(), Band("unknown"))

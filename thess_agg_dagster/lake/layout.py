@@ -10,15 +10,14 @@ timestamps.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+from thess_agg_dagster.lake.published import ITEM, MANIFEST, Published, published_in
 from thess_agg_dagster.lake.run_names import is_run, run_name
 from thess_agg_dagster.storage.conditional import version_of
 from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprints_below
@@ -30,7 +29,6 @@ from thess_agg_dagster.storage.paths import (
     lake_path,
     leads_out_of,
     names_in,
-    read_if_there,
 )
 
 #: The audit tables by short name.
@@ -43,7 +41,7 @@ AUDIT_TABLES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-QUICKLOOK, MANIFEST, ITEM, COLLECTION = "quicklook.jpg", "manifest.json", "item.json", "collection.json"
+COLLECTION = "collection.json"
 
 # GDAL knows a tile index by this end of its name.
 _INDEX_BEGINS, _INDEX_ENDS = "series_", ".gti.gpkg"
@@ -53,14 +51,6 @@ def tile_index_name(what: str) -> str:
     """The name of a tile index of, say, a band."""
     return f"{_INDEX_BEGINS}{what}{_INDEX_ENDS}"
 
-
-#: Beside the bands: which scene each pixel came from, and how many scenes had one. No band may be called so.
-SOURCE, OBSERVATIONS = "source", "observations"
-
-#: Among the bands of a composite: how many observations each pixel had, whose they are (the month's, or the quarter's that
-#: stands in), and NDVI. No band may be called so where composites are made.
-COUNT, PERIOD, NDVI = "count", "period", "NDVI"
-COMPOSITE_FILES = (COUNT, PERIOD, NDVI)
 
 #: Where tiles lie, below the root of the lake or anywhere: a template.
 TILES = "cache/s2/{scene_id}/{band}.tif"
@@ -111,63 +101,9 @@ def path_in(root: Path, name: str) -> Path:
     return root / name if name else root
 
 
-def is_beside(name: str) -> bool:
-    """Whether a GeoTIFF of that name (without ``.tif``) is not a band itself, but describes the bands."""
-    return name in (SOURCE, OBSERVATIONS) or name.startswith(f"{SOURCE}_")
-
-
 def scene_of(tile: File) -> str:
     """The scene id in the path of a tile."""
     return tile.parent.name
-
-
-@dataclass(frozen=True)
-class Published:
-    """The names of a timestamp's GeoTIFFs, and the folder with these and the other published files."""
-
-    folder: Path
-    names: Sequence[str] = ()
-
-    @property
-    def bands(self) -> list[str]:
-        return [band for name in self.names if not is_beside(band := name.removesuffix(".tif"))]
-
-    def mosaic(self, band: str) -> Path:
-        return self.folder / f"{band}.tif"
-
-    @property
-    def quicklook(self) -> Path:
-        return self.folder / QUICKLOOK
-
-    @property
-    def item(self) -> Path:
-        """The STAC item, where there is one."""
-        return self.folder / ITEM
-
-
-def published_in(folder: Path) -> Published:
-    """The files published in a timestamp's folder; none if it does not exist. Raises ``OSError``."""
-    if not is_remote(folder):
-        return Published(folder, sorted(path.name for path in folder.glob("*.tif")))
-    return named_by(read_manifest(folder / MANIFEST), folder)
-
-
-def named_by(manifest: Mapping[str, Any], folder: Path) -> Published:
-    """The published files according to a manifest in a timestamp's folder."""
-    outputs = manifest.get("outputs")
-    entries = [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
-    files = [str(each.get("file", "")) for each in entries]
-    run = files[0].rpartition("/")[0] if files else ""
-    return Published(folder / run if is_run(run) else folder, sorted(file.rpartition("/")[2] for file in files))
-
-
-def read_manifest(path: Path) -> Mapping[str, Any]:
-    """A ``manifest.json``; empty if it is missing or invalid. Raises ``OSError`` if a store does not answer."""
-    try:
-        manifest = json.loads(read_if_there(path) or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 @dataclass(frozen=True)

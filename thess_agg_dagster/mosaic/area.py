@@ -21,11 +21,14 @@ from shapely.geometry.base import BaseGeometry
 
 from thess_agg_dagster.mosaic.degrees import DEGREES, in_one_piece, longitude, outline, turned
 from thess_agg_dagster.mosaic.grid import Box
+from thess_agg_dagster.storage.paths import NotAFileError, open_file
 
 # Well-known text, with the SRID that PostGIS puts in front of it.
 _WKT = re.compile(r"\s*(?:SRID=(\d+);)?\s*((?:(?:MULTI)?POLYGON|GEOMETRYCOLLECTION)\b.*)", re.IGNORECASE | re.DOTALL)
 # An edge that is straight in one CRS is curved in another: it is followed in steps of this part of the polygon's extent.
 _STEPS = 200
+# No file with an area is larger.
+_MOST_BYTES = 2**28
 
 
 class AreaError(ValueError):
@@ -57,12 +60,15 @@ def read_area(given: str) -> Geometry:
 
 @lru_cache(maxsize=8)
 def _read_file(path: Path, changed: int) -> Geometry:
-    if path.suffix.lower() in (".wkt", ".txt"):
-        try:
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
-        except OSError as error:
-            raise AreaError(f"aoi {path}: cannot be read ({error.strerror})") from error
-        return _from_wkt(text, str(path))
+    try:
+        with open_file(path, _MOST_BYTES) as file:  # which tells a pipe from a file, also for others
+            text = file.read() if path.suffix.lower() in (".wkt", ".txt") else None
+    except NotAFileError as error:
+        raise AreaError(f"aoi {error}") from error
+    except OSError as error:
+        raise AreaError(f"aoi {path}: cannot be read ({error.strerror})") from error
+    if text is not None:
+        return _from_wkt(text.decode("utf-8-sig", errors="replace"), str(path))
     import pyogrio  # here, because it takes long to import, and few have an area in a file
 
     try:

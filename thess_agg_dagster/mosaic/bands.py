@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal
 
-#: ``classes`` are never interpolated; ``reflectance`` may carry an offset; a ``quantity`` neither. What is ``unknown``
-#: is handled like a quantity, and the audit says so where that may be wrong.
-Role = Literal["classes", "reflectance", "quantity", "unknown"]
+from thess_agg_dagster.mosaic.sensor import Role
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 
 #: The band whose classes mask the others, as it is called where nobody calls it otherwise.
-SCL = "SCL"
+SCL = SENTINEL_2.class_band
 
 #: The bands that NDVI is made of.
-RED, NIR = "B04", "B08"
+RED, NIR = SENTINEL_2.red, SENTINEL_2.nir
 
-_CLASSES = frozenset({SCL, "QA60", "CLASSI"})
-_QUANTITIES = frozenset({"AOT", "WVP", "CLD", "SNW"})
-_REFLECTANCE = re.compile(r"B(0[1-9]|1[0-2]|8A)", re.ASCII)
 # As Sentinel-2's own files are named, `B04_10m`.
 _PIXEL_SIZE = re.compile(r"_(10|20|60)M", re.ASCII)
 
@@ -32,12 +27,8 @@ def plain(band: str) -> str:
 
 def role_of(band: str) -> Role:
     """The meaning of a band's pixels."""
-    name = plain(band)
-    if name in _CLASSES:
-        return "classes"
-    if _REFLECTANCE.fullmatch(name):
-        return "reflectance"
-    return "quantity" if name in _QUANTITIES else "unknown"
+    known = SENTINEL_2.bands.get(plain(band))
+    return known.role if known else "unknown"
 
 
 def is_scl(band: str) -> bool:

@@ -21,7 +21,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 
 from thess_agg_dagster.mosaic import reducers
-from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.bands import NIR, RED, role_of
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.engine import WriteError, write_problem
 from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff, threads_of
@@ -50,11 +50,13 @@ class CompositeOptions:
 
 @dataclass(frozen=True)
 class Series:
-    """The mosaics of one band, in the order of their times, on one grid."""
+    """The mosaics of one band, in the order of their times, on one grid. ``offsets`` are the radiometric offsets that they
+    still carry, in digital numbers; empty: none."""
 
     band: str
     tiles: tuple[Tile, ...]
     nodata: float
+    offsets: tuple[float, ...] = ()
 
     @property
     def grid(self) -> GeoBox:
@@ -175,8 +177,8 @@ def _check(series: Sequence[Series], options: CompositeOptions) -> None:
     for each in series[1:]:
         if each.grid != series[0].grid or len(each.tiles) != len(series[0].tiles):
             raise CompositeError(f"{each.band} and {series[0].band} do not share one grid and the same times")
-    if options.method == "max_ndvi" and not {"B04", "B08"} <= {each.band for each in series}:
-        raise CompositeError("max_ndvi needs B04 and B08 on the grid of all bands; see match_band")
+    if options.method == "max_ndvi" and not {RED, NIR} <= {each.band for each in series}:
+        raise CompositeError(f"max_ndvi needs {RED} and {NIR} on the grid of all bands; see match_band")
 
 
 class _Maker:
@@ -300,7 +302,10 @@ class _Maker:
     def _together(self, stacks: Mapping[str, Pixels], empty: Mask) -> dict[str, Pixels]:
         if self._options.method == "geomedian":
             return reducers.geomedian(stacks, empty)
-        when = reducers.CHOOSING[self._options.method](stacks, empty)
+        if self._options.method == "medoid":
+            when = reducers.medoid(stacks, empty)
+        else:
+            when = reducers.greenest(stacks, empty, self._series[RED].offsets or [0] * len(empty))
         return {band: reducers.at(stack, when) for band, stack in stacks.items()}
 
     def _nothing(self, band: str) -> float:

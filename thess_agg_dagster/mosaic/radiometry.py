@@ -1,9 +1,4 @@
-"""Radiometry: the offset that Sentinel-2 products carry since processing baseline 04.00.
-
-Since 25 January 2022 ESA adds 1000 to the digital numbers of reflectance bands (``RADIO_ADD_OFFSET`` and
-``BOA_ADD_OFFSET`` of -1000 in the product's metadata), so that noise around zero survives; see the Sentinel-2 Products
-Specification Document. Older acquisitions carry it, too, where they were processed again (baseline 05.00 and later).
-"""
+"""Radiometry: the offset that products carry since a processing baseline."""
 
 from __future__ import annotations
 
@@ -14,25 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Digital numbers added to the reflectance bands of baseline 04.00 and later.
-OFFSET = 1000
-_SINCE = 400
-
-_BASELINE = re.compile(r"_N(\d{4})_", re.ASCII)
-# What Sen2Cor writes where it was run by hand: any version of it.
-_BY_HAND = "9999"
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 
 
 def baseline_of(scene_id: str) -> str | None:
     """The processing baseline in a scene id, ``"05.10"`` of ``..._N0510_...``; ``None`` where it tells none."""
-    found = _BASELINE.search(scene_id)
-    return None if found is None or found[1] == _BY_HAND else f"{found[1][:2]}.{found[1][2:]}"
+    found = SENTINEL_2.baseline.search(scene_id)
+    return None if found is None or found[1] == SENTINEL_2.no_baseline else f"{found[1][:2]}.{found[1][2:]}"
 
 
 def offset_of(baseline: str) -> int:
     """The offset that products of a baseline (``"05.10"``) carry, in digital numbers."""
     major, minor = baseline.split(".")
-    return OFFSET if int(major) * 100 + int(minor) >= _SINCE else 0
+    return SENTINEL_2.offset if int(major) * 100 + int(minor) >= SENTINEL_2.offset_since else 0
 
 
 def remove_offset(pixels: NDArray[Any], offset: int, empty: float) -> NDArray[Any]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thess_agg_dagster.mosaic.bands import NIR, RED
+
 Stack = NDArray[Any]
 Mask = NDArray[np.bool_]
 Counts = NDArray[np.integer[Any]]
@@ -99,9 +101,13 @@ def ndvi(red: Stack, nir: Stack, offset: float = 0) -> NDArray[np.float64]:
     return index
 
 
-def greenest(bands: Mapping[str, Stack], empty: Mask) -> Counts:
-    """When NDVI (of B08 and B04) was largest; of several the first."""
-    index = ndvi(bands["B04"], bands["B08"])
+def greenest(bands: Mapping[str, Stack], empty: Mask, offsets: Sequence[float]) -> Counts:
+    """When NDVI (of B08 and B04) was largest; of several the first. ``offsets`` are what the reflectances of each time
+    carry: with one, NDVI is nearer to zero, and times of several processing baselines cannot be compared. Without it, reflectances
+    of zero and less count as the smallest, as ``harmonize`` has them."""
+    carried = np.array(offsets, np.float64).reshape(-1, *[1] * (empty.ndim - 1))
+    red, nir = (np.where(carried > 0, np.maximum(bands[band] - carried, 1), bands[band]) for band in (RED, NIR))
+    index = ndvi(red, nir)
     index[empty | np.isnan(index)] = -np.inf
     when: Counts = np.argmax(index, axis=0)
     return when
@@ -177,6 +183,4 @@ def _count(empty: Mask) -> NDArray[np.intp]:
 
 #: What reduces each band by itself.
 BY_BAND: Mapping[str, Callable[[Stack, Mask], Stack]] = {"median": median, "mean": mean}
-#: What chooses one time for all bands of a pixel.
-CHOOSING: Mapping[str, Callable[[Mapping[str, Stack], Mask], Counts]] = {"max_ndvi": greenest, "medoid": medoid}
-METHODS: Sequence[str] = (*BY_BAND, *CHOOSING, "geomedian")
+METHODS: Sequence[str] = (*BY_BAND, "max_ndvi", "medoid", "geomedian")

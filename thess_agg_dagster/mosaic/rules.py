@@ -14,6 +14,7 @@ from rasterio.merge import MERGE_METHODS
 from rasterio.warp import SUPPORTED_RESAMPLING
 
 from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 
 #: Merge methods, meaning what ``rasterio.merge`` means by them (they are rasterio's own functions).
@@ -52,8 +53,8 @@ def resolve_empty_value(dtype: str, nodata_tag: float | None) -> float:
     # 2. Floats: NaN. (NaN counts as empty in float tiles with a tag, too.)
     if np.dtype(dtype).kind == "f":
         return math.nan
-    # 3. Integers: 0, which Sentinel-2 L2A writes outside the swath without tagging it.
-    return 0.0
+    # 3. Integers: what the sensor's products mean by it.
+    return float(SENTINEL_2.nodata)
 
 
 def resolve_dtype(dtypes: Sequence[str], method: str, requested: str | None) -> str:

@@ -16,6 +16,7 @@ from odc.geo.geom import Geometry
 
 from thess_agg_dagster.mosaic.area import AreaError, project_area, utm_zone
 from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, enclosing, footprint_on, union
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.mosaic.tiles import MAX_PIXELS, PlanError, Problem, Tile
 
 Grid = Literal["tiles", "fixed"]
@@ -23,8 +24,6 @@ Grid = Literal["tiles", "fixed"]
 #: Values of ``target_crs`` that ask the tiles.
 FIRST, MAJORITY = "first", "majority"
 
-# Sentinel-2's pixels are 10, 20 or 60 m, and its tiles lie on multiples of 60 m: so do grids around an area.
-_SENTINEL_STEP = 60
 # A mosaic this many times larger than its tiles is not one overpass: some tile lies elsewhere.
 _MAX_SPREAD = 50
 # Pixel sizes whose edges meet less often than every so many pixels do not belong together.
@@ -113,7 +112,7 @@ def fixed_step(sizes: Sequence[float], crs: CRS, target: Target) -> float:
     ``sizes`` are the pixel sizes of the bands. Around an area, the grid is also aligned to multiples of this length.
     """
     if target.bounds is None and not target.other_pixels and crs.units[0] == "metre":
-        sizes = [*sizes, _SENTINEL_STEP]
+        sizes = [*sizes, SENTINEL_2.lattice]
     return common_step(sizes)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from thess_agg_dagster.audit.outcome import BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
-from thess_agg_dagster.lake.layout import COUNT, NDVI, PERIOD
-from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.lake.published import COUNT, NDVI, PERIOD
+from thess_agg_dagster.mosaic.bands import NIR, RED, role_of
 from thess_agg_dagster.mosaic.composite import CompositeOptions, CompositeStats, Series, open_mosaics, write_composites
 from thess_agg_dagster.mosaic.derive import Derivation, counts_standing_in, derive, standing_in, whose
 from thess_agg_dagster.mosaic.engine import WriteError
@@ -61,7 +61,7 @@ class _Maker:
             made = self._composites(bands, count) if not self.plan.stand_in else self._with_quarter(bands, count)
             stats |= {name: replace(each, seconds=each.seconds / len(made)) for name, each in made.items()}
         if self.plan.index is not None:
-            red, nir = (open_mosaics(band, [self.folder / f"{band}.tif"]) for band in ("B04", "B08"))
+            red, nir = (open_mosaics(band, [self.folder / f"{band}.tif"]) for band in (RED, NIR))
             stats[NDVI] = write_ndvi(red, nir, self.folder / f"{NDVI}.tif", self.plan.index, self._tags(NDVI))
         return stats
 

@@ -1,24 +1,24 @@
-"""What the composites of one period will become, or everything that stands in the way; and whether they are due.
+"""What the composites of one period will become, or everything that stands in the way.
 
 A period is planned as a timestamp is: its tiles are the published mosaics of its timestamps.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 from rasterio.enums import Resampling
 
-from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
-from thess_agg_dagster.lake.layout import COUNT, ITEM, NDVI, PERIOD, QUICKLOOK, DataLake
-from thess_agg_dagster.lake.periods import MONTH, kind_of, period_of, quarter_of
-from thess_agg_dagster.lake.time_serie import instant_of
-from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.audit.outcome import Attempt
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.periods import span_of
+from thess_agg_dagster.lake.published import COUNT, NDVI, PERIOD
+from thess_agg_dagster.mosaic.bands import NIR, RED, role_of
 from thess_agg_dagster.mosaic.composite import CompositeError, CompositeOptions, Series, open_mosaics
 from thess_agg_dagster.mosaic.inspection import Note
 from thess_agg_dagster.mosaic.ndvi import NdviOptions, ndvi_plan
@@ -28,13 +28,11 @@ from thess_agg_dagster.mosaic.reducers import BY_BAND
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import Problem, TileError
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprint_of
+from thess_agg_dagster.period.freshness import identify_period, members_of, read_for
+from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp.freshness import together
 from thess_agg_dagster.timestamp.plan import Scene, TimestampPlan, scenes_of
-
-#: Identifies how composites are made of given mosaics: raised only when the same mosaics give other pixels.
-COMPOSITES_VERSION = 1
 
 _STACK = "aggregate all timestamps with grid=fixed and the same parameters"
 
@@ -53,6 +51,24 @@ class PeriodPlan(TimestampPlan):
     stand_in: str = ""
     how: CompositeOptions = field(default_factory=CompositeOptions)
     recorded: Mapping[File, str] = field(default_factory=dict)
+
+    composed = True
+
+    @property
+    def span(self) -> tuple[datetime, datetime]:
+        return span_of(self.timestamp)
+
+    def lineage(self) -> list[str]:
+        done = [
+            f"{self.how.method} of the mosaics of {', '.join(self.members)}",
+            f"empty where fewer than {self.how.min_observations} have a value",
+        ]
+        if self.stand_in:
+            done.append(f"there {self.stand_in} stands in: {', '.join(self.scene_ids)}")
+        return done
+
+    def why_empty(self, mosaic: MosaicPlan) -> str:
+        return f"no pixel has {self.how.min_observations} observations"
 
     @property
     def told(self) -> dict[str, object]:
@@ -81,79 +97,6 @@ class PeriodPlan(TimestampPlan):
         return list(found.values())
 
 
-def members_of(period: str, published: Iterable[str]) -> list[str]:
-    """The timestamps of a period among published ones, in order of time."""
-    kind = kind_of(period)
-    return sorted((key for key in published if period_of(key, kind) == period), key=instant_of)
-
-
-def _read_for(period: str, published: Iterable[str], params: TimestampsAggregationParams) -> tuple[str, list[str]]:
-    """The quarter that stands in, if one does, and all timestamps that are read."""
-    members = members_of(period, published)
-    if not (params.quarter_stands_in and kind_of(period) == MONTH and members):
-        return "", members
-    quarter = quarter_of(period)
-    return quarter, members_of(quarter, published)
-
-
-def identify_mosaics(period: str, published: Mapping[str, Attempt]) -> str:
-    """What identifies the published mosaics of a period, whatever is made of them."""
-    members = members_of(period, published)
-    # NDVI of timestamps is no part of a composite.
-    return _digest([period], [(key, band) for key in members for band in published[key].bands if not band.derived_from])
-
-
-def identify_period(
-    period: str, published: Mapping[str, Attempt], params: TimestampsAggregationParams
-) -> dict[str, str]:
-    """Per band a short text that changes with what decides the pixels of its composite: parameters, and the mosaics."""
-    _, read = _read_for(period, published, params)
-    records = [(key, band) for key in read for band in published[key].bands]
-    together_bands = params.composite_method not in BY_BAND
-    found = {}
-    for band in params.bands:
-        joint = together_bands and role_of(band) != "classes"
-        of = {each for each in params.bands if role_of(each) != "classes"} if joint else {band}
-        start = [str(COMPOSITES_VERSION), params.composite_identity(), period, *members_of(period, published)]
-        found[band] = _digest(start, [(key, record) for key, record in records if record.band in of])
-    return found
-
-
-def _digest(start: Sequence[str], records: Sequence[tuple[str, BandRecord]]) -> str:
-    told = [list(start), *([key, each.band, each.inputs, each.output_checksum] for key, each in records)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
-
-
-def is_current(made: Attempt, published: Mapping[str, Attempt], params: TimestampsAggregationParams) -> bool:
-    """Whether the composites of a success would be made the same again, by what was recorded of them."""
-    now = identify_period(made.timestamp, published, params)
-    recorded = {band.band: band.inputs for band in made.bands}
-    return all(recorded.get(band) == inputs for band, inputs in now.items())
-
-
-def is_due(
-    period: str,
-    last: RecordedAttempt | None,
-    published: Mapping[str, Attempt],
-    lake: DataLake,
-    params: TimestampsAggregationParams,
-    fingerprints: Fingerprints,
-) -> bool:
-    """Whether there is no success yet, or one of other mosaics or parameters, or something of it is gone.
-
-    ``fingerprints`` tell how the files in ``lake.composites`` stand now.
-    """
-    if last is None or last.attempt.status != "success" or not is_current(last.attempt, published, params):
-        return True
-    shelf = lake.composites
-    folder = shelf.folder_of(period, last.attempt.output_folder)
-    files = [*params.bands, *(band.band for band in last.attempt.bands if band.band in (COUNT, PERIOD, NDVI))]
-    expected = [shelf.manifest(period), folder / QUICKLOOK, *(folder / f"{name}.tif" for name in files)]
-    if params.stac:
-        expected.append(folder / ITEM)
-    return not all(map(fingerprints, expected))
-
-
 def plan_period(
     period: str,
     published: Mapping[str, Attempt],
@@ -167,39 +110,22 @@ def plan_period(
     that are listed and not among them. Raises ``ValueError`` for what is no period.
     """
     replaces = lake.composites.version(period)
+    quarter, read = read_for(period, published, params)
     members = members_of(period, published)
-    quarter, read = _read_for(period, published, params)
     identities = identify_period(period, published, params)
     paths = {key: lake.folder_of(key, published[key].output_folder) for key in read}
-    series: dict[str, Series] = {}
-    standing: dict[str, Series] = {}
-    problems: dict[str, list[Problem]] = {}
-    for band in params.bands if members else ():
-        faults = list(_faults(band, read, published, paths, period))
-        try:
-            if not faults:
-                standing[band] = _opened(band, read, paths)
-                series[band] = _opened(band, members, paths) if quarter else standing[band]
-        except CompositeError as error:
-            faults.append(Problem("grid_conflict", f"{error}; {period} cannot be made of them"))
-        except TileError as error:
-            faults.append(again(error.problem))
-        if faults:
-            problems[band] = faults
-    scenes = [scene for key in read for scene in _carried(published[key], lake)]
+    carried = {key: _carried(published[key], lake) for key in read}
+    standing, problems = _opened_bands(period, read, published, paths, params)
+    standing = _with_offsets(standing, carried)
+    series = {band: _among(each, members) for band, each in standing.items()}
     how = CompositeOptions(params.composite_method, params.min_observations, _output(read, published, params))
     index = None
     if not problems and series:
         problems |= _grid_problems(series, params)
     if not problems and series and params.ndvi is not None:
-        offsets = {scene.offset for scene in scenes}
-        offset = offsets.pop() if len(offsets) == 1 else None
-        if offset is None:
-            what = "NDVI needs to know one radiometric offset of all scenes; aggregate with harmonize"
-            problems["B04"] = [Problem("unknown_baseline", what)]
-        else:
-            index = NdviOptions(params.ndvi == "int16", offset, how.output)
-    notes = tuple(_notes(period, read, published, scenes, waiting))
+        index, faults = _index(carried, params, how.output)
+        problems |= faults
+    notes = tuple(_notes(period, read, published, carried, waiting, params))
     mosaics = {band: _mosaic(band, standing[band], notes, how.output) for band in series if band not in problems}
     if not problems and series:
         mosaics |= _beside(series, mosaics, quarter, index, how.output)
@@ -210,7 +136,7 @@ def plan_period(
         mosaics,
         problems,
         identities,
-        scenes,
+        [scene for key in read for scene in carried[key]],
         params.stac or bool(fingerprint_of(lake.composites.published(period).item)),  # one that is there is kept true
         params.composite_json(),
         asked=params.bands,
@@ -228,6 +154,41 @@ def plan_period(
     )
 
 
+def _opened_bands(
+    period: str,
+    timestamps: Sequence[str],
+    published: Mapping[str, Attempt],
+    paths: Mapping[str, Path],
+    params: TimestampsAggregationParams,
+) -> tuple[dict[str, Series], dict[str, list[Problem]]]:
+    """The mosaics of each band that stack, and per band why they do not."""
+    series: dict[str, Series] = {}
+    problems: dict[str, list[Problem]] = {}
+    for band in params.bands if timestamps else ():
+        faults = list(_faults(band, timestamps, published, paths, period))
+        try:
+            if not faults:
+                series[band] = _opened(band, timestamps, paths)
+        except CompositeError as error:
+            faults.append(Problem("grid_conflict", f"{error}; {period} cannot be made of them"))
+        except TileError as error:
+            faults.append(again(error.problem))
+        if faults:
+            problems[band] = faults
+    return series, problems
+
+
+def _index(
+    carried: Mapping[str, Sequence[Scene]], params: TimestampsAggregationParams, output: MosaicOptions
+) -> tuple[NdviOptions | None, dict[str, list[Problem]]]:
+    """How NDVI is made of the composites, or why it cannot be."""
+    offset = _one_offset(scene for scenes in carried.values() for scene in scenes)
+    if offset is None:
+        what = "NDVI needs to know one radiometric offset of all scenes; aggregate with harmonize"
+        return None, {RED: [Problem("unknown_baseline", what)]}
+    return NdviOptions(params.ndvi == "int16", offset, output), {}
+
+
 def again(problem: Problem) -> Problem:
     """A problem with a mosaic, and what mends it: not what mends a tile."""
     what = problem.reason.partition(";")[0]
@@ -239,6 +200,25 @@ def _opened(band: str, timestamps: Sequence[str], paths: Mapping[str, Path]) -> 
     return replace(
         found, tiles=tuple(replace(tile, scene_id=key) for key, tile in zip(timestamps, found.tiles, strict=True))
     )
+
+
+def _among(series: Series, timestamps: Collection[str]) -> Series:
+    """Some timestamps of a series."""
+    chosen = [number for number, tile in enumerate(series.tiles) if tile.scene_id in timestamps]
+    return replace(
+        series,
+        tiles=tuple(series.tiles[number] for number in chosen),
+        offsets=tuple(series.offsets[number] for number in chosen),
+    )
+
+
+def _with_offsets(series: Mapping[str, Series], carried: Mapping[str, Sequence[Scene]]) -> dict[str, Series]:
+    """The same, which know the offset that each mosaic carries; where it is unknown, 0."""
+    offsets = {key: _one_offset(scenes) or 0 for key, scenes in carried.items()}
+    return {
+        band: replace(each, offsets=tuple(offsets[tile.scene_id] for tile in each.tiles))
+        for band, each in series.items()
+    }
 
 
 def _faults(
@@ -263,7 +243,7 @@ def _grid_problems(series: Mapping[str, Series], params: TimestampsAggregationPa
     what = f"composite_method={params.composite_method}"
     joint = [band for band in series if role_of(band) != "classes"] if params.composite_method not in BY_BAND else []
     if params.ndvi is not None and not joint:
-        what, joint = "ndvi", ["B04", "B08"]
+        what, joint = "ndvi", [RED, NIR]
     return {
         band: [Problem("grid_conflict", f"{what} needs {band} on the pixels of {joint[0]}; aggregate with match_band")]
         for band in joint[1:]
@@ -275,6 +255,12 @@ def _carried(attempt: Attempt, lake: DataLake) -> list[Scene]:
     """The scenes of a timestamp, with the offset that its mosaics still carry."""
     scenes = scenes_of(attempt.scene_ids, lake)
     return [scene._replace(offset=0) for scene in scenes] if _harmonized(attempt) else scenes
+
+
+def _one_offset(scenes: Iterable[Scene]) -> int | None:
+    """The offset that all these scenes carry; ``None`` where it is unknown, or they carry several."""
+    offsets = {scene.offset for scene in scenes}
+    return offsets.pop() if len(offsets) == 1 else None
 
 
 def _harmonized(attempt: Attempt) -> bool:
@@ -300,17 +286,24 @@ def _notes(
     period: str,
     timestamps: Sequence[str],
     published: Mapping[str, Attempt],
-    scenes: Sequence[Scene],
+    carried: Mapping[str, Sequence[Scene]],
     waiting: Collection[str],
+    params: TimestampsAggregationParams,
 ) -> Iterator[Note]:
     if late := members_of(period, waiting):
-        shown = f"{', '.join(late[:5])}{', ...' if len(late) > 5 else ''}"
-        yield Note("incomplete", f"{len(late)} listed timestamps of {period} are not published: {shown}")
+        yield Note("incomplete", f"{len(late)} listed timestamps of {period} are not published: {_some(late)}")
     if len({published[key].parameters for key in timestamps} - {""}) > 1:
         yield Note("mixed_parameters", f"the mosaics were made with different parameters; {_STACK}")
-    offsets = {scene.offset for scene in scenes}
-    if len(offsets) > 1:
+    if len({scene.offset for scenes in carried.values() for scene in scenes}) > 1:
         yield Note("mixed_baselines", "reflectances carry different radiometric offsets; aggregate with harmonize")
+    unknown = [key for key, scenes in carried.items() if _one_offset(scenes) is None]
+    if unknown and params.composite_method == "max_ndvi":
+        what = "max_ndvi takes the radiometric offset of these timestamps for 0, it is unknown or differs by scene"
+        yield Note("mixed_baselines", f"{what}: {_some(unknown)}; aggregate with harmonize")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return f"{', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
 
 
 def _mosaic(band: str, series: Series, notes: tuple[Note, ...], output: MosaicOptions) -> MosaicPlan:
@@ -335,6 +328,6 @@ def _beside(
     if quarter:
         found[PERIOD] = replace(first, band=PERIOD, dtype="uint8", nodata=0.0, notes=())
     if index is not None:
-        both = mosaics["B08"].layers + mosaics["B04"].layers
-        found[NDVI] = replace(ndvi_plan(series["B04"].grid, index, NDVI), layers=both)
+        both = mosaics[NIR].layers + mosaics[RED].layers
+        found[NDVI] = replace(ndvi_plan(series[RED].grid, index, NDVI), layers=both)
     return found

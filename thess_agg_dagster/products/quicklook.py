@@ -15,9 +15,8 @@ from PIL import Image
 from thess_agg_dagster.mosaic.bands import SCL, plain
 from thess_agg_dagster.mosaic.origins import NOWHERE
 from thess_agg_dagster.mosaic.scl import palette
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 
-# Bands for red, green and blue, the first combination that is there: vegetation in red, else as the eye sees it.
-_COMPOSITES = (("B08", "B04", "B04"), ("B04", "B03", "B02"))
 # The picture in the event log: every materialization carries one, so it must be small.
 _THUMBNAIL_WIDTH = 420
 _BACKGROUND = 24
@@ -44,7 +43,7 @@ def quicklook(
     previews = {plain(band): preview for band, preview in reversed([*previews.items()])}  # the first of a name
     origins = {plain(band): numbers for band, numbers in reversed([*origins.items()])}
     optical = [band for band in reversed(previews) if band != SCL]
-    chosen = next((bands for bands in _COMPOSITES if set(bands) <= set(optical)), tuple(optical[:1]) * 3)
+    chosen = next((bands for bands in SENTINEL_2.pictures if set(bands) <= set(optical)), tuple(optical[:1]) * 3)
     if chosen:
         stretched = {band: _stretched(previews[band]) for band in set(chosen)}
         size = max(image.size for image in stretched.values())

@@ -15,8 +15,10 @@ import rasterio
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import DataLake, named_by, path_in
+from thess_agg_dagster.lake.layout import DataLake, path_in
+from thess_agg_dagster.lake.published import named_by
 from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.radiometry import radiometry_of
 from thess_agg_dagster.mosaic.scl import cloud_share
 from thess_agg_dagster.mosaic.tiles import crs_name
@@ -97,7 +99,7 @@ def _band(band: str, entry: Mapping[str, Any], manifest: Mapping[str, Any], lake
             height=mosaic.height,
             tiles=len(tiles),
             valid_share=round(valid / (mosaic.width * mosaic.height), 6),
-            cloud_share=None if (share := cloud_share(histogram)) is None or band != "SCL" else round(share, 6),
+            cloud_share=None if (share := cloud_share(histogram)) is None or not is_scl(band) else round(share, 6),
             bytes=entry["bytes"],
             grid=parameters.get("grid", ""),
             resolution=mosaic.res[0],

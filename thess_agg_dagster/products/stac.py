@@ -20,17 +20,15 @@ from odc.geo.geobox import GeoBox
 from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
-from thess_agg_dagster.lake.layout import COLLECTION, QUICKLOOK
-from thess_agg_dagster.lake.periods import span_of
-from thess_agg_dagster.lake.time_serie import instant_of
+from thess_agg_dagster.lake.layout import COLLECTION
+from thess_agg_dagster.lake.published import QUICKLOOK
 from thess_agg_dagster.mosaic.bands import is_scl, role_of
 from thess_agg_dagster.mosaic.degrees import bbox_of, bbox_of_all, cut, outline
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.ndvi import SCALE
 from thess_agg_dagster.mosaic.origins import MIXING, NOWHERE, count_dtype, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.scl import CLASSES
-from thess_agg_dagster.period.plan import PeriodPlan
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.products.provenance import SOFTWARE, legend
 from thess_agg_dagster.products.series_index import Listed
 from thess_agg_dagster.timestamp.plan import TimestampPlan
@@ -48,12 +46,12 @@ class Kind(NamedTuple):
 
 
 MOSAICS = Kind(
-    "sentinel-2-l2a-mosaics",
+    f"{SENTINEL_2.collection}-mosaics",
     "Sentinel-2 mosaics",
     "One mosaic per acquisition timestamp and band, merged from Sentinel-2 Level-2A tiles.",
 )
 COMPOSITES = Kind(
-    "sentinel-2-l2a-composites",
+    f"{SENTINEL_2.collection}-composites",
     "Sentinel-2 composites",
     "One composite per month or quarter and band, of the mosaics of Sentinel-2 Level-2A tiles.",
 )
@@ -69,8 +67,6 @@ _EXTENSIONS = {
         "classification": "classification/v2.0.0",
     }.items()
 }
-# Reflectance is digital number / 10 000 (Sentinel-2 Products Specification Document).
-_SCALE = 0.0001
 
 
 def timestamp_item(
@@ -97,7 +93,7 @@ def timestamp_item(
         properties={
             "proj:code": _code(first),
             "processing:software": SOFTWARE,
-            "processing:lineage": _lineage(plan),
+            "processing:lineage": "; ".join(plan.lineage()),
             "processing:level": "L3",
         }
         | ({} if _code(first) else {"proj:wkt2": rasterio_crs(first).to_wkt(version="WKT2_2019")})
@@ -117,17 +113,15 @@ def timestamp_item(
             ),
         )
     item.stac_extensions = _used(item.to_dict(include_self_link=False, transform_hrefs=False))
-    item.collection_id = (COMPOSITES if isinstance(plan, PeriodPlan) else MOSAICS).id
+    item.collection_id = (COMPOSITES if plan.composed else MOSAICS).id
     for relation in ("root", "parent", "collection"):
         item.add_link(pystac.Link(relation, f"{'../' if run else ''}../{COLLECTION}", "application/json"))
     return _json(item)
 
 
 def _when(plan: TimestampPlan) -> dict[str, Any]:
-    if isinstance(plan, PeriodPlan):
-        start, end = span_of(plan.timestamp)
-        return {"datetime": None, "start_datetime": start, "end_datetime": end}
-    return {"datetime": instant_of(plan.timestamp)}
+    start, end = plan.span
+    return {"datetime": start} if start == end else {"datetime": None, "start_datetime": start, "end_datetime": end}
 
 
 def _span(item: Mapping[str, Any]) -> tuple[datetime, datetime]:
@@ -188,7 +182,7 @@ def _asset(mosaic: MosaicPlan, plan: TimestampPlan, path: Path) -> pystac.Asset:
     if is_scl(mosaic.band):
         fields["classification:classes"] = [
             {"value": value, "name": name.replace(",", "").replace(" ", "_"), "color_hint": colour[1:].upper()}
-            for value, (name, colour) in CLASSES.items()
+            for value, (name, colour) in SENTINEL_2.classes.items()
         ]
     cog = "; profile=cloud-optimized" if mosaic.options.format == "cog" else ""
     return pystac.Asset(
@@ -272,23 +266,7 @@ def _scaling(mosaic: MosaicPlan, plan: TimestampPlan) -> dict[str, Any]:
     offset = offsets.pop() if len(offsets) == 1 else None
     if role_of(mosaic.band) != "reflectance" or not numbers or offset is None:
         return {}
-    return {"scale": _SCALE, "offset": 0.0 - offset * _SCALE}
-
-
-def _lineage(plan: TimestampPlan) -> str:
-    options = next(iter(plan.mosaics.values())).options
-    if isinstance(plan, PeriodPlan):
-        done = [f"{plan.how.method} of the mosaics of {', '.join(plan.members)}"]
-        done.append(f"empty where fewer than {plan.how.min_observations} have a value")
-        if plan.stand_in:
-            done.append(f"there {plan.stand_in} stands in: {', '.join(plan.scene_ids)}")
-        return "; ".join(done)
-    done = [f"merged ({options.merge_method}) in this order: {', '.join(plan.scene_ids)}"]
-    if options.mask_scl_classes:
-        done.append(f"SCL classes {', '.join(map(str, options.mask_scl_classes))} emptied before")
-    if options.harmonize:
-        done.append("radiometric offset of processing baseline 04.00 removed")
-    return "; ".join(done)
+    return {"scale": SENTINEL_2.scale, "offset": 0.0 - offset * SENTINEL_2.scale}
 
 
 def _used(item: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 
-_COLUMNS, _CELL, _LABEL, _GAP = 4, (280, 150), 22, 8
+# The UI shows as much of a picture as its dialog is wide, about 1060 pixels in a window of 1400.
+_COLUMNS, _WIDTH, _LEAST, _LABEL, _GAP = 4, 255, 40, 22, 8
 _EMPTY = "#e3e7eb"
 
 
@@ -23,17 +24,24 @@ def year_at_a_glance(pictures: Mapping[str, bytes]) -> Image.Image:
 
     ``pictures`` are image files by month, at least one.
     """
-    width, height = _CELL[0] + _GAP, _CELL[1] + _LABEL + _GAP
+    shown = {month: _fitted(pictures[month]) for month in months_until(max(pictures)) if month in pictures}
+    tallest = max(picture.height for picture in shown.values())
+    cell = _WIDTH, max(_LEAST, tallest)
+    width, height = cell[0] + _GAP, cell[1] + _LABEL + _GAP
     sheet = Image.new("RGB", (_COLUMNS * width - _GAP, 12 // _COLUMNS * height - _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     for number, month in enumerate(months_until(max(pictures))):
         x, y = number % _COLUMNS * width, number // _COLUMNS * height
         draw.text((x, y), month, "black", font)
         y += _LABEL
-        if month not in pictures:
-            draw.rectangle((x, y, x + _CELL[0] - 1, y + _CELL[1] - 1), _EMPTY)
-            continue
-        with Image.open(io.BytesIO(pictures[month])) as picture:
-            picture.thumbnail(_CELL)
-            sheet.paste(picture, (x, y))
+        if month in shown:
+            sheet.paste(shown[month], (x, y))
+        else:
+            draw.rectangle((x, y, x + cell[0] - 1, y + cell[1] - 1), _EMPTY)
     return sheet
+
+
+def _fitted(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.thumbnail((_WIDTH, _WIDTH))
+        return picture.convert("RGB")

@@ -36,8 +36,7 @@ from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieE
 from thess_agg_dagster.mosaic.area import AreaError
 from thess_agg_dagster.parameter import ENVIRONMENT_PREFIX
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.period.plan import is_due as is_period_due
-from thess_agg_dagster.period.plan import members_of
+from thess_agg_dagster.period.freshness import due_among
 from thess_agg_dagster.runs.batch import resources_config, run_asset, run_timestamps, tidy_up, workers_for
 from thess_agg_dagster.runs.dry_run import forecast
 from thess_agg_dagster.runs.instance import open_instance
@@ -198,13 +197,7 @@ class _Session:
         """Of the periods asked for those with published timestamps that are missing, failed or changed."""
         published = {key: each.attempt for key, each in successes.items() if key in series.acquisitions}
         latest = {} if force else latest_attempts(self.instance, COMPOSITES, among=asked)
-        fingerprints = self.lake.composites.published_fingerprints()
-        return [
-            key
-            for key in asked
-            if members_of(key, published)
-            and is_period_due(key, latest.get(key), published, self.lake, self.params, fingerprints)
-        ]
+        return due_among(asked, latest, published, self.lake, self.params)
 
     def dry_run(self, wanted: Sequence[str], force: bool) -> int:
         """Tell what :meth:`aggregate` would do. No run is started, no tile opened."""

@@ -14,7 +14,8 @@ from thess_agg_dagster.audit.own_lake import unknown_timestamps, why_foreign
 from thess_agg_dagster.defs.composites import observed
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SERIE, periods, timestamps
-from thess_agg_dagster.lake.layout import DataLake, read_manifest
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import read_manifest
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.products.readback import read_back
 from thess_agg_dagster.runs.batch import resources_config, run_asset

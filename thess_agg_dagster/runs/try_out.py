@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.lake.layout import QUICKLOOK, DataLake
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import QUICKLOOK
 from thess_agg_dagster.runs.command import ALL_GOOD, SOME_FAILED, main
 from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.runs.options import data_lake_option

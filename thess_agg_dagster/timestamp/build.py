@@ -14,7 +14,8 @@ from PIL import Image
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, ChangedError, checksum_of
-from thess_agg_dagster.lake.layout import ITEM, MANIFEST, NDVI, QUICKLOOK, DataLake
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import ITEM, MANIFEST, NDVI, QUICKLOOK
 from thess_agg_dagster.lake.run_names import is_run
 from thess_agg_dagster.mosaic.bands import NIR, RED, is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels

@@ -14,7 +14,8 @@ from typing import Any
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
 from thess_agg_dagster.lake.catalogue import manifest_value
 from thess_agg_dagster.lake.checksums import checksum_files
-from thess_agg_dagster.lake.layout import ITEM, NDVI, QUICKLOOK, SOURCE, DataLake
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import ITEM, NDVI, QUICKLOOK, SOURCE
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
 from thess_agg_dagster.mosaic import PIXELS_VERSION
 from thess_agg_dagster.mosaic.area import read_area

@@ -11,7 +11,8 @@ import rasterio
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.checksums import checksum_of
-from thess_agg_dagster.lake.layout import NDVI, DataLake, Published
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import NDVI, Published
 from thess_agg_dagster.lake.time_serie import Acquisition
 from thess_agg_dagster.mosaic.preview import PREVIEW
 from thess_agg_dagster.params import TimestampsAggregationParams

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import ChecksumError, checksum_of, expected_checksum
-from thess_agg_dagster.lake.layout import NDVI, OBSERVATIONS, SOURCE, DataLake, scene_of
-from thess_agg_dagster.lake.time_serie import Acquisition
+from thess_agg_dagster.lake.layout import DataLake, scene_of
+from thess_agg_dagster.lake.published import NDVI, OBSERVATIONS, SOURCE
+from thess_agg_dagster.lake.time_serie import Acquisition, instant_of
 from thess_agg_dagster.mosaic.bands import NIR, RED, mask_band
 from thess_agg_dagster.mosaic.inspection import Source
 from thess_agg_dagster.mosaic.ndvi import NdviOptions, ndvi_plan
@@ -64,6 +66,30 @@ class TimestampPlan:
     replaces: str | None = None
     #: How NDVI is derived, where it is: it is the last of ``mosaics``.
     index: NdviOptions | None = None
+
+    #: Whether it is made of published mosaics, not of tiles.
+    composed: ClassVar[bool] = False
+
+    @property
+    def span(self) -> tuple[datetime, datetime]:
+        """The first and the last instant that it shows."""
+        instant = instant_of(self.timestamp)
+        return instant, instant
+
+    def lineage(self) -> list[str]:
+        """How its pixels are made, in plain words."""
+        options = next(iter(self.mosaics.values())).options
+        done = [f"merged ({options.merge_method}) in this order: {', '.join(self.scene_ids)}"]
+        if options.mask_scl_classes:
+            done.append(f"SCL classes {', '.join(map(str, options.mask_scl_classes))} emptied before")
+        if options.harmonize:
+            done.append("radiometric offset of processing baseline 04.00 removed")
+        return done
+
+    def why_empty(self, mosaic: MosaicPlan) -> str:
+        """Why a mosaic may well hold no valid pixel; empty: it may not."""
+        hidden = mosaic.options.mask_scl_classes or mosaic.options.target.aoi is not None
+        return "everything is masked or outside the aoi" if hidden else ""
 
     @property
     def merged(self) -> Mapping[str, MosaicPlan]:

@@ -23,7 +23,7 @@ from thess_agg_dagster.lake.publish import keep_aside, staged_file
 from thess_agg_dagster.mosaic.bands import is_scl
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
 from thess_agg_dagster.mosaic.grid import whole
-from thess_agg_dagster.mosaic.scl import CLASSES
+from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.mosaic.tiles import Tile, TileError, inspect_tile
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.errors import SystemFaultError
@@ -33,8 +33,8 @@ from thess_agg_dagster.storage.paths import File, read_if_there
 # A server that sends something else is asked so often.
 _TRIES = 5
 
-# Band names as they stand in the addresses of Sentinel-2 files.
-_BANDS = re.compile(r"(?<![A-Z0-9])(B0[1-9]|B1[0-2]|B8A|SCL|AOT|WVP|TCI)(?![A-Z0-9])")
+# Band names as they stand in the addresses of files.
+_BANDS = re.compile(rf"(?<![A-Z0-9])({'|'.join(SENTINEL_2.bands)})(?![A-Z0-9])")
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _verify(part: Path, lake: DataLake, scene_id: str, band: str, href: str) -> 
     try:
         tile = inspect_tile(part)
         for pixels in _decoded(tile):
-            if is_scl(band) and not np.isin(pixels, list(CLASSES)).all():
+            if is_scl(band) and not np.isin(pixels, list(SENTINEL_2.classes)).all():
                 raise refuse("has values that are not classes of SCL")
     except TileError as error:
         start = part.read_bytes()[:200].lstrip().lower()

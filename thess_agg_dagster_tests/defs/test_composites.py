@@ -35,13 +35,14 @@ from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.defs.sensors.periods import composites_sensor_of
+from thess_agg_dagster.defs.sensors.reports import missing_or_failed_periods_sensor_of
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MOSAICS_BY_PERIOD, REPORT
 from thess_agg_dagster.lake.publish import local_folder
 from thess_agg_dagster.runs.batch import run_asset, tidy_up
 from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster.storage.gdal import gdal_name
 from thess_agg_dagster_tests.conftest import BANDS, Begin, SmallLake, in_folder_and_bucket, scene
-from thess_agg_dagster_tests.defs.test_sensors import Sensor
+from thess_agg_dagster_tests.defs.test_sensors import Sensor, missing_or_failed
 from thess_agg_dagster_tests.rasters import Array, noise, read
 
 #: Three times in April, two in May, one in July.
@@ -363,7 +364,8 @@ def test_bands_that_are_looked_at_together(ready: SmallLake, method: str) -> Non
     np.testing.assert_array_equal(pixels["SCL"], most_frequent(stack(ready, "SCL", TIMES[:3]), 2))
     if method == "max_ndvi":
         with np.errstate(all="ignore"):
-            a, b = red.data.astype(float), nir.data.astype(float)
+            # Baseline 05.10 carries an offset of 1000, and no reflectance is less than 1.
+            a, b = (np.maximum(band.data.astype(float) - 1000, 1) for band in (red, nir))
             when = np.argmax(np.where(both, -np.inf, (b - a) / (b + a)), axis=0)
         expected = np.where((~both).sum(axis=0) >= 2, np.take_along_axis(red.data, when[None], 0)[0], 0)
         np.testing.assert_array_equal(pixels["B04"], expected)
@@ -409,6 +411,35 @@ def test_the_sensor_asks_for_what_changed(ready: SmallLake, monkeypatch: pytest.
         compose(ready, period)
     monkeypatch.setenv("THESS_COMPOSITE_METHOD", "mean")
     assert sorted(sensor.tick()[0]) == sorted(everything)
+
+
+def test_a_job_finds_the_periods_that_are_missing_failed_or_changed(ready: SmallLake) -> None:
+    sensor = Sensor(missing_or_failed_periods_sensor_of, ready)
+    assert sensor.tick() == ([], "No run of missing_or_failed has found anything since")
+    everything = [APRIL, MAY, "2023-07", SPRING, "2023-Q3"]
+    job = missing_or_failed(ready, **ASKED)
+    assert sensor.tick()[0] == everything
+    assert sensor.requests[APRIL].run_config == {"resources": ready.resources(**ASKED)}
+    assert sensor.requests[APRIL].tags["thess_agg_dagster/parent_run"] == job.run_id
+    assert set(ready.instance.get_dynamic_partitions("period")) == set(everything)
+    assert sensor.tick()[0] == []
+    for period in everything:
+        compose(ready, period)
+    missing_or_failed(ready, **ASKED)
+    assert sensor.tick()[0] == []
+    # A file that is gone, a period that failed, and timestamps published anew.
+    (ready.lake.composites.published(MAY).folder / "count.tif").unlink()
+    add(ready, TIMES[5], 77)
+    ready.aggregate(TIMES[5], **ASKED)
+    kept = ready.lake.mosaic(TIMES[0], "B04").read_bytes()
+    ready.lake.mosaic(TIMES[0], "B04").unlink()
+    assert compose(ready, APRIL).attempt.status == "failed_missing_inputs"
+    ready.lake.mosaic(TIMES[0], "B04").write_bytes(kept)
+    missing_or_failed(ready, **ASKED)
+    assert sensor.tick()[0] == [APRIL, MAY, "2023-07", "2023-Q3"]
+    # Periods that nobody asks for are none of its business.
+    missing_or_failed(ready, **ON_ONE_GRID)
+    assert sensor.tick()[0] == []
 
 
 def test_what_cannot_be_looked_at_together_is_said(small_lake: SmallLake) -> None:

@@ -578,6 +578,7 @@ def test_what_runs_by_itself_and_what_does_not() -> None:
             "late_tiles_sensor",
             "changed_inputs_sensor",
             "missing_or_failed_sensor",
+            "missing_or_failed_periods_sensor",
             "composites_sensor",
             "report_sensor",
         ),

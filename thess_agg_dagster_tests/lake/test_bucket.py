@@ -21,7 +21,8 @@ from upath import UPath
 from thess_agg_dagster.lake import bucket
 from thess_agg_dagster.lake.bucket import publish_run
 from thess_agg_dagster.lake.checksums import ChangedError
-from thess_agg_dagster.lake.layout import MANIFEST, DataLake
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.published import MANIFEST
 from thess_agg_dagster.lake.run_names import run_name
 from thess_agg_dagster_tests.conftest import FIRST
 from thess_agg_dagster_tests.servers import S3_ENVIRONMENT, S3Server, make_bucket, serving_s3

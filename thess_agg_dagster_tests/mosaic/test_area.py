@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,20 @@ def test_what_cannot_be_used(tmp_path: Path, name: str, text: str | None, messag
         (tmp_path / name).write_text(text)
     with pytest.raises(AreaError, match=message):
         read_area(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", ["wkt", "geojson"])
+def test_what_is_no_file_or_no_areas_is_not_read(tmp_path: Path, suffix: str) -> None:
+    pipe, vast = tmp_path / f"pipe.{suffix}", tmp_path / f"vast.{suffix}"
+    os.mkfifo(pipe)
+    with pytest.raises(AreaError, match=f"aoi .*pipe.{suffix}: is a pipe or a device, not a regular file"):
+        read_area(str(pipe))
+    with vast.open("wb") as file:
+        file.truncate(2**29)
+    with pytest.raises(AreaError, match=f"vast.{suffix}: has 536870912 bytes, more than the"):
+        read_area(str(vast))
+    with pytest.raises(AreaError, match="cannot be read"):
+        read_area(str(tmp_path))
 
 
 def test_a_file_without_crs_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,31 @@ def test_the_greenest_day(tmp_path: Path) -> None:
     found = make(tmp_path, stacks, method="max_ndvi")
     for name, expected in pixel_by_pixel(stacks, greenest, 2).items():
         np.testing.assert_array_equal(found[name], expected, err_msg=name)
+
+
+def test_the_greenest_day_of_several_baselines(tmp_path: Path) -> None:
+    """Three times carry an offset, so their NDVI looks smaller than it is."""
+    offsets = np.array([0, 1000, 1000, 0, 1000])
+    true = {"B04": some(2, high=3000), "B08": some(3, high=6000)}
+    stacks = {
+        band: np.where(stack == 0, 0, stack + offsets[:, None, None]).astype("uint16") for band, stack in true.items()
+    }
+    series = [replace(write(tmp_path, band, stack), offsets=tuple(offsets)) for band, stack in stacks.items()]
+    write_composites(series, tmp_path, CompositeOptions(method="max_ndvi"))
+    found = {band: read(tmp_path / f"{band}.tif") for band in stacks}
+    wrong = 0
+    for row, col in np.ndindex(SHAPE):
+        red, nir, carried = (stack[:, row, col].astype(float) for stack in (true["B04"], true["B08"], stacks["B04"]))
+        seen = np.flatnonzero((red != 0) & (nir != 0))
+        if len(seen) < 2:
+            assert found["B04"][row, col] == 0
+            continue
+        red, nir = red[seen], nir[seen]
+        best = seen[np.argmax((nir - red) / (nir + red))]
+        assert found["B04"][row, col] == carried[best]
+        raw, near = carried[seen], stacks["B08"][seen, row, col].astype(float)
+        wrong += seen[np.argmax((near - raw) / (near + raw))] != best
+    assert wrong > 200  # of 6300, had nobody looked at the offsets
 
 
 @pytest.mark.parametrize("method", ["medoid", "geomedian"])

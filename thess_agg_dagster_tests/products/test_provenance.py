@@ -141,6 +141,24 @@ def test_a_bit_that_flips_is_found_by_name(two: SmallLake) -> None:
     assert invoke(*arguments, "--verify").exit_code == 0
 
 
+@in_folder_and_bucket
+def test_what_tells_of_pixels_is_verified_with_them(two: SmallLake) -> None:
+    arguments = ("--data-lake", str(two.root), "--provenance", "--bands", "B04,SCL")
+    assert invoke(*arguments).exit_code == 0
+    assert invoke("--data-lake", str(two.root), "--verify").exit_code == 0
+    folder = two.lake.published(SECOND).folder
+    rotten, lost = folder / "source.tif", folder / "observations.tif"
+    data = bytearray(rotten.read_bytes())
+    data[len(data) // 2] ^= 1
+    rotten.write_bytes(data)
+    lost.unlink()
+    result = invoke("--data-lake", str(two.root), "--verify")
+    assert result.exit_code == 1
+    assert f"changed {SECOND}: {rotten}: has xxh128:" in result.output
+    assert f"changed {SECOND}: {lost}: cannot be found" in result.output
+    assert result.output.count("changed ") == 2
+
+
 def test_a_data_version_changes_with_inputs_and_parameters(two: SmallLake) -> None:
     versions = []
     for options in ({}, {}, {"merge_method": "max"}):

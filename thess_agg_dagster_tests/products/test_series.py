@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -335,6 +336,18 @@ def test_folders_of_another_origin_and_instants_twice(two: SmallLake) -> None:
     shutil.copytree(folder, folder.with_name(folder.name.removesuffix("+00_00")))
     with pytest.raises(ValueError, match="are of the same instant; remove one of them"):
         open_series(two.root, "B04")
+
+
+def test_a_pipe_is_no_mosaic(two: SmallLake) -> None:
+    two.aggregate(FIRST)
+    folder = two.lake.published(FIRST).folder
+    os.mkfifo(folder / "B99.tif")
+    (folder / "B08.tif").unlink()
+    os.mkfifo(folder / "B08.tif")
+    assert two.lake.published(FIRST).bands == ["B04", "SCL"]
+    for band in ("B99", "B08"):
+        with pytest.raises(FileNotFoundError, match=f"no mosaics of {band}"):
+            open_series(two.root, band)
 
 
 def test_a_band_that_is_not_there(two: SmallLake) -> None:

@@ -27,6 +27,7 @@ from stac_geoparquet.arrow import stac_table_to_items
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
+from thess_agg_dagster_tests.defs.test_composites import ASKED, compose, publish_all
 from thess_agg_dagster_tests.products.test_series import FIXED
 from thess_agg_dagster_tests.rasters import noise, read
 
@@ -258,3 +259,22 @@ def test_without_stac_there_are_no_indices_but_those_that_stand_stay_true(two: S
     assert two.lake.tile_indices() == []
     assert not two.lake.series_parquet.exists()
     assert somebodys.exists()
+
+
+@in_folder_and_bucket
+def test_composites_have_indices_of_their_own(small_lake: SmallLake, tmp_path: Path) -> None:
+    publish_all(small_lake)
+    for period in ("2023-04", "2023-05"):
+        assert compose(small_lake, period, stac=True).attempt.status == "success"
+    small_lake.tables(**ASKED)
+    shelf = small_lake.lake.composites
+    assert names(shelf) == {"B04", "B08", "SCL", "count"}
+    assert names(small_lake.lake) == set()  # timestamps were published without items
+    for band in ("B04", "SCL"):
+        pixels, profile = opened(shelf, band)
+        np.testing.assert_array_equal(pixels, layered(shelf, ["2023-04", "2023-05"], band, profile))
+    pixels, profile = opened(shelf, "B04", FILTER="datetime < '2023-05-01'")
+    np.testing.assert_array_equal(pixels, layered(shelf, ["2023-04"], "B04", profile))
+    copy = tmp_path / "series.parquet"
+    copy.write_bytes(shelf.series_parquet.read_bytes())
+    assert list(gpd.read_parquet(copy)["id"]) == ["2023-04", "2023-05"]

@@ -34,3 +34,11 @@ def test_every_month_has_its_place() -> None:
     ]
     expected = [colours.get(month, GREY) for month in months_until("2023-04")]
     assert [tuple(map(int, cell)) for cell in found] == expected
+
+
+def test_it_fits_the_dialog_of_the_ui_and_rows_are_as_tall_as_its_pictures() -> None:
+    wide, tall = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (3000, 600), "red").save(wide, "PNG")
+    Image.new("RGB", (600, 3000), "red").save(tall, "PNG")
+    assert year_at_a_glance({"2023-04": wide.getvalue()}).size == (1044, 3 * (51 + 22) + 2 * 8)
+    assert year_at_a_glance({"2023-04": tall.getvalue()}).size == (1044, 3 * (255 + 22) + 2 * 8)

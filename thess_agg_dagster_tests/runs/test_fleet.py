@@ -96,7 +96,7 @@ def read_list(services: Fleet) -> None:
 
 
 def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, services: Fleet) -> None:
-    lake, given, keys = small_lake.lake, environment(small_lake), timestamps(24)
+    lake, given, keys = small_lake.lake, environment(small_lake), timestamps(14)
     ids = {key: add_timestamp(small_lake, key, number) for number, key in enumerate(keys)}
     services.start_dagster("workspace.yaml", {ONLY_LAKE: given}, LAUNCHING)
     services.start_worker("one", given)
@@ -112,7 +112,7 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
     def work_of_two() -> list[dg.DagsterRun]:
         return [run for run in services.runs(STARTED) if executed_in(run) in pids_of(two)]
 
-    services.wait_until(lambda: succeeded() >= 4)
+    services.wait_until(lambda: succeeded() >= 2)
     lost: list[dg.DagsterRun] = []
     while not lost:  # a run may end just before the kill
         services.wait_until(lambda: bool(work_of_two()))
@@ -121,9 +121,9 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
         lost = [run for run in doomed if services.status(run.run_id) == STARTED]
         two = services.start_worker("two", given)
 
-    services.wait_until(lambda: succeeded() >= 9)
+    services.wait_until(lambda: succeeded() >= 5)
     services.restart_redis()
-    services.wait_until(lambda: succeeded() >= 14)
+    services.wait_until(lambda: succeeded() >= 8)
     services.wait_until(lambda: bool(services.runs(STARTED)))
     services.restart_postgres(signal.SIGQUIT)  # "immediate": nobody is told, and it recovers when it starts
 
@@ -231,7 +231,7 @@ def test_two_lakes_share_a_fleet(small_lake: SmallLake, services: Fleet) -> None
     """The same timestamps in both, launched by the sensors of each: every run finds its own workers."""
     lakes = {"crete": small_lake, "thrace": SmallLake(small_lake.root.with_name("thrace"), small_lake.instance)}
     given = {name: environment(lake, THESS_LAKE=name) for name, lake in lakes.items()}
-    keys, ids = timestamps(5), {}
+    keys, ids = timestamps(3), {}
     for number, (name, lake) in enumerate(lakes.items()):
         ids[name] = {key: add_timestamp(lake, key, 10 * number + index) for index, key in enumerate(keys)}
         lake.list_rows(*ids[name].items())

@@ -17,7 +17,7 @@ from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.time_serie import read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.period.plan import identify_mosaics
+from thess_agg_dagster.period.freshness import identify_mosaics
 from thess_agg_dagster.products.series import open_series
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.timestamp.freshness import changed_inputs, is_due

@@ -240,6 +240,37 @@ def test_every_defect_heals_in_one_command(
     assert not any(token in everything for token in archive.tokens)
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        '{"assets": ' + "[" * 200_000,
+        '{"bands": 5, "assets": {"B04": 5}}',
+        '{"properties": ["x"], "assets": ["x"]}',
+        "\0",
+    ],
+    ids=["deep", "number", "list", "no JSON"],
+)
+def test_a_catalogue_file_that_is_none_costs_its_own_timestamp_at_most(
+    small_lake: SmallLake, archive: Archive, item: str
+) -> None:
+    """In the whole command; the manifest has a cell longer than Python's csv module takes, too."""
+    lake = small_lake.lake
+    stray, lost = scene(FIRST, "T34TFL"), scene(SECOND, "T34TFL")
+    lake.scene_item(stray).parent.mkdir(parents=True)
+    lake.scene_item(stray).write_text(item)
+    manifest = lake.assets_manifest.read_text()
+    lake.assets_manifest.write_text(f"{manifest}{stray}_2,{'x' * 131_073},,,,,\n")
+    for scene_id in (stray, lost):
+        lake.tile(scene_id, "B04").unlink()
+    result = invoke("--data-lake", str(small_lake.root), "--download-from", archive.url)
+    assert isinstance(result.exception, SystemExit | None), result.output
+    found = small_lake.tables_on_disk()["status"].set_index("timestamp")
+    assert found.loc[SECOND, "status"] == "success", result.output
+    assert "Traceback" not in result.output
+    if found.loc[FIRST, "status"] != "success":
+        assert str(lake.scene_item(stray)) in str(found.loc[FIRST, "message"])
+
+
 def test_what_cannot_be_fetched_is_told_with_the_reason(small_lake: SmallLake, archive: Archive) -> None:
     small_lake.read_list()
     tile = small_lake.lake.tile(scene(FIRST, "T34TFL"), "B08")

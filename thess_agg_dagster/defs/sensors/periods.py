@@ -15,7 +15,7 @@ from thess_agg_dagster.defs.sensors.common import Tick, concerns, newest_of, req
 from thess_agg_dagster.lake.periods import QUARTER, period_of, periods_of
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.period.plan import identify_period, is_current
+from thess_agg_dagster.period.freshness import identify_period, is_current
 from thess_agg_dagster.runs.instance import UNFINISHED
 from thess_agg_dagster.timestamp.freshness import together
 

@@ -10,7 +10,7 @@ import dagster as dg
 from thess_agg_dagster.audit import telling
 from thess_agg_dagster.audit.event_log import first_sight
 from thess_agg_dagster.audit.tables import COLUMNS, EVENTS_UP_TO, TABLES_DIGEST, newest_event, tables_digest
-from thess_agg_dagster.defs.jobs import due_in
+from thess_agg_dagster.defs.jobs import DUE, DUE_PERIODS, due_in
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.defs.sensors.common import Tick, concerns, digest_of, newest_of, sensor_of
 from thess_agg_dagster.runs.instance import CAUSE, PARENT, UNFINISHED, fail_abandoned_runs
@@ -38,7 +38,21 @@ def missing_or_failed_sensor_of(definition: LakeDefinition) -> dg.SensorDefiniti
         target=[definition.keys.time_serie, definition.keys.aggregated],
         needs=set(),
         seconds=min(definition.pace.seconds, 5),  # somebody waits, and it asks for one event
-        description=f"Launches what a run of the job `{job}` found to be due, with the parameters of that run.",
+        description=f"Launches the timestamps that a run of the job `{job}` found to be due, with the parameters of that run.",
+    )
+
+
+def missing_or_failed_periods_sensor_of(definition: LakeDefinition) -> dg.SensorDefinition:
+    """A sensor of its own: Dagster takes no assets of different partitions as the target of one."""
+    job = definition.named("missing_or_failed")
+    return sensor_of(
+        definition,
+        "missing_or_failed_periods_sensor",
+        _missing_or_failed_periods,
+        target=[definition.keys.composites],
+        needs=set(),
+        seconds=min(definition.pace.seconds, 5),
+        description=f"Launches the periods that a run of the job `{job}` found to be due, with the parameters of that run.",
     )
 
 
@@ -75,9 +89,23 @@ def _latest_failure(instance: dg.DagsterInstance, definition: LakeDefinition) ->
 
 
 def _missing_or_failed(context: dg.SensorEvaluationContext, definition: LakeDefinition) -> Tick:
+    return _launch_found(context, definition, DUE, definition.keys.aggregated, definition.keys.timestamps)
+
+
+def _missing_or_failed_periods(context: dg.SensorEvaluationContext, definition: LakeDefinition) -> Tick:
+    return _launch_found(context, definition, DUE_PERIODS, definition.keys.composites, definition.keys.periods)
+
+
+def _launch_found(
+    context: dg.SensorEvaluationContext,
+    definition: LakeDefinition,
+    what: str,
+    asset: dg.AssetKey,
+    partitions: dg.DynamicPartitionsDefinition,
+) -> Tick:
     keys = definition.keys
     found = next(iter(context.instance.fetch_observations(keys.report, limit=1).records), None)
-    due = due_in(found)
+    due = due_in(found, what)
     cursor = json.loads(context.cursor) if context.cursor else {}
     done = cursor.get("done", 0) if found and cursor.get("found") == found.storage_id else 0
     if not found or done >= len(due):
@@ -87,17 +115,16 @@ def _missing_or_failed(context: dg.SensorEvaluationContext, definition: LakeDefi
     tags = {CAUSE: "missing or failed", PARENT: found.run_id}
     now = due[done : done + definition.pace.most_runs]
     requests = [
-        dg.RunRequest(f"{found.run_id} {key}", config, tags, partition_key=key, asset_selection=[keys.aggregated])
-        for key in now
+        dg.RunRequest(f"{found.run_id} {key}", config, tags, partition_key=key, asset_selection=[asset]) for key in now
     ]
-    if not done:  # the list is shown, and the report follows
+    if asset == keys.aggregated and not done:  # the list is shown, and the report follows
         requests.insert(0, dg.RunRequest(f"{found.run_id} list", config, tags, asset_selection=[keys.time_serie]))
-    registered = set(context.instance.get_dynamic_partitions(str(keys.timestamps.name)))
+    registered = set(context.instance.get_dynamic_partitions(str(partitions.name)))
     new = [key for key in now if key not in registered]
     return dg.SensorResult(
         run_requests=requests,
-        dynamic_partitions_requests=[keys.timestamps.build_add_request(new)] if new else [],
-        asset_events=[first_sight(keys, key) for key in new],
+        dynamic_partitions_requests=[partitions.build_add_request(new)] if new else [],
+        asset_events=[first_sight(keys, key) for key in new] if asset == keys.aggregated else [],
         cursor=json.dumps({"found": found.storage_id, "done": done + len(now)}),
     )
 
