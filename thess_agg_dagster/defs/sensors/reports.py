@@ -37,7 +37,7 @@ def missing_or_failed_sensor_of(definition: LakeDefinition) -> dg.SensorDefiniti
         _missing_or_failed,
         target=[definition.keys.time_serie, definition.keys.aggregated],
         needs=set(),
-        seconds=min(definition.pace.seconds, 5),  # somebody waits, and it asks for one event
+        seconds=definition.pace.found_seconds,
         description=f"Launches the timestamps that a run of the job `{job}` found to be due, with the parameters of that run.",
     )
 
@@ -51,7 +51,7 @@ def missing_or_failed_periods_sensor_of(definition: LakeDefinition) -> dg.Sensor
         _missing_or_failed_periods,
         target=[definition.keys.composites],
         needs=set(),
-        seconds=min(definition.pace.seconds, 5),
+        seconds=definition.pace.found_seconds,
         description=f"Launches the periods that a run of the job `{job}` found to be due, with the parameters of that run.",
     )
 
