@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from thess_agg_dagster_tests.lakes_project import environment_of, write_project
+from thess_agg_dagster_tests.lakes_project import environment_of, write_lake, write_project
 from thess_agg_dagster_tests.processes import run
 from thess_agg_dagster_tests.runs.test_dagster_dev import Ui, dagster_dev_in
 
@@ -33,8 +33,9 @@ def main(numbers: list[int]) -> None:
 
 
 def row(number: int, folder: Path) -> str:
-    names = [f"lake_{each}" for each in range(number)]
-    project = write_project(folder / "project", **{name: {"name": name, "root": name} for name in names})
+    project = write_project(folder / "project")
+    for name in (f"lake_{each}" for each in range(number)):
+        write_lake(project, name, {"name": name, "root": name})
     home = folder / "home"
     home.mkdir()
     with as_file(files("thess_agg_dagster") / "dagster.yaml") as settings:

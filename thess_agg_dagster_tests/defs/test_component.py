@@ -29,7 +29,7 @@ from thess_agg_dagster.runs.instance import BATCH, CAUSE
 from thess_agg_dagster.storage import fingerprints
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake, scene
 from thess_agg_dagster_tests.lakes_project import MODULE, environment_of, write_lake, write_project
-from thess_agg_dagster_tests.processes import statuses
+from thess_agg_dagster_tests.processes import run, statuses
 from thess_agg_dagster_tests.test_docs import blocks
 
 CRETE, THRACE = LakeKeys("crete"), LakeKeys("thrace")
@@ -104,6 +104,11 @@ def test_each_lake_makes_its_own_mosaics_and_tables(defs: dg.Definitions, lakes:
     assert statuses(crete.lake) == {FIRST: "success"}
     assert statuses(thrace.lake) == {FIRST: "failed_missing_inputs", SECOND: "success"}
     assert {key.path[0] for key in instance.all_asset_keys()} == {"crete", "thrace"}
+    # The command knows the same lake by its name.
+    home = instance.root_directory
+    command = ("thess_agg_dagster", "--bands", "B04", "--dtype", "float32")
+    done = run(*command, THESS_LAKE="crete", DATA_LAKE=str(crete.root), DAGSTER_HOME=home)
+    assert "1 timestamps, 1 unchanged and skipped" in done.stdout, done.stderr
 
 
 def test_sensors_launch_only_their_own(
