@@ -1,4 +1,4 @@
-"""Memory of one Dagster with several lakes in YAML: ``python -m benchmarks.lakes 1 20``.
+"""What one Dagster with several lakes in YAML takes: ``python -m benchmarks.lakes 1 20``.
 
 The lakes are empty: this is what each costs before there is anything to look at.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from thess_agg_dagster_tests.lakes_project import environment_of, write_project
+from thess_agg_dagster_tests.lakes_project import environment_of, write_lake, write_project
 from thess_agg_dagster_tests.processes import run
 from thess_agg_dagster_tests.runs.test_dagster_dev import Ui, dagster_dev_in
 
@@ -25,16 +25,17 @@ SECONDS = 90
 
 
 def main(numbers: list[int]) -> None:
-    print("| lakes | until the UI answers | " + " | ".join(PROCESSES) + " |")
-    print("|---|---" + "|---" * len(PROCESSES) + "|")
+    print("| lakes | until the UI answers | " + " | ".join(PROCESSES) + " | ticks | CPU |")
+    print("|---|---" + "|---" * len(PROCESSES) + "|---|---|")
     for number in numbers:
         with tempfile.TemporaryDirectory() as folder:
             print(row(number, Path(folder)), flush=True)
 
 
 def row(number: int, folder: Path) -> str:
-    names = [f"lake_{each}" for each in range(number)]
-    project = write_project(folder / "project", **{name: {"name": name, "root": name} for name in names})
+    project = write_project(folder / "project")
+    for name in (f"lake_{each}" for each in range(number)):
+        write_lake(project, name, {"name": name, "root": name})
     home = folder / "home"
     home.mkdir()
     with as_file(files("thess_agg_dagster") / "dagster.yaml") as settings:
@@ -43,9 +44,24 @@ def row(number: int, folder: Path) -> str:
     started = time.perf_counter()
     with dagster_dev_in(project, folder, environment_of(project, home)) as ui:
         up = time.perf_counter() - started
+        ticks, seconds = ticks_of(ui), cpu_seconds(ui)
         time.sleep(SECONDS)
         used = [f"{megabytes(ui, name):.0f} MB" for name in PROCESSES.values()]
+        used.append(f"{(ticks_of(ui) - ticks) / SECONDS:.1f} a second")
+        used.append(f"{(cpu_seconds(ui) - seconds) / SECONDS:.0%} of a core")
     return " | ".join([f"| {number}", f"{up:.1f} s", *used]) + " |"
+
+
+def ticks_of(ui: Ui) -> int:
+    """How often sensors have looked so far."""
+    states = ui.instance.all_instigator_state()
+    return sum(len(ui.instance.get_ticks(state.instigator_origin_id, state.selector_id)) for state in states)
+
+
+def cpu_seconds(ui: Ui) -> float:
+    """Of all processes."""
+    below = psutil.Process(ui.process.pid).children(recursive=True)
+    return sum(sum(each.cpu_times()[:2]) for each in below)
 
 
 def megabytes(ui: Ui, name: str) -> float:

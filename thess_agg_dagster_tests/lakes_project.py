@@ -33,16 +33,27 @@ import dagster as dg
 
 defs = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
 """
+# As `create-dagster` writes it.
+_LAZY = """
+from pathlib import Path
+
+from dagster import definitions, load_from_defs_folder
 
 
-def write_project(folder: Path, **lakes: Mapping[str, Any]) -> Path:
-    """Write a project with these lakes, each by the attributes in its ``defs.yaml``."""
+@definitions
+def defs():
+    return load_from_defs_folder(path_within_project=Path(__file__).parent)
+"""
+
+
+def write_project(folder: Path, *, lazy: bool = False, **lakes: Mapping[str, Any]) -> Path:
+    """Write a project with these lakes, each by the attributes in its ``defs.yaml``; with ``lazy``, a function loads them."""
     package = folder / "lakes_project"
     (package / "defs").mkdir(parents=True)
     for path in (package, package / "defs"):
         (path / "__init__.py").touch()
     (folder / "pyproject.toml").write_text(_SETTINGS)
-    (package / "definitions.py").write_text(_DEFINITIONS)
+    (package / "definitions.py").write_text(_LAZY if lazy else _DEFINITIONS)
     for name, attributes in lakes.items():
         write_lake(folder, name, attributes)
     return folder

@@ -173,7 +173,8 @@ class ThessLake(dg.Component, dg.Model, dg.Resolvable):
                 owners=self.owners,
                 list_max_age=timedelta(hours=self.list_max_age_hours) if self.list_max_age_hours else None,
                 timestamps_per_run=None if self.timestamps_per_run == "all" else self.timestamps_per_run,
-                pace=Pace(self.sensor_seconds),
+                # One pace for all its sensors: where there are many lakes, nobody waits for each.
+                pace=Pace(self.sensor_seconds, found_seconds=self.sensor_seconds),
                 among_others=bool(self.name),
             )
         )

@@ -17,6 +17,7 @@ from thess_agg_dagster.keys import HERE
 def lake_of_environment(environment: Mapping[str, str] = os.environ) -> LakeDefinition:
     """The lake of this process. Raises ``ValueError`` for what cannot be used."""
     owners = environment.get("THESS_OWNERS", "").split(",")
+    seconds = _sensor_seconds(environment.get("THESS_SENSOR_SECONDS", "").strip() or "30")
     return LakeDefinition(
         HERE,
         DataLakeIOManager.from_environment(environment),
@@ -25,7 +26,7 @@ def lake_of_environment(environment: Mapping[str, str] = os.environ) -> LakeDefi
         owners=[owner for part in owners if (owner := part.strip())],
         list_max_age=_list_max_age(environment.get("THESS_LIST_MAX_AGE_HOURS", "").strip()),
         timestamps_per_run=_timestamps_per_run(environment.get("THESS_TIMESTAMPS_PER_RUN", "").strip() or "1"),
-        pace=Pace(_sensor_seconds(environment.get("THESS_SENSOR_SECONDS", "").strip() or "30")),
+        pace=Pace(seconds, found_seconds=min(seconds, 5)),
     )
 
 

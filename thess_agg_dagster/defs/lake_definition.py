@@ -21,6 +21,8 @@ class Pace:
 
     seconds: int = 30
     """Between two looks of most sensors."""
+    found_seconds: int = 5
+    """Between two looks for what a job found: somebody waits, and it asks for one event."""
     settle_seconds: float = 5
     """A file that changed less than this ago may still be in the making."""
     most_runs: int = 500

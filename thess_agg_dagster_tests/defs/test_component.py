@@ -29,7 +29,7 @@ from thess_agg_dagster.runs.instance import BATCH, CAUSE
 from thess_agg_dagster.storage import fingerprints
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake, scene
 from thess_agg_dagster_tests.lakes_project import MODULE, environment_of, write_lake, write_project
-from thess_agg_dagster_tests.processes import statuses
+from thess_agg_dagster_tests.processes import run, statuses
 from thess_agg_dagster_tests.test_docs import blocks
 
 CRETE, THRACE = LakeKeys("crete"), LakeKeys("thrace")
@@ -104,6 +104,11 @@ def test_each_lake_makes_its_own_mosaics_and_tables(defs: dg.Definitions, lakes:
     assert statuses(crete.lake) == {FIRST: "success"}
     assert statuses(thrace.lake) == {FIRST: "failed_missing_inputs", SECOND: "success"}
     assert {key.path[0] for key in instance.all_asset_keys()} == {"crete", "thrace"}
+    # The command knows the same lake by its name.
+    home = instance.root_directory
+    command = ("thess_agg_dagster", "--bands", "B04", "--dtype", "float32")
+    done = run(*command, THESS_LAKE="crete", DATA_LAKE=str(crete.root), DAGSTER_HOME=home)
+    assert "1 timestamps, 1 unchanged and skipped" in done.stdout, done.stderr
 
 
 def test_sensors_launch_only_their_own(
@@ -171,6 +176,20 @@ def test_a_run_of_several_timestamps_stays_in_its_lake(
     assert {key: each.attempt.status for key, each in found.items()} == {FIRST: "success", SECOND: "success"}
     assert len(instance.get_runs(dg.RunsFilter(tags={CAUSE: BATCH}))) == 2
     assert latest_attempts(instance, CRETE.aggregated) == {}
+
+
+def test_an_asset_of_the_same_project_reads_mosaics(defs: dg.Definitions, lakes: tuple[SmallLake, SmallLake]) -> None:
+    @dg.asset(ins={"mosaics": dg.AssetIn(CRETE.aggregated)}, partitions_def=CRETE.timestamps)
+    def seen(mosaics):  # type: ignore[no-untyped-def]
+        return dg.MaterializeResult(metadata={"path": str(mosaics.paths["B04"])})
+
+    both = dg.Definitions.merge(defs, dg.Definitions([seen]))
+    for asset, partition in ((CRETE.time_serie, None), (CRETE.aggregated, FIRST), (seen.key, FIRST)):
+        assert run_asset(both, lakes[0].instance, asset, partition).success
+    event = lakes[0].instance.get_latest_materialization_event(seen.key)
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["path"].value == str(lakes[0].lake.mosaic(FIRST, "B04"))
 
 
 def test_what_each_lake_is_given(defs: dg.Definitions) -> None:

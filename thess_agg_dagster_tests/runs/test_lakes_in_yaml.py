@@ -26,7 +26,7 @@ def test_sensors_backfills_and_runs_find_their_lake(tmp_path: Path) -> None:
     settings["run_launcher"]["config"] = {"modules": [MODULE]}
     (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
     project = write_project(
-        tmp_path / "project",
+        tmp_path / "project", lazy=True,
         crete={"name": "crete", "root": str(tmp_path / "crete"), "sensor_seconds": 5, "params": {"bands": ["B04"]}},
         thrace={
             "name": "thrace", "root": str(tmp_path / "thrace"), "sensor_seconds": 5, "timestamps_per_run": 2,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.code_pointer import CodePointer, FileCodePointer, ModuleCodePointer
+from dagster._core.code_pointer import AutoloadDefsModuleCodePointer, CodePointer, FileCodePointer, ModuleCodePointer
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import (
     CodeLocationOrigin,
@@ -40,6 +40,21 @@ def run(pointer: CodePointer, location: CodeLocationOrigin, executable: str = sy
 def test_a_run_of_these_definitions_here() -> None:
     assert pointer_of(run(OURS, HERE)) == OURS
     assert pointer_of(run(OURS, HERE, str(Path(sys.executable).with_name("python3")))) == OURS
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        ModuleCodePointer("lakes.definitions", "defs"),
+        AutoloadDefsModuleCodePointer(module="lakes.defs", working_directory="/somewhere"),
+    ],
+)
+def test_a_run_of_a_module_that_is_named(pointer: CodePointer) -> None:
+    """Whatever its code location is called: its lakes are in its YAML."""
+    location = GrpcServerCodeLocationOrigin("localhost", socket="/tmp/x", location_name="lakes")
+    assert pointer_of(run(pointer, location), ["lakes.definitions", "lakes.defs"]) == pointer
+    assert pointer_of(run(pointer, location), ["someone.definitions"]) is None
+    assert pointer_of(run(OURS, location), ["lakes.definitions"]) is None
 
 
 @pytest.mark.parametrize(

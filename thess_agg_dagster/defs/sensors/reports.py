@@ -52,7 +52,7 @@ def _launcher_of(
         tick,
         target=target,
         needs=set(),
-        seconds=min(definition.pace.seconds, 5),  # somebody waits, and it asks for one event
+        seconds=definition.pace.found_seconds,
         description=f"Launches what a run of the job `{job}` found to be due of {assets}, with the parameters of that run.",
     )
 
