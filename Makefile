@@ -7,7 +7,7 @@ DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 # An image that forbids bytecode has every process compile what it imports, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac everything debian screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
+.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac test-azure everything debian azurite screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
 
 demo: .venv/run  ## aggregate a small sample lake and show the result
 	@$(BIN)/python -m thess_agg_dagster demo $(SAMPLE)
@@ -31,12 +31,19 @@ test-strace: everything  ## test power cuts, and faults at every system call
 test-stac: everything  ## test searches of a real STAC API
 	$(BIN)/python -m pytest -m stac -n 0
 
-everything:  ## set up the virtual environment and install the Debian packages, at the same time
-	@$(MAKE) --no-print-directory --jobs=2 .venv/ready debian
+test-azure: everything  ## test lakes in Azure's blob storage, as Azurite plays it
+	$(BIN)/python -m pytest -m azure -n 0
 
-debian:  ## install the Debian packages that these need, as root: chromium, postgresql with PostGIS, redis-server, strace
-	command -v chromium >/dev/null && command -v redis-server >/dev/null && command -v strace >/dev/null && ls /usr/share/postgresql/*/extension/postgis.control >/dev/null \
-	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium postgresql-postgis redis-server strace)
+everything:  ## set up the virtual environment and install what is not from Python, at the same time
+	@$(MAKE) --no-print-directory --jobs=2 .venv/ready debian azurite
+
+azurite: .venv/node_modules/azurite
+.venv/node_modules/azurite: | debian
+	npm install --prefix .venv --silent --no-audit --no-fund --ignore-scripts azurite@3.37.0
+
+debian:  ## install the Debian packages that these need, as root: chromium, npm, postgresql with PostGIS, redis-server, strace
+	command -v chromium >/dev/null && command -v npm >/dev/null && command -v redis-server >/dev/null && command -v strace >/dev/null && ls /usr/share/postgresql/*/extension/postgis.control >/dev/null \
+	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium npm postgresql-postgis redis-server strace)
 
 screenshots: everything  ## test the UI and update the pictures in README and docs
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0

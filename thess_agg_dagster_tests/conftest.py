@@ -77,7 +77,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("THESS_", "DAGSTER_", "DATA_LAKE", "AWS_"))]:
+    ours = ("THESS_", "DAGSTER_", "DATA_LAKE", "AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
+    for name in [name for name in os.environ if name.startswith(ours)]:
         monkeypatch.delenv(name)
 
 
@@ -329,14 +330,27 @@ def s3_server(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
-def in_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own for temporary files, with a name short enough for sockets (whose own folder stays)."""
     multiprocessing.util.get_temp_dir()
-    scratch = tempfile.mkdtemp(prefix="t-")
-    monkeypatch.setattr(tempfile, "tempdir", scratch)
-    monkeypatch.setenv("TMPDIR", scratch)
-    yield s3_server
-    shutil.rmtree(scratch, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix="t-")
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    monkeypatch.setenv("TMPDIR", folder)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def in_bucket(s3_server: S3Server, scratch: None) -> S3Server:
+    return s3_server
+
+
+@pytest.fixture
+def new_bucket(in_bucket: S3Server) -> str:
+    """The address of an empty bucket."""
+    name = f"lake-{uuid.uuid4().hex}"
+    make_bucket(in_bucket, name)
+    return f"s3://{name}"
 
 
 @pytest.fixture
@@ -347,8 +361,6 @@ def small_lake(
     shutil.copytree(_empty_instance, home)
     root = tmp_path / "lake"
     if lake_kind == "bucket":
-        name = f"lake-{uuid.uuid4().hex}"
-        make_bucket(request.getfixturevalue("in_bucket"), name)
-        root = lake_path(f"s3://{name}/some/where")
+        root = lake_path(f"{request.getfixturevalue('new_bucket')}/some/where")
     with _open_instance(home) as instance:
         yield SmallLake(root, instance)

@@ -152,8 +152,8 @@ S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_D
 
 
 @dataclass
-class S3Server:
-    """A running S3 API server: its address, what it was asked for (method and path), and what goes wrong next.
+class StoreServer:
+    """A running server of an object store's API: its address, what it was asked for (method and path), and what goes wrong next.
 
     A fault is a method, a pattern of path and query, a status and how often it is answered instead.
     """
@@ -170,6 +170,10 @@ class S3Server:
                 self.faults[number] = (verb, pattern, status, times - 1)
                 return status
         return None
+
+
+class S3Server(StoreServer):
+    """One that speaks S3."""
 
 
 @contextmanager

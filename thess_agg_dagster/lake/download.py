@@ -1,6 +1,7 @@
 """Downloads: one file from an allowed source, completely or not at all.
 
-Sources are ``https`` (with a bearer token from an OAuth2 token endpoint, if configured), ``s3``, ``gs`` and ``file``.
+Sources are ``https`` (with a bearer token from an OAuth2 token endpoint, if configured), ``s3``, ``gs``, ``az`` and
+``file``.
 Interrupted downloads resume where they stopped; requests that a server refuses are not repeated.
 """
 
@@ -10,6 +11,7 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
@@ -26,7 +28,7 @@ from thess_agg_dagster.lake.download_policy import (
     shown,
     unchanged,
 )
-from thess_agg_dagster.storage.paths import open_file
+from thess_agg_dagster.storage.paths import as_os_errors, lake_path, open_file
 
 # What is lost of a connection that breaks, at most.
 _PIECE = 2**16
@@ -169,20 +171,20 @@ class HttpTransfer(_Transfer):
 
 class _StoreTransfer(_Transfer):
     def go_on(self) -> None:
-        import fsspec  # with s3fs or gcsfs, which take long to import
-
-        scheme, _, path = self.href.partition("://")
+        path = self.href.partition("://")[2]
         try:
-            system = fsspec.filesystem(scheme)
+            place = lake_path(self.href)
         except ImportError as error:
             raise DownloadError(f"{shown(self.href)}: {error}") from None
         try:
-            size = system.info(path)["size"]
+            system = cast(Any, place).fs
             have = self._have
             with (
+                as_os_errors(place),
                 system.open(path, "rb", block_size=2**22, cache_type="readahead") as source,
                 self.target.open("ab") as file,
             ):
+                size = source.size
                 source.seek(have)
                 while piece := source.read(2**22):
                     file.write(piece)

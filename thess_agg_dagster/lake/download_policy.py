@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import requests
 
 #: Object stores, read with the machine's own credentials.
-STORES = ("s3", "gs")
+STORES = ("s3", "gs", "az")
 #: A server that asks for a longer wait, in seconds, is not asked again.
 LONGEST_WAIT = 300.0
 
@@ -36,8 +36,8 @@ class RetryError(DownloadError):
 class DownloadPolicy:
     """Where files may come from, and how they are requested.
 
-    ``allowed`` are hosts (``host`` or ``host:port``, for ``https``), ``http://host:port``, ``s3://bucket/prefix``,
-    ``gs://bucket/prefix`` and ``file:///folder``. No other source is contacted first, and only these hosts get the
+    ``allowed`` are hosts (``host`` or ``host:port``, for ``https``), ``http://host:port``, ``s3://bucket/prefix``
+    (or ``gs://``, ``az://``) and ``file:///folder``. No other source is contacted first, and only these hosts get the
     token. A redirect may lead to another host by ``https``, if its address is public.
     """
 

@@ -7,10 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from thess_agg_dagster.storage.errors import http_status
 from thess_agg_dagster.storage.paths import as_os_errors, is_remote
 
 # HTTP: another request of the same time was first; the condition does not hold.
 _REFUSED = (409, 412)
+# What conditions name, as the stores' libraries call it.
+_VERSIONS = ("generation", "ETag", "etag")
 
 
 def version_of(path: Path) -> str | None:
@@ -19,7 +22,7 @@ def version_of(path: Path) -> str | None:
         return None
     with suppress(FileNotFoundError), as_os_errors(path):
         info = cast(Any, path).fs.info(cast(Any, path).path)
-        return str(info.get("ETag") or info.get("etag") or "")
+        return next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
     return None
 
 
@@ -28,43 +31,42 @@ def put_if(path: Path, data: bytes, version: str | None) -> bool:
 
     A store without conditional writes always writes it. Raises ``OSError``.
     """
-    store, where = cast(Any, path).fs, cast(Any, path).path
     try:
         with as_os_errors(path):
-            if cast(Any, path).protocol in ("gs", "gcs") and version and version_of(path) != version:
-                return False  # its library has no condition for this: we can but look first
-            store.pipe_file(where, data, **_condition(cast(Any, path).protocol, version))
+            _put(cast(Any, path), data, version)
     except (FileExistsError, FileNotFoundError):
         return False
     except OSError as error:
         if error.errno == errno.ENOSYS:
-            store.pipe_file(where, data)
-        elif (status := _status(error)) in _REFUSED:
+            cast(Any, path).fs.pipe_file(cast(Any, path).path, data)
+        elif (status := http_status(error)) in _REFUSED:
             return False
-        elif status in (401, 403):
+        elif status == 401:
             raise PermissionError(errno.EACCES, str(error), str(path)) from error
         else:
             raise
     return True
 
 
-def _condition(protocol: str, version: str | None) -> dict[str, Any]:
-    """As the store's library calls it."""
-    if protocol in ("s3", "s3a"):
-        return {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-    if version is None:
-        return {"mode": "create"}
-    if protocol in ("az", "abfs", "abfss", "adl"):
+def _put(remote: Any, data: bytes, version: str | None) -> None:
+    """With the condition, as the store's library calls it."""
+    condition: dict[str, Any] = {"mode": "create"}
+    if remote.protocol in ("s3", "s3a"):
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+    elif version is not None and remote.protocol in ("gs", "gcs"):
+        _put_generation(remote, data, int(version))
+        return
+    elif version is not None:
         from azure.core import MatchConditions  # what adlfs is built on
 
-        return {"etag": version, "match_condition": MatchConditions.IfNotModified}
-    return {}
+        condition = {"etag": version, "match_condition": MatchConditions.IfNotModified}
+    remote.fs.pipe_file(remote.path, data, **condition)
 
 
-def _status(error: BaseException) -> int | None:
-    """The HTTP status in an error, as botocore and azure store it."""
-    cause = error.__cause__
-    response = getattr(cause, "response", None)
-    if isinstance(response, dict):
-        return cast(int | None, response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    return getattr(cause, "status_code", None)
+def _put_generation(remote: Any, data: bytes, generation: int) -> None:
+    """By Google's own library, since gcsfs has conditions for new objects only."""
+    from google.cloud.storage import Client
+
+    bucket, _, name = remote.path.partition("/")
+    blob = Client(project=None, credentials=remote.fs.credentials.credentials).bucket(bucket).blob(name)
+    blob.upload_from_string(data, "application/octet-stream", if_generation_match=generation)

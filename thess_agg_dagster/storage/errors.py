@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import cast
 
 _TRANSIENT = frozenset(
     {
@@ -42,6 +43,18 @@ def is_transient(error: BaseException) -> bool:
             return True
         chain = chain.__cause__
     return False
+
+
+def http_status(error: BaseException) -> int | None:
+    """The HTTP status in an error of a store's library (botocore, azure, google), or in that error's cause."""
+    for each in (error, error.__cause__):
+        response = getattr(each, "response", None)
+        if isinstance(response, dict):
+            return cast(int | None, response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for name in ("status_code", "code"):
+            if isinstance(status := getattr(each, name, None), int):
+                return int(status)
+    return None
 
 
 def first_line(error: BaseException) -> str:

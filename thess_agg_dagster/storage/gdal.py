@@ -71,20 +71,29 @@ def may_misjudge(path: File) -> bool:
 
 
 def tell_all_of_the_endpoint() -> None:
-    """Set GDAL's endpoint outside :func:`store_env`, too, and permanently: for files opened later on other threads
+    """Set GDAL's endpoints outside :func:`store_env`, too, and permanently: for files opened later on other threads
     (dask)."""
     for name, value in _endpoint().items():
         os.environ.setdefault(name, value)
 
 
 def _endpoint() -> dict[str, str]:
-    """The endpoint that other libraries know as ``AWS_ENDPOINT_URL``, in GDAL's words; what is said in those counts."""
-    url = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-    if not url.netloc:
-        return {}
+    """What the environment tells the stores' own libraries, in GDAL's words; what is said in those counts."""
     found = {
-        "AWS_S3_ENDPOINT": url.netloc + url.path.rstrip("/"),
-        "AWS_HTTPS": "NO" if url.scheme == "http" else "YES",
-        "AWS_VIRTUAL_HOSTING": "FALSE",
+        theirs: os.environ[name]
+        for name, theirs in {
+            "AZURE_STORAGE_ACCOUNT_NAME": "AZURE_STORAGE_ACCOUNT",
+            "AZURE_STORAGE_ACCOUNT_KEY": "AZURE_STORAGE_ACCESS_KEY",
+        }.items()
+        if os.environ.get(name)
     }
+    url = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    if url.netloc:
+        found |= {
+            "AWS_S3_ENDPOINT": url.netloc + url.path.rstrip("/"),
+            "AWS_HTTPS": "NO" if url.scheme == "http" else "YES",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+        }
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+        found |= {"CPL_GS_ENDPOINT": emulator.rstrip("/") + "/", "GS_NO_SIGN_REQUEST": "YES"}
     return {name: os.environ.get(name, value) for name, value in found.items()}

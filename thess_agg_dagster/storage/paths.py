@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO, Any, BinaryIO, Protocol, TextIO, TypeAlias, cast
 
-from thess_agg_dagster.storage.errors import SystemFaultError
+from thess_agg_dagster.storage.errors import SystemFaultError, http_status
 
 # Bytes that travel at once, up or down.
 _PIECE = 8 * 2**20
@@ -63,8 +63,14 @@ def lake_path(text: str | Path) -> Path:
 
     # Listings are never kept: others put tiles there.
     options: dict[str, Any] = {"use_listings_cache": False}
-    if str(text).startswith("s3://"):
+    scheme = str(text).partition("://")[0]
+    if scheme in ("s3", "s3a"):
         options["default_block_size"] = _PIECE
+    elif scheme in ("gs", "gcs"):
+        # Its search for zonal buckets keeps a gRPC channel open, which does not survive the fork of a worker.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    elif scheme in ("az", "abfs", "abfss"):
+        options["blocksize"] = _PIECE
     return cast(Path, UPath(str(text).rstrip("/"), **options))
 
 
@@ -78,10 +84,14 @@ def as_os_errors(path: File) -> Iterator[None]:
     """Convert the exceptions of object stores' libraries to ``OSError``."""
     try:
         yield
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # of botocore, aiohttp, google.auth, ...
+    except Exception as error:  # of botocore, azure, aiohttp, google.auth, ...
         if not is_remote(path):
+            raise
+        # gcsfs says it in words only.
+        forbidden = http_status(error) == 403 or str(error).startswith("Forbidden: ")
+        if forbidden and not isinstance(error, PermissionError):
+            raise PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)}: {error}", str(path)) from error
+        if isinstance(error, OSError | ValueError):
             raise
         raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: {type(error).__name__}: {error}", str(path)) from error
 
@@ -203,9 +213,14 @@ def upload(file: Path, target: Path) -> None:
     """Upload a local file to a bucket, where it appears complete. Raises ``OSError``."""
     with as_os_errors(target):
         remote = cast(Any, target)
-        # Not ten pieces of 50 MB of it at once, which is the default: several files travel beside each other.
-        pieces = {"chunksize": _PIECE, "max_concurrency": 1} if remote.protocol in ("s3", "s3a") else {}
-        remote.fs.put_file(str(file), remote.path, **pieces)
+        remote.fs.put_file(str(file), remote.path, **_pieces(remote.protocol))
+
+
+def _pieces(protocol: str) -> dict[str, int]:
+    """One small piece at a time, not ten of 50 MB, which is a default: several files travel beside each other."""
+    if protocol in ("s3", "s3a"):
+        return {"chunksize": _PIECE, "max_concurrency": 1}
+    return {"chunksize": _PIECE} if protocol in ("gs", "gcs") else {"max_concurrency": 1}
 
 
 def link_or_copy(source: Path, target: Path) -> None:
