@@ -19,7 +19,10 @@ def seconds(command: Sequence[str], environment: Mapping[str, str] | None = None
 def peak_megabytes() -> float:
     """Peak memory of this process, or of the tool it ran. (VmHWM starts anew at exec; ru_maxrss does not.)"""
     tool = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    if tool:
-        return tool / 1000
+    return tool / 1000 if tool else own_peak_megabytes()
+
+
+def own_peak_megabytes() -> float:
+    """Peak memory of this process, whatever it ran."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 1000

@@ -7,9 +7,11 @@ Interrupted downloads resume where they stopped; requests that a server refuses 
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urljoin, urlsplit
@@ -44,13 +46,23 @@ class Downloader:
         self.policy = policy
         self.token = Token(policy) if policy.token_url else None
         self._connections = threading.BoundedSemaphore(policy.connections)
+        self._session: tuple[int, requests.Session] | None = None
+
+    @property
+    def session(self) -> requests.Session:
+        """Connections that stay open for the next request, without cookies; a process that was forked opens its own."""
+        if self._session is None or self._session[0] != os.getpid():
+            session = requests.Session()
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+            self._session = os.getpid(), session
+        return self._session[1]
 
     def fetch(self, href: str, target: Path, progress: Progress = lambda _: None) -> None:
         """Download ``href`` to ``target``. Raises :class:`DownloadError`; then ``target`` is missing or incomplete."""
         if not self.policy.allows(href):
             raise DownloadError(f"{shown(href)} is not among the allowed sources ({', '.join(self.policy.allowed)})")
         once = {**dict.fromkeys(STORES, _StoreTransfer), "file": _FileTransfer}.get(urlsplit(href).scheme, HttpTransfer)
-        transfer = once(self.policy, self.token, href, target, progress)
+        transfer = once(self, href, target, progress)
         target.unlink(missing_ok=True)
         self.run(transfer)
 
@@ -75,10 +87,9 @@ class Downloader:
 class _Transfer:
     """One file on its way; ``go_on`` continues where the last try stopped."""
 
-    def __init__(
-        self, policy: DownloadPolicy, token: Token | None, href: str, target: Path, progress: Progress
-    ) -> None:
-        self.policy, self.token, self.href, self.target, self.progress = policy, token, href, target, progress
+    def __init__(self, downloader: Downloader, href: str, target: Path, progress: Progress) -> None:
+        self.policy, self.token, self.session = downloader.policy, downloader.token, downloader.session
+        self.href, self.target, self.progress = href, target, progress
 
     def go_on(self) -> None:
         raise NotImplementedError
@@ -153,7 +164,7 @@ class HttpTransfer(_Transfer):
             if self.token is not None and self.policy.allows(url):
                 own["Authorization"] = f"Bearer {self.token.value()}"
             # `auth` keeps requests from looking for passwords in ~/.netrc.
-            answer = requests.get(
+            answer = self.session.get(
                 url, headers=own, auth=unchanged, stream=True, allow_redirects=False, timeout=self.policy.timeout
             )
             if not answer.is_redirect:

@@ -21,7 +21,7 @@ class _Range(HttpTransfer):
     """Some bytes of a file, kept in memory."""
 
     def __init__(self, downloader: Downloader, href: str, start: int, stop: int) -> None:
-        super().__init__(downloader.policy, downloader.token, href, Path(os.devnull), lambda _: None)
+        super().__init__(downloader, href, Path(os.devnull), lambda _: None)
         self.start, self.stop = start, stop
         self.data, self.size, self.etag = b"", 0, ""
 
