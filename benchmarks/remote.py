@@ -139,6 +139,7 @@ def make(root: Path, way: str, url: str, area: str) -> None:
 def third(tiles: list[Path]) -> str:
     """The middle third of the mosaic, from top to bottom."""
     grid = plan(tiles).grid
+    assert grid.crs is not None
     box = grid.boundingbox
     left, right = box.left + box.span_x / 3, box.right - box.span_x / 3
     ring = [(left, box.bottom), (right, box.bottom), (right, box.top), (left, box.top), (left, box.bottom)]

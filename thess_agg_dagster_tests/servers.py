@@ -39,6 +39,7 @@ class Archive:
     tokens: list[str] = field(default_factory=list)
     grants: list[str] = field(default_factory=list)
     forms: list[dict[str, list[str]]] = field(default_factory=list)
+    connections: int = 0
     busy: int = 0
     busiest: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -59,6 +60,10 @@ def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 def serving(archive: Archive) -> Iterator[Archive]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            archive.connections += 1
+            super().setup()
 
         def do_POST(self) -> None:
             form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
@@ -113,6 +114,20 @@ def test_no_more_connections_than_allowed(archive: Archive, tmp_path: Path) -> N
         thread.join()
     assert archive.busiest <= 2
     assert all((tmp_path / str(number)).read_bytes() == DATA for number in range(8))
+
+
+def test_a_connection_serves_many_requests_of_one_process(archive: Archive, tmp_path: Path) -> None:
+    one, arguments = downloader(archive), (f"{archive.url}/tile", tmp_path / "t")
+    one.fetch(*arguments)
+    one.fetch(*arguments)
+    assert archive.connections == 1
+    forked = multiprocessing.get_context("fork").Process(target=one.fetch, args=arguments)
+    forked.start()
+    forked.join()
+    assert (forked.exitcode, archive.connections) == (0, 2)
+    one.fetch(*arguments)
+    assert (tmp_path / "t").read_bytes() == DATA
+    assert archive.connections == 2
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------

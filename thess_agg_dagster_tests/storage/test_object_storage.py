@@ -23,7 +23,7 @@ from thess_agg_dagster.mosaic.tiles import TileError, inspect_tile
 from thess_agg_dagster.storage.errors import SystemFaultError
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name, store_env
-from thess_agg_dagster.storage.paths import is_remote, lake_path
+from thess_agg_dagster.storage.paths import is_remote, lake_path, names_in
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SECOND, SmallLake, scene
 from thess_agg_dagster_tests.processes import invoke, statuses
 from thess_agg_dagster_tests.rasters import noise, read, write_tile
@@ -103,7 +103,7 @@ def test_a_timestamp_is_what_its_manifest_names(ready: SmallLake, s3_server: S3S
     found = ready.aggregate(FIRST, bands=["B04", "B08"]).attempt
     # SCL, which was not asked for this time, is up to date and stays.
     run = ready.lake.published(FIRST).folder
-    assert run.name > before.folder.name
+    assert run != before.folder
     names = ["B04.tif", "B08.tif", "SCL.tif", "quicklook.jpg"]
     assert sorted(path.name for path in run.iterdir()) == names
     assert {path.name for path in run.parent.iterdir()} == {run.name, "manifest.json"}
@@ -120,6 +120,21 @@ def test_a_timestamp_is_what_its_manifest_names(ready: SmallLake, s3_server: S3S
     assert sorted(changes[:4]) == [("PUT", name) for name in names]
     assert changes[4] == ("PUT", "manifest.json")
     assert sorted(changes[5:]) == [("DELETE", name) for name in names]
+
+
+def test_what_the_command_replaces_is_gone_whatever_was_there_before(ready: SmallLake) -> None:
+    """Three times in one process, to and fro."""
+    home = str(ready.instance.root_directory)
+    arguments = ("--data-lake", str(ready.root), "--bands", "B04", "--timestamps", FIRST)
+    seen = set()
+    for method in ("first", "max", "first"):
+        result = invoke(*arguments, "--merge-method", method, DAGSTER_HOME=home)
+        assert result.exit_code == 0, result.output
+        run = ready.lake.published(FIRST).folder
+        assert set(names_in(run.parent)) == {run.name, "manifest.json"}
+        assert names_in(run) == ["B04.tif", "quicklook.jpg"]
+        seen.add(run)
+    assert len(seen) == 3
 
 
 def test_an_upload_that_fails_leaves_what_was_published(ready: SmallLake, s3_server: S3Server) -> None:
