@@ -13,7 +13,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -30,13 +30,16 @@ from thess_agg_dagster.mosaic.grid import Box
 from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.tiles import Problem, Tile, TileError, open_tile
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
-from thess_agg_dagster.storage.gdal import may_misjudge
+from thess_agg_dagster.storage.gdal import gdal_env, may_misjudge
 from thess_agg_dagster.storage.paths import File, local_copy
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 Pixels = NDArray[Any]
+
+# Chunks of a file in a network that one thread asks for at once.
+_FETCHES = 4
 
 
 class TileReader:
@@ -181,6 +184,8 @@ class BlockCache:
             self._release((tile, *chunks[0]))
             return pixels[box.within(reader.box(chunks[0])).slices]
         out: Pixels = np.empty(box.shape, reader.tile.dtype)
+        if may_misjudge(reader.tile.path):
+            self._fetch(tile, chunks)
         # What nobody decodes yet comes first, so that no thread waits while there is work.
         chunks.sort(key=lambda chunk: self._blocks[(tile, *chunk)].decoding is not None)
         for chunk in chunks:
@@ -194,25 +199,41 @@ class BlockCache:
     def close(self) -> None:
         self._parking.close()
 
-    def _get(self, tile: int, chunk: tuple[int, int]) -> Pixels:
+    def _fetch(self, tile: int, chunks: Sequence[tuple[int, int]]) -> None:
+        """Decode chunks of a file in a network, several at a time: most of the time is spent waiting for answers."""
+
+        def decode(chunk: tuple[int, int]) -> None:
+            with gdal_env():
+                self._decode(tile, chunk)
+
+        with ThreadPoolExecutor(_FETCHES) as pool:
+            list(pool.map(decode, chunks))
+
+    def _decode(self, tile: int, chunk: tuple[int, int]) -> Pixels | None:
+        """The pixels of a chunk, or ``None`` if another thread decodes it, or has done so."""
         key = (tile, *chunk)
         block = self._blocks[key]
         with self._lock:
-            ours = block.decoding is None
-            if ours:
-                block.decoding = Future()
-        assert block.decoding is not None
-        if ours:
-            try:
-                pixels = self._readers[tile].decode(chunk)
-                with self._lock:
-                    self.decoded += 1
-                    self._keep(key, block, pixels)
-            except BaseException as error:
-                block.decoding.set_exception(error)  # or those who wait for it would wait for ever
-                raise
-            block.decoding.set_result(None)
+            if block.decoding is not None:
+                return None
+            block.decoding = Future()
+        try:
+            pixels = self._readers[tile].decode(chunk)
+            with self._lock:
+                self.decoded += 1
+                self._keep(key, block, pixels)
+        except BaseException as error:
+            block.decoding.set_exception(error)  # or those who wait for it would wait for ever
+            raise
+        block.decoding.set_result(None)
+        return pixels
+
+    def _get(self, tile: int, chunk: tuple[int, int]) -> Pixels:
+        pixels = self._decode(tile, chunk)
+        if pixels is not None:
             return pixels
+        block = self._blocks[(tile, *chunk)]
+        assert block.decoding is not None
         if not block.decoding.done():
             self._cores.release()
             try:
