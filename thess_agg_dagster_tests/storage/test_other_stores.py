@@ -18,8 +18,8 @@ from thess_agg_dagster.lake.bucket import publish_run
 from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.download_policy import DownloadError, DownloadPolicy
-from  import MANIFEST
 from thess_agg_dagster.lake.publish import keep_aside
+from thess_agg_dagster.lake.published import MANIFEST
 from thess_agg_dagster.mosaic.blocks import TileReader
 from thess_agg_dagster.mosaic.tiles import inspect_tile
 from thess_agg_dagster.storage.conditional import put_if, version_of
