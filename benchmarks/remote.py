@@ -50,7 +50,7 @@ class Link:
     bandwidth: float = 0
 
 
-LINKS = (Link("none"), Link("20 ms, 50 MB/s", 0.02, 50e6))
+LINKS = (Link("none"), Link("20 ms, 50 MB/s", 0.02, 50e6), Link("50 ms, 10 MB/s", 0.05, 10e6))
 
 
 @contextmanager
