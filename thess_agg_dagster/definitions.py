@@ -1,7 +1,6 @@
-"""The definitions that Dagster loads."""
+"""The definitions that Dagster loads: those of the lake that the environment describes."""
 
-import dagster as dg
+from thess_agg_dagster.defs.environment import LAKE
+from thess_agg_dagster.defs.lake import definitions_of
 
-from thess_agg_dagster.defs import assets, catalogue, sensors
-
-defs = dg.Definitions.merge(assets.pipeline, catalogue.front_door, sensors.automation)
+defs = definitions_of(LAKE)

@@ -11,46 +11,43 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from odc.geo.crs import CRS
 from pydantic import field_validator, model_validator
-from pyproj.exceptions import CRSError
 
+from thess_agg_dagster.grid_params import GridParams, Resampling
 from thess_agg_dagster.lake.layout import is_plain_name
 from thess_agg_dagster.lake.periods import KINDS
 from thess_agg_dagster.lake.published import COMPOSITE_FILES, NDVI, is_beside
 from thess_agg_dagster.mosaic import reducers
-from thess_agg_dagster.mosaic.area import is_wkt, read_area
+from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.bands import NIR, RED
 from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.options import Format, MissingScl, MosaicOptions
 from thess_agg_dagster.mosaic.origins import MIXING
-from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
+from thess_agg_dagster.mosaic.rules import METHODS
 from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.mosaic.sizes import Sizes
-from thess_agg_dagster.mosaic.target import FIRST, MAJORITY, Grid, Target
+from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
-from thess_agg_dagster.parameter import Parameters, parameter
+from thess_agg_dagster.parameter import parameter
 
 # The launchpad knows values of these types: it offers them, and says at once where another stands. (A type checker would
 # have to read the lists.)
 if TYPE_CHECKING:
     Merging: TypeAlias = str
-    Resampling: TypeAlias = str
     Compression: TypeAlias = str
     Dtype: TypeAlias = str
     CompositeMethod: TypeAlias = str
     Ndvi: TypeAlias = str
 else:
-    Merging, Resampling, Compression = Literal[METHODS], Literal[RESAMPLINGS], Literal[tuple(COMPRESSIONS)]
+    Merging, Compression = Literal[METHODS], Literal[tuple(COMPRESSIONS)]
     Dtype = StrEnum("Dtype", {name: name for name in SUPPORTED_DTYPES})  # Dagster takes no Literal that may be unset
     CompositeMethod = Literal[tuple(reducers.METHODS)]
     Ndvi = StrEnum("Ndvi", {name: name for name in ("float32", "int16")})
 
 
-class TimestampsAggregationParams(Parameters):
+class TimestampsAggregationParams(GridParams):
     """How timestamps are aggregated.
 
     Each parameter comes from the run config (``resources: params: config:`` in the launchpad) or the command line of
@@ -72,40 +69,6 @@ class TimestampsAggregationParams(Parameters):
 
     harmonize: bool = parameter(False, "Mosaic", pixels=True)
     """Remove the offset of 1000 from reflectances of processing baseline 04.00 and later."""
-
-    target_crs: str = parameter(FIRST, "Grid", pixels=True, metavar="first|majority|CRS")
-    """CRS of the mosaics: that of the first tile, that of most tiles, or any other, e.g. EPSG:32634. With a fixed grid around an
-    aoi, first and majority both mean the UTM zone of its centre."""
-
-    grid: Grid = parameter("tiles", "Grid", pixels=True)
-    """Extent of the mosaics: what the tiles of the timestamp cover, or fixed by bounds or the aoi (then all timestamps have the
-    same CRS, transform and shape)."""
-
-    bounds: list[float] | None = parameter(
-        None, "Grid", pixels=True, metavar="LEFT,BOTTOM,RIGHT,TOP", unset="around the aoi"
-    )
-    """Bounds of a fixed grid, in units of target_crs; they must be whole pixels of all bands."""
-
-    resolution: float | None = parameter(None, "Grid", pixels=True, unset="that of the tiles, per band")
-    """Pixel size of all bands, in units of the CRS."""
-
-    match_band: str | None = parameter(None, "Grid", pixels=True, metavar="BAND", unset="each band on its own grid")
-    """Write all bands on the grid of this band, e.g. B04."""
-
-    reduction: Resampling = parameter("average", "Grid", pixels=True)
-    """How to resample tiles to the coarser pixels of resolution or match_band; SCL gets the most frequent class, or with nearest
-    the nearest one."""
-
-    overviews: bool = parameter(False, "Grid", pixels=True)
-    """Start a reduction from a tile's overviews or JPEG 2000 resolution levels: much faster but not exact, and empty pixels
-    bleed into the edge of the swath. Never used for SCL or masked bands."""
-
-    aoi: str | None = parameter(None, "Area", pixels=True, metavar="FILE|WKT", unset="none")
-    """Clip to the bounds of an area of interest: a GeoJSON or GeoPackage file, or a polygon as WKT (in EPSG:4326, or
-    SRID=32634;POLYGON(...))."""
-
-    aoi_mask: bool = parameter(False, "Area", pixels=True)
-    """Empty the pixels within the bounds of the aoi but outside the polygon itself."""
 
     mask_scl_classes: list[int] = parameter([], "Masking", pixels=True, metavar="3,8,9,10")
     """SCL classes to mask: their pixels are emptied in the other bands before merging, e.g. shadows (3) and clouds (8, 9, 10)."""
@@ -208,44 +171,6 @@ class TimestampsAggregationParams(Parameters):
             raise ValueError("nodata is infinite; give a finite number, or NaN for no override")
         return value
 
-    @field_validator("target_crs")
-    @classmethod
-    def _target_crs(cls, value: str) -> str:
-        if value not in (FIRST, MAJORITY):
-            try:
-                crs = CRS(value)
-            except CRSError as error:
-                raise ValueError(
-                    f"target_crs={value!r} is not one of {FIRST}, {MAJORITY}, and not a CRS ({error})"
-                ) from error
-            if not (crs.geographic or crs.projected):
-                raise ValueError(f"target_crs={value!r} is neither geographic nor projected; a mosaic is flat")
-        return value
-
-    @field_validator("bounds")
-    @classmethod
-    def _bounds(cls, value: list[float] | None) -> list[float] | None:
-        if value is not None and not (
-            len(value) == 4 and all(map(math.isfinite, value)) and value[0] < value[2] and value[1] < value[3]
-        ):
-            raise ValueError(
-                f"bounds={value} are not left, bottom, right, top; left must be below right and bottom below top"
-            )
-        return value
-
-    @field_validator("aoi")
-    @classmethod
-    def _aoi(cls, value: str | None) -> str | None:
-        # A run may start in another folder.
-        return value if value is None or is_wkt(value) else str(Path(value).expanduser().absolute())
-
-    @field_validator("resolution")
-    @classmethod
-    def _resolution(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"resolution={value} is not a pixel size; give a number above 0")
-        return value
-
     @field_validator("mask_scl_classes")
     @classmethod
     def _classes(cls, value: list[int]) -> list[int]:
@@ -256,20 +181,6 @@ class TimestampsAggregationParams(Parameters):
 
     @model_validator(mode="after")
     def _together(self) -> TimestampsAggregationParams:
-        if self.grid == "fixed" and self.bounds is None and self.aoi is None:
-            raise ValueError("grid=fixed needs bounds (left, bottom, right, top) or an aoi")
-        if self.bounds is not None and self.grid != "fixed":
-            raise ValueError("bounds are for grid=fixed; to clip to an area, give an aoi")
-        if self.bounds is not None and self.target_crs in (FIRST, MAJORITY):
-            raise ValueError("bounds need target_crs, the CRS that they are in, e.g. EPSG:32634")
-        if self.aoi_mask and self.aoi is None:
-            raise ValueError("aoi_mask needs an aoi")
-        if self.bounds is not None and self.aoi is not None and not self.aoi_mask:
-            raise ValueError(
-                "bounds and aoi both define what to clip to; leave one out, or set aoi_mask to empty what is outside the aoi"
-            )
-        if self.overviews and self.resolution is None and self.match_band is None:
-            raise ValueError("overviews are for a reduction; give a resolution, or match_band")
         if self.seams and not self.provenance:
             raise ValueError("seams need provenance, which tells where they are")
         if self.match_band is not None and self.match_band not in self.bands:
@@ -311,7 +222,7 @@ class TimestampsAggregationParams(Parameters):
         return value
 
     @classmethod
-    def from_environment(cls) -> TimestampsAggregationParams:
+    def from_environment(cls) -> Self:
         """The parameters of this process, each passed by name, because the launchpad shows only those."""
         return cls(**cls().run_config())
 

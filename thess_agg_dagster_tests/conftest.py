@@ -66,6 +66,7 @@ _BEGUN_FIRST = (
     "test_command",
     "test_docs",
     "test_dagster_dev",
+    "test_lakes_in_yaml",
     "test_sensors",
 )
 
@@ -150,7 +151,7 @@ class SmallLake:
             run_asset(self.instance, self.resources(**params), AGGREGATED, timestamp)
         except Exception as error:
             self.error = error
-        return latest_attempts(self.instance)[timestamp]
+        return latest_attempts(self.instance, AGGREGATED)[timestamp]
 
     def tables(self, **params: Any) -> dict[str, pd.DataFrame]:
         """Run the report and read the tables back from disk, as a user would."""
@@ -278,7 +279,8 @@ def _prepare(place: Path, empty: Path, server: S3Server | None, prepare: Callabl
     shutil.copytree(root, kept)
 
     def restore() -> None:
-        shutil.rmtree(root)
+        if root.exists():  # a test may have moved it
+            shutil.rmtree(root)
         shutil.copytree(kept, root)
 
     return _Prepared(root, home, place / "kept-home", restore)
@@ -299,7 +301,10 @@ def begin_with(
     request: pytest.FixtureRequest,
 ) -> Iterator[Begin]:
     """A lake that is prepared once, and put back in its place, as it was then, for each test."""
-    server: S3Server | None = request.getfixturevalue("in_bucket") if lake_kind == "bucket" else None
+    server: S3Server | None = None
+    if lake_kind == "bucket":
+        request.getfixturevalue("in_bucket")
+        server = request.getfixturevalue("s3_server")
     with ExitStack() as opened:
 
         def begin(prepare: Callable[[SmallLake], None]) -> SmallLake:
@@ -330,26 +335,21 @@ def s3_server(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
-def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own for temporary files, with a name short enough for sockets (whose own folder stays)."""
     multiprocessing.util.get_temp_dir()
-    folder = tempfile.mkdtemp(prefix="t-")
-    monkeypatch.setattr(tempfile, "tempdir", folder)
-    monkeypatch.setenv("TMPDIR", folder)
+    scratch = tempfile.mkdtemp(prefix="t-")
+    monkeypatch.setattr(tempfile, "tempdir", scratch)
+    monkeypatch.setenv("TMPDIR", scratch)
     yield
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 @pytest.fixture
-def in_bucket(s3_server: S3Server, scratch: None) -> S3Server:
-    return s3_server
-
-
-@pytest.fixture
-def new_bucket(in_bucket: S3Server) -> str:
+def new_bucket(s3_server: S3Server) -> str:
     """The address of an empty bucket."""
     name = f"lake-{uuid.uuid4().hex}"
-    make_bucket(in_bucket, name)
+    make_bucket(s3_server, name)
     return f"s3://{name}"
 
 
@@ -361,6 +361,7 @@ def small_lake(
     shutil.copytree(_empty_instance, home)
     root = tmp_path / "lake"
     if lake_kind == "bucket":
+        request.getfixturevalue("in_bucket")
         root = lake_path(f"{request.getfixturevalue('new_bucket')}/some/where")
     with _open_instance(home) as instance:
         yield SmallLake(root, instance)

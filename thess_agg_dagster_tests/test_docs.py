@@ -75,7 +75,7 @@ def test_the_commands_of_docs_dagster_from_a_list_to_the_ui(small_lake: SmallLak
     """The UI as it opens, and a range of timestamps from a second terminal, beside it."""
     rows = [(key, small_lake.add_timestamp(key)) for key in (FIRST, THIRD)]
     small_lake.list_rows(*rows)
-    lines, more = blocks("docs/DAGSTER.md")
+    lines, more, _ = blocks("docs/DAGSTER.md")  # (of lakes in YAML: ``defs/test_component.py``)
     log = small_lake.root.parent / "output"
     with typed(lines, small_lake):
         ui = Client()

@@ -46,6 +46,21 @@ def test_the_definitions_load() -> None:
     }
 
 
+def test_every_room_is_small() -> None:
+    """Modules of at most 350 lines, functions of at most 50 beside their docstring."""
+    large = []
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        if len(text.splitlines()) > 350:
+            large.append(str(path))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno:
+                told = node.body[0].end_lineno or 0 if ast.get_docstring(node) else node.body[0].lineno - 1
+                if node.end_lineno - told + (node.body[0].lineno - node.lineno) > 50:
+                    large.append(f"{path}: {node.name}")
+    assert large == []
+
+
 def test_both_dagster_yaml_hold_the_same_settings() -> None:
     """The root's adds only where state is kept."""
     root = yaml.safe_load((ROOT / "dagster.yaml").read_text())
@@ -97,6 +112,13 @@ def test_one_package_alone_names_what_is_private_in_dagster() -> None:
     private = re.compile(r"^\s*(from|import) dagster\w*\._", re.M)
     found = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if private.search(path.read_text())]
     assert {path.parent for path in found} == {Path("runs/private")}
+
+
+def test_what_dagster_shows_of_a_lake_is_not_read_from_the_environment() -> None:
+    """Several lakes may be defined in one process: names for one of them are for who works on the lake of the environment."""
+    named = re.compile(r"from thess_agg_dagster\.keys import (?!LakeKeys$)", re.M)
+    found = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if named.search(path.read_text())}
+    assert {path for path in found if path.parent != Path("runs")} == {Path("defs/environment.py")}
 
 
 def test_no_registry_is_named() -> None:

@@ -21,7 +21,9 @@ from sqlalchemy.engine import Engine
 
 from thess_agg_dagster.audit.event_log import attempt_metadata, failure_observation
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.defs.sensors import common, late_tiles_sensor, report_sensor, time_serie_sensor
+from thess_agg_dagster.defs.sensors.new_rows import time_serie_sensor_of
+from thess_agg_dagster.defs.sensors.reports import report_sensor_of
+from thess_agg_dagster.defs.sensors.tiles import late_tiles_sensor_of
 from thess_agg_dagster.keys import AGGREGATED, REPORT
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake
@@ -56,7 +58,7 @@ def with_events(lake: SmallLake, count: int, failed: int = 0) -> list[str]:
         lake.instance.report_runless_asset_event(event)
     for key in keys[count - failed :]:
         attempt = Attempt(key, "failed_missing_inputs", "no such file", inputs="0" * 32, scene_ids=["S2A_A"])
-        lake.instance.report_runless_asset_event(failure_observation(attempt))
+        lake.instance.report_runless_asset_event(failure_observation(attempt, AGGREGATED))
     return keys
 
 
@@ -122,8 +124,7 @@ def test_a_lake_without_tiles_and_a_server_with_faults(small_lake: SmallLake) ->
 
 
 @soak
-def test_ten_thousand_timestamps(small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, "SETTLE_SECONDS", 0)
+def test_ten_thousand_timestamps(small_lake: SmallLake) -> None:
     with_events(small_lake, 10_000, failed=500)
     process = psutil.Process()
     before = process.memory_info().rss
@@ -137,7 +138,9 @@ def test_ten_thousand_timestamps(small_lake: SmallLake, monkeypatch: pytest.Monk
         return f"{name} {seconds:.2f} s, {queries.count} queries"
 
     ticking = {
-        sensor.name: Sensor(sensor, small_lake) for sensor in (time_serie_sensor, late_tiles_sensor, report_sensor)
+        "time_serie_sensor": Sensor(time_serie_sensor_of, small_lake),
+        "late_tiles_sensor": Sensor(late_tiles_sensor_of, small_lake),
+        "report_sensor": Sensor(report_sensor_of, small_lake),
     }
     lines = [
         timed("time_serie", small_lake.read_list),

@@ -20,7 +20,8 @@ from thess_agg_dagster import mosaic
 from thess_agg_dagster.audit.event_log import attempt_metadata, latest_attempts, latest_successes
 from thess_agg_dagster.audit.outcome import SCHEMA, Attempt, BandRecord
 from thess_agg_dagster.definitions import defs
-from thess_agg_dagster.defs.sensors import late_tiles_sensor
+from thess_agg_dagster.defs.environment import LAKE
+from thess_agg_dagster.defs.sensors.tiles import late_tiles_sensor_of
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
@@ -59,13 +60,17 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallLake]:
 
 
 def due(lake: DataLake, instance: dg.DagsterInstance, **given: Any) -> list[str]:
-    params, latest, fingerprints = TimestampsAggregationParams(**given), latest_attempts(instance), lake.fingerprints()
+    params, latest, fingerprints = (
+        TimestampsAggregationParams(**given),
+        latest_attempts(instance, AGGREGATED),
+        lake.fingerprints(),
+    )
     rows = read_time_serie(lake.time_serie).acquisitions
     return [key for key, row in rows.items() if is_due(row, latest.get(key), lake, params, fingerprints)]
 
 
 def test_its_attempts_are_read(old: SmallLake) -> None:
-    found = {key: each.attempt for key, each in latest_attempts(old.instance).items()}
+    found = {key: each.attempt for key, each in latest_attempts(old.instance, AGGREGATED).items()}
     assert {key: each.status for key, each in found.items()} == {
         FIRST: "success", SECOND: "failed_missing_inputs", THIRD: "failed_invalid_inputs",
     }  # fmt: skip
@@ -83,10 +88,11 @@ def test_its_timestamps_are_not_due(old: SmallLake) -> None:
     assert FIRST in due(old.lake, old.instance, resampling="cubic")
     # What those that failed were made of is known again, too: their tiles are no news for the sensor.
     params, rows = TimestampsAggregationParams(), read_time_serie(old.lake.time_serie).acquisitions
-    for key, found in latest_attempts(old.instance).items():
+    for key, found in latest_attempts(old.instance, AGGREGATED).items():
         assert is_identified(found.attempt.inputs, rows[key], old.lake, params)
-    context = dg.build_sensor_context(instance=old.instance)
-    tick = late_tiles_sensor(context, io_manager=defs.resources["io_manager"], params=params)
+    resources = {"io_manager": LAKE.io_manager, "params": params}
+    context = dg.build_sensor_context(instance=old.instance, resources=resources)
+    tick = late_tiles_sensor_of(LAKE)(context)
     assert isinstance(tick, dg.SkipReason)
 
 
@@ -103,11 +109,11 @@ def test_neither_are_those_made_with_other_parameters(tmp_path: Path) -> None:
 
 def test_a_changed_tile_makes_one_of_them_due(old: SmallLake) -> None:
     params = TimestampsAggregationParams()
-    assert changed_inputs(latest_successes(old.instance), old.lake, params) == {}
-    scene_id = latest_successes(old.instance)[FIRST].attempt.scene_ids[0]
+    assert changed_inputs(latest_successes(old.instance, AGGREGATED), old.lake, params) == {}
+    scene_id = latest_successes(old.instance, AGGREGATED)[FIRST].attempt.scene_ids[0]
     old.add_tile(scene_id, "B08", east=True)
     assert due(old.lake, old.instance) == [FIRST, SECOND, THIRD]
-    assert set(changed_inputs(latest_successes(old.instance), old.lake, params)) == {FIRST}
+    assert set(changed_inputs(latest_successes(old.instance, AGGREGATED), old.lake, params)) == {FIRST}
 
 
 def test_nothing_is_stale_for_dagster(old: SmallLake) -> None:
@@ -146,7 +152,7 @@ def test_the_command_skips_reports_and_verifies(tmp_path: Path) -> None:
 
 def test_one_of_its_timestamps_is_made_again_beside_the_others(old: SmallLake) -> None:
     """The failed one, once its tile is there; the report tells of records of both releases."""
-    scene_id = latest_attempts(old.instance)[SECOND].attempt.scene_ids[1]
+    scene_id = latest_attempts(old.instance, AGGREGATED)[SECOND].attempt.scene_ids[1]
     old.add_tile(scene_id, "SCL", pixels=read(old.lake.tile(scene_id, "B04"))[::2, ::2].astype("uint8"), pixel=1000)
     run_asset(old.instance, old.resources(), TIME_SERIE)
     made = old.aggregate(SECOND).attempt
@@ -158,9 +164,12 @@ def test_one_of_its_timestamps_is_made_again_beside_the_others(old: SmallLake) -
 
 def test_its_bands_stay_where_others_are_made_again(old: SmallLake) -> None:
     before = {band: old.lake.mosaic(FIRST, band).read_bytes() for band in ("B08", "SCL")}
-    old.add_tile(latest_successes(old.instance)[FIRST].attempt.scene_ids[0], "B05", east=True)
+    old.add_tile(latest_successes(old.instance, AGGREGATED)[FIRST].attempt.scene_ids[0], "B05", east=True)
     shutil.copyfile(
-        *(old.lake.tile(latest_successes(old.instance)[FIRST].attempt.scene_ids[1], b) for b in ("B04", "B05"))
+        *(
+            old.lake.tile(latest_successes(old.instance, AGGREGATED)[FIRST].attempt.scene_ids[1], b)
+            for b in ("B04", "B05")
+        )
     )
     found = old.aggregate(FIRST, bands=["B05", "B04"]).attempt
     assert (found.status, [band.band for band in found.bands]) == ("success", ["B05", "B04", "B08", "SCL"])
@@ -243,7 +252,7 @@ def test_records_of_other_releases_are_read(small_lake: SmallLake) -> None:
     small_lake.instance.report_runless_asset_event(
         dg.AssetObservation(AGGREGATED, partition=THIRD, metadata={"attempt": dg.MetadataValue.json(strange)})
     )
-    found = {key: each.attempt for key, each in latest_attempts(small_lake.instance).items()}
+    found = {key: each.attempt for key, each in latest_attempts(small_lake.instance, AGGREGATED).items()}
     assert json.dumps(asdict(found[FIRST])) == json.dumps(asdict(replace(future, schema=99)))
     assert found[SECOND].bands == [BandRecord("B04", "success")]
     assert (found[SECOND].schema, found[SECOND].inputs) == (0, "")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import dagster as dg
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
-from thess_agg_dagster.keys import AGGREGATED, MOSAICS_BY_PERIOD, RAW_TILES
+from thess_agg_dagster.keys import LakeKeys
 
 _T = TypeVar("_T")
 
@@ -101,19 +101,21 @@ def _asked_for_since(made: Attempt, parameters: str, scene_ids: Sequence[str]) -
     return told
 
 
-def failure_observation(attempt: Attempt, asset: dg.AssetKey = AGGREGATED) -> dg.AssetObservation:
+def failure_observation(attempt: Attempt, asset: dg.AssetKey) -> dg.AssetObservation:
     """The event of an attempt that published nothing."""
     return dg.AssetObservation(
         asset, partition=attempt.timestamp, description=attempt.message, metadata=attempt_metadata(attempt)
     )
 
 
-def first_sight(timestamp: str, scene_ids: Sequence[str] = ()) -> dg.AssetObservation:
+def first_sight(keys: LakeKeys, timestamp: str, scene_ids: Sequence[str] = ()) -> dg.AssetObservation:
     """The event of a timestamp's raw tiles on registration, with which Dagster compares later ones."""
-    return inputs_observed(timestamp, "registered", scene_ids)
+    return inputs_observed(keys, timestamp, "registered", scene_ids)
 
 
-def inputs_observed(timestamp: str, inputs: str, scene_ids: Sequence[str], changed: str = "") -> dg.AssetObservation:
+def inputs_observed(
+    keys: LakeKeys, timestamp: str, inputs: str, scene_ids: Sequence[str], changed: str = ""
+) -> dg.AssetObservation:
     """The event that gives Dagster the data version of a timestamp's raw tiles, and readers the scenes and what
     ``changed`` since its mosaics were made."""
     rows = [dg.TableRecord({"scene_id": scene_id}) for scene_id in scene_ids[:_MOST_SCENES]]
@@ -122,17 +124,17 @@ def inputs_observed(timestamp: str, inputs: str, scene_ids: Sequence[str], chang
         "tiles": dg.MetadataValue.table(rows, dg.TableSchema([dg.TableColumn("scene_id")])),
     }
     tags = {"dagster/data_version": inputs}
-    return dg.AssetObservation(RAW_TILES, changed or None, metadata=seen, partition=timestamp, tags=tags)
+    return dg.AssetObservation(keys.raw_tiles, changed or None, metadata=seen, partition=timestamp, tags=tags)
 
 
-def mosaics_observed(period: str, mosaics: str, timestamps: Sequence[str]) -> dg.AssetObservation:
+def mosaics_observed(keys: LakeKeys, period: str, mosaics: str, timestamps: Sequence[str]) -> dg.AssetObservation:
     """The event that tells Dagster the data version of a period's published mosaics, and a person which these are."""
     seen: dict[str, Any] = {
         "timestamps": len(timestamps),
         "published": dg.MetadataValue.json(list(timestamps[:_MOST_SCENES])),
     }
     tags = {"dagster/data_version": mosaics}
-    return dg.AssetObservation(MOSAICS_BY_PERIOD, metadata=seen, partition=period, tags=tags)
+    return dg.AssetObservation(keys.mosaics_by_period, metadata=seen, partition=period, tags=tags)
 
 
 @contextmanager
@@ -188,17 +190,17 @@ def _row(band: BandRecord) -> dg.TableRecord:
 
 def latest_attempts(
     instance: dg.DagsterInstance,
+    asset: dg.AssetKey,
     successes: Mapping[str, RecordedAttempt] | None = None,
     among: Collection[str] | None = None,
-    asset: dg.AssetKey = AGGREGATED,
 ) -> dict[str, RecordedAttempt]:
-    """The latest attempt of each timestamp (all, or those in ``among``; of another ``asset``, of each partition), read in
-    batches of thousands; known ``successes`` save queries.
+    """The latest attempt of each partition of an asset (all, or those in ``among``), read in batches of thousands; known
+    ``successes`` save queries.
 
     A success is a materialization, a failure an observation; the more recent one counts. If the most recent of a kind
     is not ours ("mark as materialized" in the UI), nothing is known of that kind, and the timestamp is run again.
     """
-    latest = dict(latest_successes(instance, among, asset) if successes is None else successes)
+    latest = dict(latest_successes(instance, asset, among) if successes is None else successes)
     failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations, among, asset)
     for key, found in failures.items():
         if key not in latest or latest[key].storage_id < found.storage_id:
@@ -207,22 +209,22 @@ def latest_attempts(
 
 
 def latest_successes(
-    instance: dg.DagsterInstance, among: Collection[str] | None = None, asset: dg.AssetKey = AGGREGATED
+    instance: dg.DagsterInstance, asset: dg.AssetKey, among: Collection[str] | None = None
 ) -> dict[str, RecordedAttempt]:
-    """The latest successful attempt of each timestamp, whatever happened since."""
+    """The latest successful attempt of each partition of an asset, whatever happened since."""
     return _latest(instance, dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations, among, asset)
 
 
-def failed_since(instance: dg.DagsterInstance, event: int) -> Mapping[str, int]:
-    """Timestamps that failed after an event, with the storage id of the event that says so."""
+def failed_since(instance: dg.DagsterInstance, asset: dg.AssetKey, event: int) -> Mapping[str, int]:
+    """Partitions that failed after an event, with the storage id of the event that says so."""
     kind = dg.DagsterEventType.ASSET_OBSERVATION
-    return instance.get_latest_storage_id_by_partition(AGGREGATED, kind, after_cursor=event)
+    return instance.get_latest_storage_id_by_partition(asset, kind, after_cursor=event)
 
 
-def published_since(instance: dg.DagsterInstance, event: int) -> Mapping[str, int]:
-    """Timestamps that were published after an event, and the event of each that tells so, by storage id."""
+def published_since(instance: dg.DagsterInstance, asset: dg.AssetKey, event: int) -> Mapping[str, int]:
+    """Partitions that were published after an event, and the event of each that tells so, by storage id."""
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION
-    return instance.get_latest_storage_id_by_partition(AGGREGATED, kind, after_cursor=event)
+    return instance.get_latest_storage_id_by_partition(asset, kind, after_cursor=event)
 
 
 def _latest(
@@ -258,9 +260,9 @@ def _pages(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 def unreported(
-    instance: dg.DagsterInstance, recorded: Mapping[str, RecordedAttempt], asset: dg.AssetKey = AGGREGATED
+    instance: dg.DagsterInstance, asset: dg.AssetKey, recorded: Mapping[str, RecordedAttempt]
 ) -> dict[str, str]:
-    """Timestamps whose latest run ended without recording an attempt (killed, crashed, or stopped), with its run id."""
+    """Partitions whose latest run ended without recording an attempt (killed, crashed, or stopped), with its run id."""
     planned = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     silent = [run for key, run in planned.items() if key not in recorded or recorded[key].storage_id < run]
     runs: dict[str, str] = {}

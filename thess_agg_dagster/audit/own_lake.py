@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import dagster as dg
 
 from thess_agg_dagster.audit.outcome import RecordedAttempt
-from thess_agg_dagster.keys import AGGREGATED
+from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import read_manifest
 
@@ -20,7 +20,9 @@ _TRACES = (
 )
 
 
-def why_not_ours(instance: dg.DagsterInstance, lake: DataLake, published: Mapping[str, RecordedAttempt]) -> str | None:
+def why_not_ours(
+    instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake, published: Mapping[str, RecordedAttempt]
+) -> str | None:
     """Why an instance must not report on a lake, naming both, or ``None`` if it may. ``published`` are the instance's
     successes."""
     here = f"the lake {lake.root}"
@@ -29,14 +31,15 @@ def why_not_ours(instance: dg.DagsterInstance, lake: DataLake, published: Mappin
         home += " (DAGSTER_HOME is not set)"
     if stranger := why_foreign(lake, published):
         return f"{home} belongs to another lake: {stranger}. Set DAGSTER_HOME to the instance of {here}; nothing was changed"
-    known = {key for kind in _TRACES for key in instance.get_latest_storage_id_by_partition(AGGREGATED, kind)}
+    known = {key for kind in _TRACES for key in instance.get_latest_storage_id_by_partition(keys.aggregated, kind)}
     unknown = unknown_timestamps(lake, known)
     if not unknown:
         return None
+    named = f"THESS_LAKE={keys.name} " if keys.name else ""
     return (
         f"{home} knows nothing of {len(unknown)} timestamps that {here} holds, e.g. {min(unknown)}. Set DAGSTER_HOME to the "
-        f"instance of this lake; if that is lost, `python -m thess_agg_dagster rebuild --data-lake {lake.root}` restores it "
-        "from their manifests. Nothing was changed"
+        f"instance of this lake; if that is lost, `{named}python -m thess_agg_dagster rebuild --data-lake {lake.root}` "
+        "restores it from their manifests. Nothing was changed"
     )
 
 

@@ -12,7 +12,7 @@ import dagster as dg
 
 from thess_agg_dagster.audit.event_log import latest_attempts, reason_of_end, unreported
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column, RecordedAttempt
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, RAW_TILES, TIME_SERIE, periods, timestamps
+from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.paths import read_if_there
 
@@ -110,16 +110,16 @@ _MOST_REASONS = 100
 EVENTS_UP_TO = "events_up_to"
 
 
-def newest_event(instance: dg.DagsterInstance, stale: bool = False) -> int:
+def newest_event(instance: dg.DagsterInstance, keys: LakeKeys, stale: bool = False) -> int:
     """Storage id of the newest event that the tables include; 0 before there is any. With ``stale``, also of those that
     mark timestamps as stale, of which the tables say nothing."""
     fetched = (
-        *([instance.fetch_observations(RAW_TILES, limit=1)] if stale else []),
-        instance.fetch_materializations(AGGREGATED, limit=1),
-        instance.fetch_observations(AGGREGATED, limit=1),
-        instance.fetch_materializations(TIME_SERIE, limit=1),
-        instance.fetch_materializations(COMPOSITES, limit=1),
-        instance.fetch_observations(COMPOSITES, limit=1),
+        *([instance.fetch_observations(keys.raw_tiles, limit=1)] if stale else []),
+        instance.fetch_materializations(keys.aggregated, limit=1),
+        instance.fetch_observations(keys.aggregated, limit=1),
+        instance.fetch_materializations(keys.time_serie, limit=1),
+        instance.fetch_materializations(keys.composites, limit=1),
+        instance.fetch_observations(keys.composites, limit=1),
     )
     return max((record.storage_id for found in fetched for record in found.records), default=0)
 
@@ -140,6 +140,7 @@ def tables_digest(lake: DataLake) -> str:
 
 def audit_tables(
     instance: dg.DagsterInstance,
+    keys: LakeKeys,
     bands: Sequence[str],
     listed: Collection[str],
     published: Mapping[str, RecordedAttempt] | None = None,
@@ -154,8 +155,8 @@ def audit_tables(
     import pandas as pd  # here, because a code server that never writes tables can do without
 
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
-    recorded = latest_attempts(instance, published)
-    for attempt, provenance in _latest_truth(instance, AGGREGATED, str(timestamps.name), recorded, lake):
+    recorded = latest_attempts(instance, keys.aggregated, published)
+    for attempt, provenance in _latest_truth(instance, keys.aggregated, keys.timestamps, recorded, lake):
         if not attempt.bands:  # it ended before there was anything to say about a band
             attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
         rows["status"].append(_status_row(attempt, attempt.timestamp in listed) | provenance)
@@ -164,12 +165,12 @@ def audit_tables(
     return {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name]), dtype=object) for name in COLUMNS}
 
 
-def composites_table(instance: dg.DagsterInstance, lake: DataLake) -> pd.DataFrame | None:
+def composites_table(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake) -> pd.DataFrame | None:
     """One row per registered period; ``None`` where there is none."""
     import pandas as pd
 
-    recorded = latest_attempts(instance, asset=COMPOSITES)
-    found = list(_latest_truth(instance, COMPOSITES, str(periods.name), recorded, lake))
+    recorded = latest_attempts(instance, keys.composites)
+    found = list(_latest_truth(instance, keys.composites, keys.periods, recorded, lake))
     rows = [
         {
             "period": attempt.timestamp,
@@ -191,14 +192,14 @@ def composites_table(instance: dg.DagsterInstance, lake: DataLake) -> pd.DataFra
 def _latest_truth(
     instance: dg.DagsterInstance,
     asset: dg.AssetKey,
-    partitions: str,
+    partitions: dg.DynamicPartitionsDefinition,
     recorded: Mapping[str, RecordedAttempt],
     lake: DataLake | None,
 ) -> Iterator[tuple[Attempt, dict[str, Any]]]:
     """What became of each registered partition, and where that is known from."""
-    silent = unreported(instance, recorded, asset)
+    silent = unreported(instance, asset, recorded)
     reasons = {key: reason_of_end(instance, silent[key]) for key in sorted(silent)[-_MOST_REASONS:]}
-    for key in sorted(instance.get_dynamic_partitions(partitions)):
+    for key in sorted(instance.get_dynamic_partitions(str(partitions.name))):
         found = recorded.get(key)
         if key in silent:
             attempt = Attempt(key, "exception", _silent_message(reasons.get(key, ""), found))

@@ -10,7 +10,6 @@ import dagster as dg
 from thess_agg_dagster.audit.event_log import failure_observation
 from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.defs.checks import check_mosaics, check_period, check_plan, check_unmade, check_unplanned
-from thess_agg_dagster.keys import COMPOSITES
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerieError
 from thess_agg_dagster.storage.errors import first_line, is_transient
@@ -30,12 +29,13 @@ def attempted(
     lake: DataLake,
     plan_it: Callable[[], TimestampPlan],
     scene_ids: Sequence[str] = (),
+    of_period: bool = False,
 ) -> AssetEvents:
     """Plan a partition and have it made; whatever becomes of it is told to the event log.
 
     ``lake`` is where it will be published; ``scene_ids`` what is known of it by the time that planning fails.
     """
-    key, of_period = context.partition_key, asset == COMPOSITES
+    key = context.partition_key
     checks = check_period if of_period else check_plan
     try:
         plan = plan_it()

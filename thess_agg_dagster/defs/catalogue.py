@@ -1,37 +1,37 @@
-"""The asset before the list, which searches a catalogue and adds to ``time_serie.csv`` if configured, and its schedule."""
+"""The asset before the list, which searches a catalogue and adds to ``time_serie.csv`` if configured."""
 
 import dagster as dg
 
-from thess_agg_dagster.catalogue_params import CatalogueParams
-from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import CATALOGUE, OWNERS, group
+from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.lake.time_serie import TimeSerieError
-from thess_agg_dagster.params import TimestampsAggregationParams
 
 # What a search adds are rows of the list, each a timestamp of its own: no search makes all timestamps stale.
 _ONE_FOR_ALL = dg.DataVersion("by row")
 
 
-@dg.asset(
-    key=CATALOGUE,
-    group_name=group("inputs"),
-    owners=OWNERS,
-    kinds={"stac"},
-    description="Searches a STAC catalogue over an area and adds what is new to `tables/time_serie.csv`; with neither "
-    "`THESS_CATALOGUE_AOI` nor `THESS_CATALOGUE_FROM`, nor these in the run config, it does nothing.",
-)
-def catalogue(
-    context: dg.AssetExecutionContext,
-    catalogue_params: CatalogueParams,
-    params: dg.ResourceParam[TimestampsAggregationParams],
-    io_manager: dg.ResourceParam[DataLakeIOManager],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def catalogue_of(definition: LakeDefinition) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=definition.keys.catalogue,
+        group_name=definition.keys.prefixed("inputs"),
+        owners=definition.owners,
+        kinds={"stac"},
+        required_resource_keys=definition.needs | {definition.named("catalogue_params")},
+        description="Searches a STAC catalogue over an area and adds what is new to `tables/time_serie.csv`; with neither "
+        "`THESS_CATALOGUE_AOI` nor `THESS_CATALOGUE_FROM`, nor these in the run config, it does nothing.",
+    )
+    def catalogue(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        return _update(context, definition)
+
+    return catalogue
+
+
+def _update(context: dg.AssetExecutionContext, definition: LakeDefinition) -> dg.MaterializeResult:  # type: ignore[type-arg]
     from thess_agg_dagster.catalogue.search import CatalogueError  # here, because a STAC client takes long to import
     from thess_agg_dagster.catalogue.update import update_catalogue
 
-    lake = io_manager.lake
+    lake = definition.lake_of(context)
     try:
-        request = catalogue_params.request(params.bands)
+        request = definition.catalogue_of(context).request(definition.params_of(context).bands)
         if request is None:
             context.log.info(
                 "No area or no date is configured (THESS_CATALOGUE_AOI, THESS_CATALOGUE_FROM): nothing to do"
@@ -57,25 +57,3 @@ def catalogue(
             "scenes": dg.MetadataValue.path(str(lake.catalogue_scenes)),
         },
     )
-
-
-update_catalogue_job = dg.define_asset_job(
-    "update_catalogue",
-    selection=dg.AssetSelection.assets(CATALOGUE),
-    description="Adds what is new in the catalogue to the list; `time_serie_sensor` does the rest.",
-)
-
-update_catalogue_schedule = dg.ScheduleDefinition(
-    name="update_catalogue_schedule",
-    job=update_catalogue_job,
-    cron_schedule="30 4 * * *",
-    default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Searches the catalogue every night; off until you turn it on.",
-)
-
-front_door = dg.Definitions(
-    assets=[catalogue],
-    resources={"catalogue_params": CatalogueParams()},
-    jobs=[update_catalogue_job],
-    schedules=[update_catalogue_schedule],
-)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import rasterio
 from thess_agg_dagster.audit.event_log import spelled_out
 from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.audit.tables import COLUMNS
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, VERIFICATION, periods, timestamps
+from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
 from thess_agg_dagster.mosaic.grid import rasterio_crs
@@ -37,68 +36,6 @@ _DETAILS_SCHEMA = dg.TableSchema([dg.TableColumn("level"), dg.TableColumn("detai
 
 # Notes of a plan that a person should look at: what the mosaic shows may not be what the tiles meant.
 _LOOK_AT = frozenset[NoteKind]({"dtype", "mixed_baselines", "unmasked", "unknown_band"})
-
-with warnings.catch_warnings():
-    # Checks per partition are a preview feature of Dagster 1.13; they work, and the warning says nothing to a user.
-    warnings.simplefilter("ignore", dg.PreviewWarning)
-    AGGREGATED_CHECKS = [
-        dg.AssetCheckSpec(name, asset=AGGREGATED, partitions_def=timestamps, description=description)
-        for name, description in (
-            ("inputs_complete", "Every tile of every band exists and can be read."),
-            ("crs_known", "Every tile has a CRS; says which were reprojected."),
-            (
-                "dtype_safe",
-                "Dtypes, nodata and radiometric offsets agree, for NDVI also the bands' pixels; a warning where the dtype was "
-                "promoted, baselines are mixed, or a scene has no SCL to mask with.",
-            ),
-            (
-                "mosaics_valid",
-                "The published mosaics, reopened: grid, dtype, valid pixels, and the same ground; a warning where none could "
-                "be made.",
-            ),
-        )
-    ]
-    COMPOSITES_CHECKS = [
-        dg.AssetCheckSpec(name, asset=COMPOSITES, partitions_def=periods, description=description)
-        for name, description in (
-            (
-                "inputs_complete",
-                "Every mosaic of every band exists and can be read; a warning where listed timestamps of the period are not "
-                "published.",
-            ),
-            (
-                "mosaics_stack",
-                "The mosaics have one fixed grid and dtype; a warning where they were made with different parameters, or "
-                "carry different radiometric offsets.",
-            ),
-            ("mosaics_valid", "The published composites, reopened: grid, dtype, valid pixels, and the same ground."),
-        )
-    ]
-TIME_SERIE_CHECKS = [
-    dg.AssetCheckSpec("schema", asset=TIME_SERIE, description="The file is there and has the columns it needs."),
-    dg.AssetCheckSpec("rows", asset=TIME_SERIE, description="Every row could be used, and there is at least one."),
-]
-REPORT_CHECKS = [
-    dg.AssetCheckSpec("complete", asset=REPORT, description="Every registered timestamp is in each table."),
-    dg.AssetCheckSpec(
-        "one_grid",
-        asset=REPORT,
-        description="Published mosaics that were made with grid=fixed stack: per band the same CRS, bounds and shape at all "
-        "timestamps, and the same ground for all bands.",
-    ),
-    dg.AssetCheckSpec(
-        "same_parameters",
-        asset=REPORT,
-        description="All published timestamps were made with the same parameters, as far as these decide pixels.",
-    ),
-]
-VERIFICATION_CHECKS = [
-    dg.AssetCheckSpec(
-        "unchanged",
-        asset=VERIFICATION,
-        description="Every published mosaic is there, with the checksum, size, shape, dtype and CRS that were recorded.",
-    ),
-]
 
 
 def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
@@ -196,11 +133,16 @@ def failed_schema(message: str) -> dg.AssetCheckResult:
     return result_of("schema", [message])
 
 
-def unusable_list(message: str) -> dg.AssetCheckEvaluation:
+def unusable_list(keys: LakeKeys, message: str) -> dg.AssetCheckEvaluation:
     """The same, found by a sensor outside of any run."""
     failed = failed_schema(message)
     return dg.AssetCheckEvaluation(
-        TIME_SERIE, "schema", failed.passed, failed.metadata, severity=failed.severity, description=failed.description
+        keys.time_serie,
+        "schema",
+        failed.passed,
+        failed.metadata,
+        severity=failed.severity,
+        description=failed.description,
     )
 
 

@@ -13,9 +13,9 @@ import dagster as dg
 from thess_agg_dagster.audit.event_log import latest_successes, mosaics_observed, stopping_is_final
 from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.defs.attempts import RETRIES, AssetEvents, attempted
-from thess_agg_dagster.defs.checks import COMPOSITES_CHECKS
-from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MOSAICS_BY_PERIOD, OWNERS, group, periods
+from thess_agg_dagster.defs.check_specs import composites_checks
+from thess_agg_dagster.defs.lake_definition import LakeDefinition
+from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import KINDS, MONTH, kind_of, period_of, periods_of, quarter_of
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
@@ -24,86 +24,97 @@ from thess_agg_dagster.period.freshness import COMPOSITES_VERSION, identify_mosa
 from thess_agg_dagster.period.plan import PeriodPlan, plan_period
 from thess_agg_dagster.runs.instance import claim_run
 
-mosaics_by_period = dg.AssetSpec(
-    MOSAICS_BY_PERIOD,
-    deps=[dg.AssetDep(AGGREGATED, partition_mapping=dg.AllPartitionMapping())],
-    partitions_def=periods,
-    group_name=group("mosaics"),
-    owners=OWNERS,
-    kinds={"geotiff"},
-    description="The published mosaics of each month and quarter, in `data_raw/aggregated`: what composites are made of. Where one "
-    "of them was made anew, the composites of its periods are stale.",
-)
+
+def mosaics_by_period_of(definition: LakeDefinition) -> dg.AssetSpec:
+    keys = definition.keys
+    return dg.AssetSpec(
+        keys.mosaics_by_period,
+        deps=[dg.AssetDep(keys.aggregated, partition_mapping=dg.AllPartitionMapping())],
+        partitions_def=keys.periods,
+        group_name=keys.prefixed("mosaics"),
+        owners=definition.owners,
+        kinds={"geotiff"},
+        description="The published mosaics of each month and quarter, in `data_raw/aggregated`: what composites are made of. "
+        "Where one of them was made anew, the composites of its periods are stale.",
+    )
 
 
-@dg.asset(
-    key=COMPOSITES,
-    deps=[MOSAICS_BY_PERIOD],
-    partitions_def=periods,
-    code_version=str(COMPOSITES_VERSION),
-    check_specs=COMPOSITES_CHECKS,
-    retry_policy=RETRIES,
-    group_name=group("mosaics"),
-    owners=OWNERS,
-    kinds={"geotiff"},
-    description="One composite per band of a month or a quarter, how many observations each pixel had, and a quicklook, in "
-    "`data_raw/composites/<period>/`. Off until `composites` names the kinds of periods.",
-)
-def composites(
-    context: dg.AssetExecutionContext,
-    params: dg.ResourceParam[TimestampsAggregationParams],
-    io_manager: dg.ResourceParam[DataLakeIOManager],
-) -> AssetEvents:
-    with stopping_is_final():
-        claim_run(context.instance, context.run)
-        lake, period = io_manager.lake, context.partition_key
+def composites_of(definition: LakeDefinition) -> dg.AssetsDefinition:
+    keys = definition.keys
 
-        def plan() -> PeriodPlan:
-            # Of its quarter, which may stand in for a month.
-            wider = quarter_of(period) if kind_of(period) == MONTH else period
-            listed = read_time_serie(lake.time_serie).acquisitions
-            published = published_in(context.instance, [wider], listed)
-            return plan_period(period, published, lake, params, [key for key in listed if key not in published])
+    @dg.asset(
+        key=keys.composites,
+        deps=[keys.mosaics_by_period],
+        partitions_def=keys.periods,
+        code_version=str(COMPOSITES_VERSION),
+        check_specs=composites_checks(keys),
+        retry_policy=RETRIES,
+        group_name=keys.prefixed("mosaics"),
+        owners=definition.owners,
+        kinds={"geotiff"},
+        required_resource_keys=definition.needs,
+        io_manager_key=definition.io_manager_key,
+        description="One composite per band of a month or a quarter, how many observations each pixel had, and a quicklook, in "
+        "`data_raw/composites/<period>/`. Off until `composites` names the kinds of periods.",
+    )
+    def composites(context: dg.AssetExecutionContext) -> AssetEvents:
+        with stopping_is_final():
+            claim_run(context.instance, context.run)
+            lake, period = definition.lake_of(context), context.partition_key
 
-        yield from attempted(context, COMPOSITES, lake.composites, plan)
+            def plan() -> PeriodPlan:
+                # Of its quarter, which may stand in for a month.
+                wider = quarter_of(period) if kind_of(period) == MONTH else period
+                listed = read_time_serie(lake.time_serie).acquisitions
+                published = published_in(context.instance, keys, [wider], listed)
+                unpublished = [key for key in listed if key not in published]
+                return plan_period(period, published, lake, definition.params_of(context), unpublished)
+
+            yield from attempted(context, keys.composites, lake.composites, plan, of_period=True)
+
+    return composites
 
 
-def published_in(instance: dg.DagsterInstance, among: Iterable[str], listed: Collection[str]) -> dict[str, Attempt]:
+def published_in(
+    instance: dg.DagsterInstance, keys: LakeKeys, among: Iterable[str], listed: Collection[str]
+) -> dict[str, Attempt]:
     """The latest successes of the listed timestamps of some periods: what counts for their composites."""
     wanted = {key for period in among for key in members_of(period, listed)}
-    found = latest_successes(instance, sorted(wanted)) if wanted else {}
+    found = latest_successes(instance, keys.aggregated, sorted(wanted)) if wanted else {}
     return {key: each.attempt for key, each in found.items()}
 
 
 def register_periods(
-    instance: dg.DagsterInstance, listed: Collection[str], params: TimestampsAggregationParams
+    instance: dg.DagsterInstance, keys: LakeKeys, listed: Collection[str], params: TimestampsAggregationParams
 ) -> Iterator[dg.AssetObservation]:
     """Register the periods of listed timestamps that composites are asked for; yields what is to be told of new ones."""
     wanted = periods_of(listed, params.composites)
-    known = set(instance.get_dynamic_partitions(str(periods.name))) if wanted else set()
+    known = set(instance.get_dynamic_partitions(str(keys.periods.name))) if wanted else set()
     if new := [period for period in wanted if period not in known]:
-        instance.add_dynamic_partitions(str(periods.name), new)
-        yield from observed(instance, new, listed)
+        instance.add_dynamic_partitions(str(keys.periods.name), new)
+        yield from observed(instance, keys, new, listed)
 
 
 def observed(
-    instance: dg.DagsterInstance, among: Iterable[str], listed: Collection[str]
+    instance: dg.DagsterInstance, keys: LakeKeys, among: Iterable[str], listed: Collection[str]
 ) -> Iterator[dg.AssetObservation]:
     """What some periods consist of now."""
     among = list(among)
-    published = published_in(instance, among, listed)
+    published = published_in(instance, keys, among, listed)
     for period in among:
-        yield mosaics_observed(period, identify_mosaics(period, published), members_of(period, published))
+        yield mosaics_observed(keys, period, identify_mosaics(period, published), members_of(period, published))
 
 
-def periods_changed(instance: dg.DagsterInstance, lake: DataLake, timestamp: str) -> Iterator[dg.AssetObservation]:
+def periods_changed(
+    instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake, timestamp: str
+) -> Iterator[dg.AssetObservation]:
     """What the registered periods of a timestamp consist of, now that it was published."""
     found = [period_of(timestamp, kind) for kind in KINDS]
-    registered = [period for period in found if instance.has_dynamic_partition(str(periods.name), period)]
+    registered = [period for period in found if instance.has_dynamic_partition(str(keys.periods.name), period)]
     if not registered:
         return
     try:
         listed = read_time_serie(lake.time_serie).acquisitions
     except TimeSerieError:  # it was readable when the timestamp was planned; what was published stays
         return
-    yield from observed(instance, registered, listed)
+    yield from observed(instance, keys, registered, listed)

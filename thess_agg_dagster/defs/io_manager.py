@@ -26,7 +26,7 @@ from thess_agg_dagster.audit.metrics import exposition
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, table_schema, tables_digest
 from thess_agg_dagster.audit.telling import tell
 from thess_agg_dagster.defs.checks import check_period, check_plan, check_unmade, record_checks
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES
+from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.layout import TILES, DataLake
 from thess_agg_dagster.lake.periods import MONTH, kind_of
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 _FIRST_ROWS = 20
 #: Metadata key of the report: why somebody was not told of it.
 NOT_TOLD = "not_told"
+# What can be loaded, whichever lake it is of: a key without the lake's name.
+_MOSAICS, _COMPOSITES = LakeKeys().aggregated.path, LakeKeys().composites.path
 # A run tells how far it is no more often than this.
 _TELL_SECONDS = 5
 
@@ -138,7 +140,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         As with Dagster's own IO managers, a partition without mosaics is an error unless the input's metadata set
         ``allow_missing_partitions``: then it is ``None``, or left out of the mapping.
         """
-        if context.asset_key in (AGGREGATED, COMPOSITES):
+        if context.asset_key.path[-2:] in (_MOSAICS, _COMPOSITES):
             keys = list(context.asset_partition_keys)
             found = {key: mosaics for key in keys if (mosaics := self._mosaics_asked_for(key, context))}
             return found if len(keys) != 1 else found.get(keys[0])
@@ -149,7 +151,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def _mosaics_asked_for(self, timestamp: str, context: dg.InputContext) -> TimestampMosaics | None:
         try:
-            return self.mosaics(timestamp, context.asset_key == COMPOSITES)
+            return self.mosaics(timestamp, context.asset_key.path[-2:] == _COMPOSITES)
         except FileNotFoundError as error:
             if not (context.definition_metadata or {}).get("allow_missing_partitions"):
                 raise
@@ -251,7 +253,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def _write_timestamp(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
         instance, asset = context.step_context.instance, context.asset_key
-        before = latest_successes(instance, [obj.timestamp], asset).get(obj.timestamp)
+        before = latest_successes(instance, asset, [obj.timestamp]).get(obj.timestamp)
         outcome = self.publish(obj, context.log.info)
         if outcome.attempt.status != "success":
             checks = check_period(obj) if obj.composed else check_plan(obj)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rasterio.enums import Resampling
 
-from thess_agg_dagster.audit.outcome import Attempt
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import span_of
 from thess_agg_dagster.lake.published import COUNT, NDVI, PERIOD
@@ -115,8 +115,7 @@ def plan_period(
     identities = identify_period(period, published, params)
     paths = {key: lake.folder_of(key, published[key].output_folder) for key in read}
     carried = {key: _carried(published[key], lake) for key in read}
-    standing, problems = _opened_bands(period, read, published, paths, params)
-    standing = _with_offsets(standing, carried)
+    standing, problems = _opened_bands(period, read, published, paths, carried, params)
     series = {band: _among(each, members) for band, each in standing.items()}
     how = CompositeOptions(params.composite_method, params.min_observations, _output(read, published, params))
     index = None
@@ -125,7 +124,7 @@ def plan_period(
     if not problems and series and params.ndvi is not None:
         index, faults = _index(carried, params, how.output)
         problems |= faults
-    notes = tuple(_notes(period, read, published, carried, waiting, params))
+    notes = tuple(_notes(period, published, carried, waiting, params))
     mosaics = {band: _mosaic(band, standing[band], notes, how.output) for band in series if band not in problems}
     if not problems and series:
         mosaics |= _beside(series, mosaics, quarter, index, how.output)
@@ -148,10 +147,13 @@ def plan_period(
         stand_in=quarter,
         how=how,
         index=index,
-        recorded={
-            paths[key] / f"{band.band}.tif": band.output_checksum for key in read for band in published[key].bands
-        },
+        recorded={path / f"{band.band}.tif": band.output_checksum for path, band in _bands(paths, published)},
     )
+
+
+def _bands(paths: Mapping[str, Path], published: Mapping[str, Attempt]) -> Iterator[tuple[Path, BandRecord]]:
+    """The records of all mosaics, and the folders that they lie in."""
+    return ((path, band) for key, path in paths.items() for band in published[key].bands)
 
 
 def _opened_bands(
@@ -159,6 +161,7 @@ def _opened_bands(
     timestamps: Sequence[str],
     published: Mapping[str, Attempt],
     paths: Mapping[str, Path],
+    carried: Mapping[str, Sequence[Scene]],
     params: TimestampsAggregationParams,
 ) -> tuple[dict[str, Series], dict[str, list[Problem]]]:
     """The mosaics of each band that stack, and per band why they do not."""
@@ -175,7 +178,7 @@ def _opened_bands(
             faults.append(again(error.problem))
         if faults:
             problems[band] = faults
-    return series, problems
+    return _with_offsets(series, carried), problems
 
 
 def _index(
@@ -284,7 +287,6 @@ def _output(
 
 def _notes(
     period: str,
-    timestamps: Sequence[str],
     published: Mapping[str, Attempt],
     carried: Mapping[str, Sequence[Scene]],
     waiting: Collection[str],
@@ -292,7 +294,7 @@ def _notes(
 ) -> Iterator[Note]:
     if late := members_of(period, waiting):
         yield Note("incomplete", f"{len(late)} listed timestamps of {period} are not published: {_some(late)}")
-    if len({published[key].parameters for key in timestamps} - {""}) > 1:
+    if len({published[key].parameters for key in carried} - {""}) > 1:
         yield Note("mixed_parameters", f"the mosaics were made with different parameters; {_STACK}")
     if len({scene.offset for scenes in carried.values() for scene in scenes}) > 1:
         yield Note("mixed_baselines", "reflectances carry different radiometric offsets; aggregate with harmonize")

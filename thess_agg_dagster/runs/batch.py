@@ -13,7 +13,8 @@ from typing import Any
 import dagster as dg
 from pebble import ProcessExpired, ProcessPool
 
-from thess_agg_dagster.defs.assets import pipeline
+from thess_agg_dagster.defs.assets import pipeline_of
+from thess_agg_dagster.defs.environment import LAKE
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.layout import DataLake
@@ -28,12 +29,15 @@ Resources = dict[str, Any]
 _MOST_WORKERS = 4
 
 
+_pipeline = pipeline_of(LAKE)
+
+
 def run_asset(
     instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
 ) -> dg.ExecuteInProcessResult:
     """Run one asset in this process. Raises what the asset raised, and ``KeyboardInterrupt`` for Ctrl-C."""
     return execute_here(
-        pipeline.resolve_implicit_global_asset_job_def(),
+        _pipeline.resolve_implicit_global_asset_job_def(),
         instance,
         asset_selection=[key],
         partition_key=partition,

@@ -6,22 +6,19 @@ It starts real Dagster runs in worker processes, so the UI shows them like any o
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 import dagster as dg
-import pandas as pd
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from thess_agg_dagster import __version__
 from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
@@ -29,7 +26,7 @@ from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import NOT_TOLD, DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.periods import periods_of
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
@@ -42,7 +39,7 @@ from thess_agg_dagster.runs.dry_run import forecast
 from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.runs.options import Sections, data_lake_option, parameter_options
 from thess_agg_dagster.runs.rebuild import rebuild
-from thess_agg_dagster.storage.paths import read_bytes
+from thess_agg_dagster.runs.summary import summarize, summarize_periods
 from thess_agg_dagster.timestamp.freshness import is_due, tile_names
 from thess_agg_dagster.timestamp.refetch import download_policy, refetch
 from thess_agg_dagster.timestamp.remote import located
@@ -146,8 +143,8 @@ class _Session:
     def aggregate(self, wanted: Sequence[str], force: bool) -> int:
         series = read_time_serie(self.lake.time_serie)
         keys = _selected(series, wanted)
-        published = latest_successes(self.instance)
-        if refusal := why_not_ours(self.instance, self.lake, published):
+        published = latest_successes(self.instance, AGGREGATED)
+        if refusal := why_not_ours(self.instance, HERE, self.lake, published):
             raise click.UsageError(refusal)
         tidy_up(self.instance, self.lake)
         run_asset(self.instance, self.resources, TIME_SERIE)
@@ -160,18 +157,16 @@ class _Session:
             self._run_all(todo, AGGREGATED)
         asked = periods_of(keys, self.params.composites)
         # Asked anew: timestamps were published meanwhile.
-        due = self._due_periods(series, asked, force, latest_successes(self.instance)) if asked else []
+        due = self._due_periods(series, asked, force, latest_successes(self.instance, AGGREGATED)) if asked else []
         if due:
             _stop_on_sigterm()
             self._run_all(due, COMPOSITES)
         if todo or due:
             tidy_up(self.instance, self.lake)
         self._report()
-        status = self._table("status").set_index("timestamp")
-        self._summarize(keys, len(keys) - len(todo), status)
-        good = all(status.loc[key, "status"] == "success" for key in keys)
+        good = summarize(self.lake, keys, len(keys) - len(todo))
         if asked:
-            good = self._summarize_periods(list(asked), len(due)) and good
+            good = summarize_periods(self.lake, list(asked), len(due)) and good
         return ALL_GOOD if good and not series.refused else SOME_FAILED
 
     def _report(self) -> None:
@@ -183,7 +178,7 @@ class _Session:
     def _due(
         self, series: TimeSerie, keys: Sequence[str], force: bool, published: Mapping[str, RecordedAttempt]
     ) -> list[str]:
-        latest = {} if force else latest_attempts(self.instance, published)
+        latest = {} if force else latest_attempts(self.instance, AGGREGATED, published)
         fingerprints = self.lake.fingerprints()
         return [
             key
@@ -196,13 +191,13 @@ class _Session:
     ) -> list[str]:
         """Of the periods asked for those with published timestamps that are missing, failed or changed."""
         published = {key: each.attempt for key, each in successes.items() if key in series.acquisitions}
-        latest = {} if force else latest_attempts(self.instance, among=asked, asset=COMPOSITES)
+        latest = {} if force else latest_attempts(self.instance, COMPOSITES, among=asked)
         return due_among(asked, latest, published, self.lake, self.params)
 
     def dry_run(self, wanted: Sequence[str], force: bool) -> int:
         """Tell what :meth:`aggregate` would do. No run is started, no tile opened."""
         series = read_time_serie(self.lake.time_serie)
-        published = latest_successes(self.instance)
+        published = latest_successes(self.instance, AGGREGATED)
         keys = _selected(series, wanted)
         due = [series.acquisitions[key] for key in self._due(series, keys, force, published)]
         workers = workers_for(self.params, len(due))
@@ -277,62 +272,6 @@ class _Session:
         for key in keys:
             run_asset(self.instance, self.resources, asset, key)  # raises, with the whole traceback
             yield key, None
-
-    def _table(self, name: str) -> pd.DataFrame:
-        data = io.BytesIO(read_bytes(self.lake.audit_table(name)))
-        return pd.read_csv(data, dtype=str, keep_default_na=False)
-
-    def _summarize(self, keys: Sequence[str], skipped: int, status: pd.DataFrame) -> None:
-        bands = self._table("band_report")
-        table = Table(title=None, box=None, pad_edge=False)
-        for name in ("timestamp", "status", "size", "CRS", "valid", "seconds"):
-            table.add_column(name, justify="right" if name in ("size", "valid", "seconds") else "left", no_wrap=True)
-        # Once over the table: a search of it for every timestamp took a minute where there are ten thousand.
-        made_of: dict[str, list[dict[Hashable, Any]]] = {}
-        for band in bands[bands["status"] == "success"].to_dict("records"):
-            made_of.setdefault(band["timestamp"], []).append(band)
-        for key in keys:
-            made = made_of.get(key, [])
-            first = made[0] if made else None
-            state = str(status.loc[key, "status"])
-            table.add_row(
-                key,
-                f"[{'green' if state == 'success' else 'red'}]{state}[/]",
-                f"{int(first['width'])} x {int(first['height'])}" if first else "",
-                str(first["crs"]) if first else "",
-                f"{float(first['valid_share']):.1%}" if first else "",
-                f"{sum(float(band['seconds']) for band in made):.1f}" if first else "",
-            )
-        out = Console()
-        out.width = max(out.width, 120)  # a narrow terminal wraps; a timestamp cut short helps nobody
-        out.print(table)
-        for key in keys:
-            if status.loc[key, "status"] != "success":
-                out.print(
-                    f"\n[red]{key}[/]  {escape(str(status.loc[key, 'message']))}", highlight=False, soft_wrap=True
-                )
-        called = click.get_current_context().find_root().info_name
-        out.print(
-            f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
-            f"\nMosaics  {self.lake.aggregated}\nTables   {self.lake.tables_folder}/timestamps_aggregation_*.csv"
-            f"\nUI       DATA_LAKE={self.lake.root} DAGSTER_HOME={os.environ['DAGSTER_HOME']} {called} ui",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    def _summarize_periods(self, asked: Sequence[str], made: int) -> bool:
-        """Tell what became of the periods; whether all are well."""
-        rows = self._table("composites").set_index("period")
-        out = Console()
-        failed = [key for key in asked if rows.loc[key, "status"] not in ("success", "not_run")]
-        for key in failed:
-            line = f"\n[red]{key}[/]  {escape(str(rows.loc[key, 'message']))}"
-            out.print(line, highlight=False, soft_wrap=True)
-        without = sum(rows.loc[key, "status"] == "not_run" for key in asked)
-        told = f"\n{len(asked)} periods, {len(asked) - made - without} unchanged and skipped"
-        told += f", {without} without a published timestamp" if without else ""
-        out.print(f"{told}\nComposites  {self.lake.composites.aggregated}", highlight=False, soft_wrap=True)
-        return not failed
 
 
 def _stop_on_sigterm() -> None:

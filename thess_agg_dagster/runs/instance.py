@@ -20,7 +20,7 @@ from typing import Any
 import dagster as dg
 import psutil
 
-from thess_agg_dagster.keys import LAKE, timestamps
+from thess_agg_dagster.keys import HERE, timestamps
 from thess_agg_dagster.lake.publish import staged_file
 from thess_agg_dagster.runs.private import (
     InstanceRef,
@@ -107,7 +107,7 @@ def execute_here(job: dg.JobDefinition, instance: dg.DagsterInstance, **options:
 
 def name_code_location(instance: dg.DagsterInstance, run_id: str) -> None:
     """Record where to find the job of a run that was executed in this process; without this, the UI cannot re-execute
-    it.
+    it. A run that another one executed has its job in the same place.
 
     Dagster records it only for runs that it launched. There is no public way to do so; ``dagster run
     migrate-repository`` does it like this.
@@ -115,9 +115,13 @@ def name_code_location(instance: dg.DagsterInstance, run_id: str) -> None:
     run = instance.get_run_by_id(run_id)
     if run is None or run.remote_job_origin:
         return
-    target = LoadableTargetOrigin(executable_path=sys.executable, module_name="thess_agg_dagster.definitions")
-    location = ManagedGrpcPythonEnvCodeLocationOrigin(target, LAKE or "thess_agg_dagster")
-    repository = RemoteRepositoryOrigin(location, "__repository__")
+    parent = instance.get_run_by_id(run.tags[PARENT]) if run.tags.get(CAUSE) == BATCH else None
+    if parent and parent.remote_job_origin:
+        repository = parent.remote_job_origin.repository_origin
+    else:
+        target = LoadableTargetOrigin(executable_path=sys.executable, module_name="thess_agg_dagster.definitions")
+        location = ManagedGrpcPythonEnvCodeLocationOrigin(target, HERE.name or "thess_agg_dagster")
+        repository = RemoteRepositoryOrigin(location, "__repository__")
     instance.run_storage.replace_job_origin(run, RemoteJobOrigin(repository, run.job_name))
 
 

@@ -13,7 +13,7 @@ from thess_agg_dagster.audit.event_log import attempt_metadata, first_sight, lat
 from thess_agg_dagster.audit.own_lake import unknown_timestamps, why_foreign
 from thess_agg_dagster.defs.composites import observed
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, REPORT, TIME_SERIE, periods, timestamps
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import read_manifest
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -57,14 +57,14 @@ def rebuilt(
 
     Raises ``ValueError`` if the instance belongs to another lake.
     """
-    published = latest_successes(instance)
+    published = latest_successes(instance, AGGREGATED)
     if stranger := why_foreign(lake, published):
         raise ValueError(
             f"the Dagster instance in {instance.root_directory} belongs to another lake: {stranger}. Set DAGSTER_HOME to a "
             f"folder of this lake's own, e.g. {lake.root}/.dagster"
         )
     yield from _read_back(instance, lake, params, AGGREGATED, timestamps, published)
-    composed = latest_successes(instance, asset=COMPOSITES)
+    composed = latest_successes(instance, COMPOSITES)
     yield from _read_back(instance, lake.composites, params, COMPOSITES, periods, composed)
 
 
@@ -85,7 +85,10 @@ def _read_back(
             continue
         if key not in registered:
             instance.add_dynamic_partitions(str(partitions.name), [key])
-            seen = [first_sight(key)] if asset == AGGREGATED else observed(instance, [key], latest_successes(instance))
+            if asset == AGGREGATED:
+                seen = [first_sight(HERE, key)]
+            else:
+                seen = list(observed(instance, HERE, [key], latest_successes(instance, AGGREGATED)))
             for observation in seen:
                 instance.report_runless_asset_event(observation)
         with warnings.catch_warnings():

@@ -2,7 +2,8 @@
 
 Dagster starts a new Python for every run, which takes several CPU seconds before the first tile is opened: most of the
 cost of a small timestamp. This launcher keeps one process (``python -m thess_agg_dagster.runs.warm``) that has imported
-the definitions, and forks it for each run. Runs of other code locations are launched as usual.
+the definitions, and forks it for each run. Runs of other code locations are launched as usual, unless ``modules`` in
+``dagster.yaml`` names theirs: those of projects with lakes in YAML. Each module has a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,12 @@ from typing import Any
 import dagster as dg
 from PIL import Image
 
-from thess_agg_dagster.keys import LAKE
+from thess_agg_dagster.keys import HERE
 from thess_agg_dagster.runs.instance import GONE, PROCESS_TAG, is_alive, process_tags
 from thess_agg_dagster.runs.private import (
+    AutoloadDefsModuleCodePointer,
     CheckRunHealthResult,
+    ConfigurableClassData,
     GrpcServerCodeLocationOrigin,
     InstanceRef,
     LaunchRunContext,
@@ -37,6 +41,9 @@ from thess_agg_dagster.runs.private import (
     WorkerStatus,
 )
 from thess_agg_dagster.runs.sqlite import kept_open
+
+#: How Dagster finds the definitions in a module.
+Pointer = ModuleCodePointer | AutoloadDefsModuleCodePointer
 
 _DEFINITIONS = "thess_agg_dagster.definitions"
 #: Tag of a run that was launched so. Dagster does not show it; a run that is re-executed inherits it, so it names the run.
@@ -46,9 +53,11 @@ _SECONDS_TO_BEGIN = 10
 
 
 class _Waiting:
-    """The process that waits for runs, started when there is a first one; it ends with this one, and its own last run."""
+    """The process that waits for runs of one module, started when there is a first one; it ends with this one, and its own
+    last run."""
 
-    def __init__(self) -> None:
+    def __init__(self, pointer: Pointer) -> None:
+        self._pointer = dg.serialize_value(pointer)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -62,30 +71,45 @@ class _Waiting:
 
     def _write(self, launched: dict[str, str]) -> None:
         if self._process is None:
-            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE)
+            self._process = subprocess.Popen([sys.executable, "-m", __name__, self._pointer], stdin=subprocess.PIPE)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(launched).encode() + b"\n")
         self._process.stdin.flush()
 
 
-# Dagster makes launchers anew; there is one such process for all of them.
-_waiting = _Waiting()
+# Dagster makes launchers anew; there is one such process of a module for all of them.
+_waiting: dict[Pointer, _Waiting] = {}
 
 
 class WarmLauncher(dg.DefaultRunLauncher):
-    """Launches the runs of this package from a waiting process, on this machine.
+    """Launches the runs of this package, and of other ``modules``, from waiting processes on this machine.
 
-    That process keeps the code and environment from when the first run was launched: restart Dagster after an upgrade.
+    Such a process keeps the code and environment from when the first run was launched: restart Dagster after an upgrade.
     """
+
+    def __init__(self, modules: Sequence[str] = (), inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(inst_data)
+        self._modules = modules
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        told = "Modules of other code locations whose runs start in a waiting process."
+        return {"modules": dg.Field([str], is_required=False, default_value=[], description=told)}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> WarmLauncher:
+        return cls(config_value["modules"], inst_data)
 
     def launch_run(self, context: LaunchRunContext) -> None:
         run = context.dagster_run
-        if not is_ours(run):
+        pointer = pointer_of(run, self._modules)
+        if pointer is None:
             super().launch_run(context)
             return
         # It has no process yet; that of a run which it repeats is not its own, and must not be told to stop.
         self._instance.add_run_tags(run.run_id, {WARM: run.run_id, PROCESS_TAG: ""})
-        _waiting.hand_over({"run_id": run.run_id, "instance": dg.serialize_value(self._instance.get_ref())})
+        waiting = _waiting.setdefault(pointer, _Waiting(pointer))
+        waiting.hand_over({"run_id": run.run_id, "instance": dg.serialize_value(self._instance.get_ref())})
 
     def terminate(self, run_id: str) -> bool:
         """Interrupt a run, as Ctrl-C would."""
@@ -121,20 +145,20 @@ class WarmLauncher(dg.DefaultRunLauncher):
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
 
-def is_ours(run: dg.DagsterRun) -> bool:
-    """Whether a run is of these definitions, and its code location has this process's environment, so its lake."""
+def pointer_of(run: dg.DagsterRun, modules: Collection[str] = ()) -> Pointer | None:
+    """Where the definitions of a run are, if they are ours or those of one of these other ``modules``, and its code location
+    has this process's environment. For ours, that decides which lake it is."""
     if run.job_code_origin is None or run.remote_job_origin is None:
-        return False
+        return None
     code, location = run.job_code_origin.repository_origin, run.remote_job_origin.repository_origin.code_location_origin
+    pointer = code.code_pointer
+    if not isinstance(pointer, Pointer):
+        return None
+    ours = pointer.module == _DEFINITIONS and location.location_name == (HERE.name or "thess_agg_dagster")
     # A code server that was started by hand, on a port, may have an environment of its own; Dagster's own ones do not.
     started_here = not isinstance(location, GrpcServerCodeLocationOrigin) or bool(location.socket)
-    return (
-        started_here
-        and location.location_name == (LAKE or "thess_agg_dagster")
-        and isinstance(code.code_pointer, ModuleCodePointer)
-        and code.code_pointer.module == _DEFINITIONS
-        and Path(code.executable_path).parent == Path(sys.executable).parent
-    )
+    same_python = Path(code.executable_path).parent == Path(sys.executable).parent
+    return pointer if (ours or pointer.module in modules) and started_here and same_python else None
 
 
 def _wait_for_runs(lines: io.FileIO) -> None:
@@ -169,7 +193,7 @@ def _wait_for_runs(lines: io.FileIO) -> None:
 
 def _import_the_rest() -> None:
     """What runs import where they use it: here once, not in each fork."""
-    for name in ("thess_agg_dagster.runs.private.execution", "pandas", "matplotlib.figure"):
+    for name in ("pandas", "matplotlib.figure"):
         importlib.import_module(name)
     Image.init()
     gc.freeze()
@@ -218,7 +242,11 @@ def _report_end(instance: dg.DagsterInstance, run_id: str) -> None:
 
 
 if __name__ == "__main__":
-    __import__(_DEFINITIONS)
+    from thess_agg_dagster.runs.private.execution import load_definitions
+
+    found = dg.deserialize_value(sys.argv[1])
+    assert isinstance(found, Pointer)
+    load_definitions(found)
     assert threading.active_count() == 1, "threads do not survive a fork"
     gc.freeze()
     with open(0, "rb", buffering=0) as pipe:

@@ -14,7 +14,7 @@ from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from kombu.entity import Queue
 
 import thess_agg_dagster.definitions  # noqa: F401
-from thess_agg_dagster.keys import LAKE
+from thess_agg_dagster.keys import HERE
 from thess_agg_dagster.runs.fleet import ONLY_LAKE, FleetLauncher
 
 # What Dagster's own Celery task calls; there is no public way to execute a run that was launched.
@@ -40,7 +40,7 @@ def _launcher_of_the_instance() -> FleetLauncher:
 
 _launcher = _launcher_of_the_instance()
 app = _launcher.celery
-app.conf.task_queues = [Queue(LAKE or ONLY_LAKE)]
+app.conf.task_queues = [Queue(HERE.name or ONLY_LAKE)]
 
 
 @app.task(name=TASK_EXECUTE_JOB_NAME, bind=True)  # type: ignore[untyped-decorator]

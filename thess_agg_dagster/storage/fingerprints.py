@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -85,3 +86,8 @@ def _fingerprint(info: dict[str, Any]) -> str:
 
 def _version(info: dict[str, Any]) -> str:
     return next((str(info[name]).strip('"') for name in _VERSIONS if info.get(name)), "")
+
+
+def is_fresh(path: File, seconds: float) -> bool:
+    """Whether a file changed so recently that it may still be in the making. (What appears in a bucket is whole.)"""
+    return not is_remote(path) and 0 <= time.time() - path.stat().st_ctime < seconds

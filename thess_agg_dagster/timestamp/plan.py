@@ -168,15 +168,12 @@ def plan_timestamp(
     mismatches = _mismatches(tile_names(acquisition, params), lake, fingerprints, params.threads)
     sources, problems = _inputs(scenes, lake, params, mask_band(asked.bands), mismatches)
     mosaics, faults = plan_mosaics(sources, params.mosaic_options())
-    for band, others in faults.items():
-        problems[band] += others
+    problems = {band: [*found, *faults.get(band, ())] for band, found in problems.items()}
     mosaics = {band: mosaic for band, mosaic in mosaics.items() if not problems[band]}
     index = None
     if ndvi and {RED, NIR} <= mosaics.keys():
         try:
-            index = _ndvi_options(mosaics[RED], mosaics[NIR], scenes, ndvi)
-            layers = mosaics[NIR].layers + mosaics[RED].layers
-            mosaics[NDVI] = replace(ndvi_plan(mosaics[RED].grid, index, NDVI), layers=layers)
+            index, mosaics[NDVI] = _ndvi(mosaics[RED], mosaics[NIR], scenes, ndvi)
         except PlanError as error:
             problems[NDVI] = list(error.problems)
     return TimestampPlan(
@@ -200,8 +197,8 @@ def plan_timestamp(
     )
 
 
-def _ndvi_options(red: MosaicPlan, nir: MosaicPlan, scenes: Sequence[Scene], dtype: str) -> NdviOptions:
-    """How NDVI is made of two mosaics. Raises :class:`PlanError` where it cannot be."""
+def _ndvi(red: MosaicPlan, nir: MosaicPlan, scenes: Sequence[Scene], dtype: str) -> tuple[NdviOptions, MosaicPlan]:
+    """How NDVI is made of two mosaics, and what it will be. Raises :class:`PlanError` where it cannot be."""
     if red.grid != nir.grid:
         raise PlanError([Problem("grid_conflict", f"NDVI needs {NIR} on the pixels of {RED}; set match_band")])
     carried = {scene.scene_id: scene.offset for scene in scenes}
@@ -214,7 +211,8 @@ def _ndvi_options(red: MosaicPlan, nir: MosaicPlan, scenes: Sequence[Scene], dty
     if offset is None:
         what = "NDVI needs to know one radiometric offset of all scenes; set harmonize"
         raise PlanError([Problem("unknown_baseline", what)])
-    return NdviOptions(dtype == "int16", offset, red.options)
+    index = NdviOptions(dtype == "int16", offset, red.options)
+    return index, replace(ndvi_plan(red.grid, index, NDVI), layers=nir.layers + red.layers)
 
 
 def _inputs(

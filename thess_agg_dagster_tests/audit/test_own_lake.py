@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from thess_agg_dagster.audit.event_log import latest_attempts
-from thess_agg_dagster.keys import VERIFICATION
+from thess_agg_dagster.keys import AGGREGATED, VERIFICATION
 from thess_agg_dagster.lake.time_serie import read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import run_asset
@@ -127,7 +127,7 @@ def test_a_lost_instance_is_read_back(published: SmallLake, stranger: dg.Dagster
             )
             pd.testing.assert_frame_equal(found, expected)
     series, fingerprints = read_time_serie(published.lake.time_serie), published.lake.fingerprints()
-    latest = latest_attempts(stranger)
+    latest = latest_attempts(stranger, AGGREGATED)
     due = [
         key
         for key, row in series.acquisitions.items()
@@ -147,7 +147,7 @@ def test_a_tile_that_changed_meanwhile_makes_its_timestamp_due(
     series, fingerprints, latest = (
         read_time_serie(published.lake.time_serie),
         published.lake.fingerprints(),
-        latest_attempts(stranger),
+        latest_attempts(stranger, AGGREGATED),
     )
     params = TimestampsAggregationParams(stac=True)
     for key in (FIRST, SECOND):

@@ -16,7 +16,7 @@ from thess_agg_dagster.audit import tables
 from thess_agg_dagster.audit.event_log import attempt_metadata, latest_attempts
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.audit.tables import COLUMNS, audit_tables, newest_event, table_schema, tables_digest
-from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE, timestamps
+from thess_agg_dagster.keys import AGGREGATED, HERE, TIME_SERIE, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 
 GOOD, BAD, NEW = "2023-02-02 09:21:09+00:00", "2023-04-13 09:20:29+00:00", "2023-06-22 09:15:59+00:00"
@@ -80,17 +80,17 @@ def record(instance: dg.DagsterInstance, attempt: Attempt) -> str:
     kind: Any = dg.AssetMaterialization if attempt.status == "success" else dg.AssetObservation
     event = kind(AGGREGATED, partition=attempt.timestamp, metadata=attempt_metadata(attempt))
     instance.report_runless_asset_event(event)
-    ended = latest_attempts(instance)[attempt.timestamp].finished_at
+    ended = latest_attempts(instance, AGGREGATED)[attempt.timestamp].finished_at
     return datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S+00:00")
 
 
 def rows(instance: dg.DagsterInstance, name: str, listed: Any = (GOOD, BAD, NEW), **given: Any) -> list[dict[str, Any]]:
-    table = audit_tables(instance, BANDS, listed, **given)[name]
+    table = audit_tables(instance, HERE, BANDS, listed, **given)[name]
     return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
 def test_the_columns_of_every_table(instance: dg.DagsterInstance) -> None:
-    for name, table in audit_tables(instance, BANDS, ()).items():
+    for name, table in audit_tables(instance, HERE, BANDS, ()).items():
         assert tuple(table.columns) == COLUMNS[name]
         assert set(map(str, table.dtypes)) == {"object"}
 
@@ -230,7 +230,7 @@ def test_of_many_silent_runs_the_latest_are_looked_up(
         return ""
 
     monkeypatch.setattr(tables, "reason_of_end", note)
-    audit_tables(instance, BANDS, ())
+    audit_tables(instance, HERE, BANDS, ())
     assert asked == sorted(keys)[-100:]
 
 
@@ -248,18 +248,18 @@ def test_every_column_has_a_type_and_a_meaning() -> None:
 
 
 def test_the_newest_event_that_tables_tell_of(instance: dg.DagsterInstance) -> None:
-    assert newest_event(instance) == 0
+    assert newest_event(instance, HERE) == 0
     record(instance, SUCCESS)
-    first = newest_event(instance)
-    assert first == latest_attempts(instance)[GOOD].storage_id
+    first = newest_event(instance, HERE)
+    assert first == latest_attempts(instance, AGGREGATED)[GOOD].storage_id
     record(instance, FAILURE)
-    second = newest_event(instance)
-    assert second == latest_attempts(instance)[BAD].storage_id > first
+    second = newest_event(instance, HERE)
+    assert second == latest_attempts(instance, AGGREGATED)[BAD].storage_id > first
     instance.report_runless_asset_event(dg.AssetMaterialization(TIME_SERIE))
-    assert newest_event(instance) > second
-    newest = newest_event(instance)
+    assert newest_event(instance, HERE) > second
+    newest = newest_event(instance, HERE)
     instance.report_runless_asset_event(dg.AssetMaterialization("somebody else's"))
-    assert newest_event(instance) == newest
+    assert newest_event(instance, HERE) == newest
 
 
 def test_tables_are_identified_by_what_they_hold_and_where(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.asset_check_state import AssetCheckState
 
 from thess_agg_dagster.audit.outcome import RecordedAttempt
-from thess_agg_dagster.defs.assets import pipeline
-from thess_agg_dagster.defs.checks import AGGREGATED_CHECKS, details_of
+from thess_agg_dagster.defs.assets import pipeline_of
+from thess_agg_dagster.defs.check_specs import aggregated_checks
+from thess_agg_dagster.defs.checks import details_of
+from thess_agg_dagster.defs.environment import LAKE
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE, timestamps
+from thess_agg_dagster.keys import AGGREGATED, HERE, REPORT, TIME_SERIE, timestamps
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.storage.paths import lake_path
@@ -256,7 +258,7 @@ def as_the_ui_counts(lake: SmallLake, timestamp: str) -> dict[str, str]:
     async def states() -> dict[str, str]:
         context = LoadingContextForTest(lake.instance)
         found = {}
-        for spec in AGGREGATED_CHECKS:
+        for spec in aggregated_checks(HERE):
             state = await AssetCheckState.gen(context, (spec.key, timestamps))
             assert state is not None
             held = [status for status, subset in state.subsets.items() if timestamp in subset.subset_value]
@@ -275,6 +277,7 @@ def test_all_checks_count_to_the_mosaics_they_are_of(ready: SmallLake) -> None:
     @dg.asset(deps=[AGGREGATED], partitions_def=timestamps, automation_condition=condition)
     def ndvi() -> None: ...
 
+    pipeline = pipeline_of(LAKE)
     downstream = dg.Definitions(assets=[ndvi, *(pipeline.assets or ())], resources=pipeline.resources)
 
     def asked_for() -> set[str | None]:

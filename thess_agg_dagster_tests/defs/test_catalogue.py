@@ -15,7 +15,8 @@ from dagster._core.loader import LoadingContextForTest
 
 from thess_agg_dagster.catalogue_params import CatalogueParams
 from thess_agg_dagster.definitions import defs
-from thess_agg_dagster.defs.catalogue import catalogue, update_catalogue_schedule
+from thess_agg_dagster.defs.catalogue import catalogue_of
+from thess_agg_dagster.defs.environment import LAKE
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, CATALOGUE, TIME_SERIE
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -29,7 +30,7 @@ def materialize(
 ) -> dg.ExecuteInProcessResult:
     with nullcontext(existing) if existing else dg.DagsterInstance.ephemeral() as instance:
         return dg.materialize(
-            [catalogue],
+            [catalogue_of(LAKE)],
             instance=instance,
             resources={
                 "catalogue_params": CatalogueParams(),  # as a new process makes them
@@ -49,8 +50,8 @@ def test_nothing_happens_where_nothing_is_configured(tmp_path: Path) -> None:
 def test_it_stands_before_the_list_and_runs_when_it_is_switched_on() -> None:
     graph = defs.resolve_asset_graph()
     assert graph.get(TIME_SERIE).parent_keys == {CATALOGUE}
-    assert update_catalogue_schedule.default_status == dg.DefaultScheduleStatus.STOPPED
-    assert defs.resolve_schedule_def("update_catalogue_schedule").cron_schedule == "30 4 * * *"
+    schedule = defs.resolve_schedule_def("update_catalogue_schedule")
+    assert (schedule.default_status, schedule.cron_schedule) == (dg.DefaultScheduleStatus.STOPPED, "30 4 * * *")
 
 
 def test_a_catalogue_that_does_not_answer_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,8 @@ from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.defs.sensors import composites_sensor, missing_or_failed_periods_sensor
+from thess_agg_dagster.defs.sensors.periods import composites_sensor_of
+from thess_agg_dagster.defs.sensors.reports import missing_or_failed_periods_sensor_of
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, MOSAICS_BY_PERIOD, REPORT
 from thess_agg_dagster.lake.publish import local_folder
 from thess_agg_dagster.runs.batch import run_asset, tidy_up
@@ -83,7 +84,7 @@ def compose(lake: SmallLake, period: str, **params: Any) -> RecordedAttempt:
         run_asset(lake.instance, lake.resources(**ASKED | params), COMPOSITES, period)
     except Exception as error:
         lake.error = error
-    return latest_attempts(lake.instance, asset=COMPOSITES)[period]
+    return latest_attempts(lake.instance, COMPOSITES)[period]
 
 
 def stack(lake: SmallLake, band: str, times: list[str]) -> np.ma.MaskedArray[Any, Any]:
@@ -131,7 +132,7 @@ def test_pixels_files_and_records(ready: SmallLake) -> None:
         assert records["B04"].input_checksums == [
             band.output_checksum
             for key in times
-            for band in latest_attempts(ready.instance)[key].attempt.bands
+            for band in latest_attempts(ready.instance, AGGREGATED)[key].attempt.bands
             if band.band == "B04"
         ] or str(ready.root).startswith("s3:")  # where they are ETags
         folder = ready.lake.composites.published(period).folder
@@ -385,7 +386,7 @@ def test_an_asset_of_ones_own_receives_composites(ready: SmallLake) -> None:
 
 
 def test_the_sensor_asks_for_what_changed(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    sensor = Sensor(composites_sensor, ready)
+    sensor = Sensor(composites_sensor_of, ready)
     assert sensor.tick() == ([], "No composites are asked for; THESS_COMPOSITES=month,quarter asks for both")
     environment: Mapping[str, str] = {
         "COMPOSITES": "month,quarter", "GRID": "fixed", "BOUNDS": "690000,4488000,702000,4500000",
@@ -413,7 +414,7 @@ def test_the_sensor_asks_for_what_changed(ready: SmallLake, monkeypatch: pytest.
 
 
 def test_a_job_finds_the_periods_that_are_missing_failed_or_changed(ready: SmallLake) -> None:
-    sensor = Sensor(missing_or_failed_periods_sensor, ready)
+    sensor = Sensor(missing_or_failed_periods_sensor_of, ready)
     assert sensor.tick() == ([], "No run of missing_or_failed has found anything since")
     everything = [APRIL, MAY, "2023-07", SPRING, "2023-Q3"]
     job = missing_or_failed(ready, **ASKED)

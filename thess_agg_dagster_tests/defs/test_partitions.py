@@ -9,8 +9,9 @@ import pytest
 
 from thess_agg_dagster.audit.event_log import latest_attempts
 from thess_agg_dagster.definitions import defs
-from thess_agg_dagster.defs import assets
+from thess_agg_dagster.defs.environment import lake_of_environment
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.defs.mosaics import aggregated_of
 from thess_agg_dagster.keys import AGGREGATED, timestamps
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake
 
@@ -61,7 +62,7 @@ def test_several_timestamps_in_one_run_are_an_attempt_each(small_lake: SmallLake
 
     failed = run_range()
     assert not failed.success
-    found = latest_attempts(small_lake.instance)
+    found = latest_attempts(small_lake.instance, AGGREGATED)
     assert [found[key].attempt.status for key in ids] == ["success", "failed_missing_inputs", "success"]
     assert len({found[key].run_id for key in ids} | {failed.run_id}) == 4
     partitions = small_lake.instance.get_status_by_partition(AGGREGATED, list(ids), timestamps)
@@ -90,6 +91,6 @@ def test_timestamps_per_run(given: str, policy: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("THESS_TIMESTAMPS_PER_RUN", given)
     if isinstance(policy, str):
         with pytest.raises(ValueError, match=policy):
-            assets._backfill_policy()
+            lake_of_environment()
     else:
-        assert assets._backfill_policy() == policy
+        assert aggregated_of(lake_of_environment()).backfill_policy == policy

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,13 @@ from thess_agg_dagster.audit.event_log import inputs_observed
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, newest_event
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.defs.checks import details_of
+from thess_agg_dagster.defs.environment import LAKE
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
-from thess_agg_dagster.defs.sensors import (
-    changed_inputs_sensor,
-    common,
-    late_tiles_sensor,
-    missing_or_failed_sensor,
-    report_sensor,
-    tiles,
-    time_serie_sensor,
-)
-from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION
+from thess_agg_dagster.defs.lake_definition import LakeDefinition, Pace
+from thess_agg_dagster.defs.sensors.new_rows import time_serie_sensor_of
+from thess_agg_dagster.defs.sensors.reports import missing_or_failed_sensor_of, report_sensor_of
+from thess_agg_dagster.defs.sensors.tiles import changed_inputs_sensor_of, late_tiles_sensor_of
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, RAW_TILES, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.mosaic.plan import plan_mosaics
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.batch import run_asset
@@ -38,12 +36,19 @@ from thess_agg_dagster.timestamp import plan as timestamp_plan
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.rasters import noise
 
+HASTE = Pace(settle_seconds=0)
+
 
 class Sensor:
-    """A sensor as the daemon ticks it: keeps the cursor, launches a run key once, registers partitions."""
+    """A sensor as the daemon ticks it: keeps the cursor, launches a run key once, registers partitions.
 
-    def __init__(self, sensor: dg.SensorDefinition, lake: SmallLake) -> None:
-        self.sensor, self.lake = sensor, lake
+    Files of a test are as young as the test; only where it matters must they settle.
+    """
+
+    def __init__(
+        self, sensor_of: Callable[[LakeDefinition], dg.SensorDefinition], lake: SmallLake, pace: Pace = HASTE
+    ) -> None:
+        self.sensor_of, self.lake, self.pace = sensor_of, lake, pace
         self.cursor: str | None = None
         self.run_keys: set[str | None] = set()
         self.requests: dict[str, dg.RunRequest] = {}
@@ -54,9 +59,10 @@ class Sensor:
             "io_manager": DataLakeIOManager(data_lake=str(self.lake.root)),
             "params": TimestampsAggregationParams(),
         }
-        needed = {name: resources[name] for name in self.sensor.required_resource_keys}
+        sensor = self.sensor_of(replace(LAKE, pace=self.pace))
+        needed = {name: resources[name] for name in sensor.required_resource_keys}
         with dg.build_sensor_context(self.lake.instance, self.cursor, resources=needed, definitions=defs) as context:
-            found = self.sensor(context)
+            found = sensor(context)
         if isinstance(found, dg.SkipReason):
             self.cursor = context.cursor or None  # as the daemon does
             return [], str(found.skip_message)
@@ -73,12 +79,6 @@ class Sensor:
         return [request.partition_key or "" for request in new], reason
 
 
-@pytest.fixture(autouse=True)
-def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a test are as young as the test; only where it matters must they settle."""
-    monkeypatch.setattr(common, "SETTLE_SECONDS", 0)
-
-
 @pytest.fixture
 def ready(small_lake: SmallLake) -> SmallLake:
     """Two timestamps, the second without one of its tiles."""
@@ -93,7 +93,7 @@ def tile_of(lake: SmallLake, timestamp: str, band: str = "B08") -> Path:
 
 
 def test_a_new_list_registers_and_launches_its_timestamps_once(ready: SmallLake) -> None:
-    sensor = Sensor(time_serie_sensor, ready)
+    sensor = Sensor(time_serie_sensor_of, ready)
     assert sensor.tick() == (["", FIRST, SECOND], "")
     assert set(ready.instance.get_dynamic_partitions("timestamp")) == {FIRST, SECOND}
     assert sensor.tick() == ([], f"{ready.lake.time_serie} has not changed")
@@ -101,7 +101,7 @@ def test_a_new_list_registers_and_launches_its_timestamps_once(ready: SmallLake)
 
 @in_folder_and_bucket
 def test_only_new_and_changed_rows_are_launched(ready: SmallLake) -> None:
-    sensor = Sensor(time_serie_sensor, ready)
+    sensor = Sensor(time_serie_sensor_of, ready)
     sensor.tick()
     ready.read_list()
     for key in (FIRST, SECOND):
@@ -121,7 +121,7 @@ def test_only_new_and_changed_rows_are_launched(ready: SmallLake) -> None:
 
 
 def test_a_reset_cursor_launches_nothing_twice(ready: SmallLake) -> None:
-    sensor = Sensor(time_serie_sensor, ready)
+    sensor = Sensor(time_serie_sensor_of, ready)
     sensor.tick()
     sensor.cursor = None  # before the runs left anything
     assert sensor.tick()[0] == []
@@ -132,7 +132,7 @@ def test_a_reset_cursor_launches_nothing_twice(ready: SmallLake) -> None:
 
 
 def test_a_replaced_list_with_the_same_time_is_noticed(ready: SmallLake) -> None:
-    sensor = Sensor(time_serie_sensor, ready)
+    sensor = Sensor(time_serie_sensor_of, ready)
     sensor.tick()
     before = ready.lake.time_serie.stat()
     text = ready.lake.time_serie.read_text().replace("2023-02-02 09:21:09", "2023-02-02 09:21:08")
@@ -148,7 +148,7 @@ def test_a_replaced_list_with_the_same_time_is_noticed(ready: SmallLake) -> None
 def test_a_list_in_the_making_or_unusable_waits_and_is_looked_at_again(
     ready: SmallLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sensor = Sensor(time_serie_sensor, ready)
+    sensor = Sensor(time_serie_sensor_of, ready)
     good = ready.lake.time_serie.read_text()
     ready.lake.time_serie.unlink()
     assert "no such file yet" in sensor.tick()[1]
@@ -158,7 +158,7 @@ def test_a_list_in_the_making_or_unusable_waits_and_is_looked_at_again(
     assert "lacks the column" in str(ready.checks(TIME_SERIE)["schema"].description)
     assert "is unusable, and has not changed" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good[:60])
-    monkeypatch.setattr(common, "SETTLE_SECONDS", 0.5)
+    sensor.pace = Pace(settle_seconds=0.5)
     assert "may not be complete" in sensor.tick()[1]
     ready.lake.time_serie.write_text(good)
     time.sleep(0.6)
@@ -167,7 +167,7 @@ def test_a_list_in_the_making_or_unusable_waits_and_is_looked_at_again(
 
 def test_an_unusable_list_fails_its_check_once_for_each_state(ready: SmallLake) -> None:
     """Where an alert can see it; a list that is good again passes, and is looked at as before."""
-    sensor, path = Sensor(time_serie_sensor, ready), ready.lake.time_serie
+    sensor, path = Sensor(time_serie_sensor_of, ready), ready.lake.time_serie
     good = path.read_text()
     assert sensor.tick()[0] == ["", FIRST, SECOND]
     ready.read_list()
@@ -189,8 +189,7 @@ def test_an_unusable_list_fails_its_check_once_for_each_state(ready: SmallLake) 
 def test_a_long_list_is_launched_over_several_ticks(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [f"2024-01-01 00:00:{second:02d}" for second in range(7)]
     ready.list_rows(*((key, ["A"]) for key in keys))
-    monkeypatch.setattr(common, "MOST_RUNS", 3)
-    sensor = Sensor(time_serie_sensor, ready)
+    sensor = Sensor(time_serie_sensor_of, ready, replace(HASTE, most_runs=3))
     assert [sensor.tick()[0] for _ in range(4)] == [["", *keys[:3]], keys[3:6], keys[6:], []]
 
 
@@ -198,8 +197,7 @@ def test_a_long_list_is_looked_through_over_several_ticks(ready: SmallLake, monk
     """No tick reads more attempts than Dagster has patience for; the last row is found as well."""
     keys = [f"2024-01-01 00:00:{second:02d}" for second in range(5)]
     ready.list_rows(*((key, ["A"]) for key in keys))
-    monkeypatch.setattr(common, "MOST_ATTEMPTS", 2)
-    sensor = Sensor(time_serie_sensor, ready)
+    sensor = Sensor(time_serie_sensor_of, ready, replace(HASTE, most_attempts=2))
     assert [sensor.tick()[0] for _ in range(4)] == [["", *keys[:2]], keys[2:4], keys[4:], []]
     ready.read_list()
     for key in keys:
@@ -210,7 +208,7 @@ def test_a_long_list_is_looked_through_over_several_ticks(ready: SmallLake, monk
 
 @in_folder_and_bucket
 def test_late_tiles_are_noticed_once(ready: SmallLake) -> None:
-    sensor = Sensor(late_tiles_sensor, ready)
+    sensor = Sensor(late_tiles_sensor_of, ready)
     assert sensor.tick() == ([], "No timestamp waits for tiles")
     ready.read_list()
     ready.aggregate(FIRST)
@@ -232,9 +230,8 @@ def test_late_tiles_are_noticed_once(ready: SmallLake) -> None:
 def test_only_new_failures_are_read_and_the_others_still_wait(
     ready: SmallLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "_LOOK_BACK", 0)
     tile_of(ready, FIRST).unlink()
-    sensor = Sensor(late_tiles_sensor, ready)
+    sensor = Sensor(late_tiles_sensor_of, ready, replace(HASTE, look_back=0))
     ready.read_list()
     for number, key in enumerate((FIRST, SECOND), 1):
         ready.aggregate(key)
@@ -246,13 +243,11 @@ def test_only_new_failures_are_read_and_the_others_still_wait(
 
 
 def test_many_failures_are_read_over_several_ticks(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_LOOK_BACK", 0)
-    monkeypatch.setattr(common, "MOST_ATTEMPTS", 1)
     tile_of(ready, FIRST).unlink()
     ready.read_list()
     for key in (SECOND, FIRST):
         ready.aggregate(key)
-    sensor = Sensor(late_tiles_sensor, ready)
+    sensor = Sensor(late_tiles_sensor_of, ready, replace(HASTE, look_back=0, most_attempts=1))
     assert [sensor.tick()[1] for _ in range(3)] == [f"{number} timestamps wait for tiles" for number in (1, 2, 2)]
 
 
@@ -266,7 +261,7 @@ def test_scl_that_masks_is_waited_for_as_well(ready: SmallLake, monkeypatch: pyt
     ready.read_list()
     found = ready.aggregate(SECOND, bands=["B04"], mask_scl_classes=[8, 9]).attempt
     assert found.status == "failed_missing_inputs"
-    sensor = Sensor(late_tiles_sensor, ready)
+    sensor = Sensor(late_tiles_sensor_of, ready)
     assert sensor.tick()[0] == []
     scl.write_bytes(pixels)
     assert sensor.tick()[0] == [SECOND]
@@ -294,7 +289,7 @@ def test_what_changed_is_stale_and_nothing_else(ready: SmallLake, monkeypatch: p
 
     ready.add_timestamp(SECOND)
     ready.read_list()
-    sensor = Sensor(changed_inputs_sensor, ready)
+    sensor = Sensor(changed_inputs_sensor_of, ready)
     for key in (FIRST, SECOND):
         ready.aggregate(key)
     assert sensor.tick() == ([], "0 published timestamps are stale")
@@ -323,8 +318,7 @@ def test_what_changed_is_looked_for_a_few_at_a_tick(ready: SmallLake, monkeypatc
     ready.read_list()
     for key in (FIRST, SECOND):
         ready.aggregate(key)
-    monkeypatch.setattr(common, "MOST_ATTEMPTS", 1)
-    sensor = Sensor(changed_inputs_sensor, ready)
+    sensor = Sensor(changed_inputs_sensor_of, ready, replace(HASTE, most_attempts=1))
     tile = tile_of(ready, SECOND)
     tile.write_bytes(tile.read_bytes())
     said = [sensor.tick()[1] for _ in range(4)]
@@ -338,8 +332,7 @@ def test_what_changed_is_looked_for_a_few_at_a_tick(ready: SmallLake, monkeypatc
 def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:
     ready.read_list()
     ready.aggregate(SECOND)
-    monkeypatch.setattr(common, "SETTLE_SECONDS", 0.5)
-    sensor = Sensor(late_tiles_sensor, ready)
+    sensor = Sensor(late_tiles_sensor_of, ready, Pace(settle_seconds=0.5))
     ready.add_timestamp(SECOND)
     assert sensor.tick()[0] == []
     time.sleep(0.6)
@@ -349,7 +342,7 @@ def test_a_tile_still_being_written_is_waited_for(ready: SmallLake, monkeypatch:
 def test_what_someone_else_repaired_is_not_launched(ready: SmallLake) -> None:
     ready.read_list()
     ready.aggregate(SECOND)
-    sensor = Sensor(late_tiles_sensor, ready)
+    sensor = Sensor(late_tiles_sensor_of, ready)
     sensor.tick()
     ready.add_timestamp(SECOND)
     ready.aggregate(SECOND)
@@ -357,7 +350,7 @@ def test_what_someone_else_repaired_is_not_launched(ready: SmallLake) -> None:
 
 
 def test_a_row_that_was_edited_is_for_the_other_sensor(ready: SmallLake) -> None:
-    late, listed = Sensor(late_tiles_sensor, ready), Sensor(time_serie_sensor, ready)
+    late, listed = Sensor(late_tiles_sensor_of, ready), Sensor(time_serie_sensor_of, ready)
     listed.tick()
     ready.read_list()
     ready.aggregate(FIRST)
@@ -378,11 +371,11 @@ def test_a_tile_that_lands_while_its_run_plans_is_late(ready: SmallLake, monkeyp
 
     monkeypatch.setattr(timestamp_plan, "plan_mosaics", landing)
     assert ready.aggregate(SECOND, bands=["B08"]).attempt.status == "failed_missing_inputs"
-    assert Sensor(late_tiles_sensor, ready).tick()[0] == [SECOND]
+    assert Sensor(late_tiles_sensor_of, ready).tick()[0] == [SECOND]
 
 
 def test_the_report_follows_successes_failures_and_killed_runs_and_waits_for_the_busy(ready: SmallLake) -> None:
-    sensor = Sensor(report_sensor, ready)
+    sensor = Sensor(report_sensor_of, ready)
     assert sensor.tick() == ([], "Nothing new to report")
     ready.read_list()
     ready.aggregate(FIRST)
@@ -398,7 +391,7 @@ def test_the_report_follows_successes_failures_and_killed_runs_and_waits_for_the
     assert sensor.tick()[0] == [""]
     ready.tables()
     # Something happens while the report is being written.
-    report = newest_event(ready.instance)
+    report = newest_event(ready.instance, HERE)
     ready.aggregate(SECOND)
     run_report_that_knew_only(ready, report)
     assert sensor.tick()[0] == [""]
@@ -420,7 +413,7 @@ def run_report_that_knew_only(lake: SmallLake, event: int) -> None:
 
 
 def test_the_run_of_a_process_that_is_gone_keeps_nobody_waiting(ready: SmallLake) -> None:
-    sensor = Sensor(report_sensor, ready)
+    sensor = Sensor(report_sensor_of, ready)
     ready.read_list()
     ready.aggregate(FIRST)
     job = defs.resolve_implicit_global_asset_job_def()
@@ -453,7 +446,7 @@ def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) 
     ready.read_list()
     ready.aggregate(FIRST)
     ready.tables()
-    sensor = Sensor(report_sensor, ready)
+    sensor = Sensor(report_sensor_of, ready)
     assert sensor.tick() == ([], "Nothing new to report")
     job = defs.resolve_implicit_global_asset_job_def()
     ready.instance.report_run_failed(ready.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED))
@@ -463,10 +456,10 @@ def test_a_report_written_by_the_command_is_not_written_again(ready: SmallLake) 
 def test_what_becomes_stale_is_reported_where_somebody_is_told(
     ready: SmallLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sensor = Sensor(report_sensor, ready)
+    sensor = Sensor(report_sensor_of, ready)
     ready.read_list()
     ready.tables()
-    ready.instance.report_runless_asset_event(inputs_observed(FIRST, "other", [], "a tile"))
+    ready.instance.report_runless_asset_event(inputs_observed(HERE, FIRST, "other", [], "a tile"))
     assert sensor.tick() == ([], "Nothing new to report")  # the tables would say the same
     monkeypatch.setenv("THESS_WEBHOOK_URL", "http://127.0.0.1:9/nobody-there")
     assert sensor.tick()[0] == [""]
@@ -475,7 +468,7 @@ def test_what_becomes_stale_is_reported_where_somebody_is_told(
 
 
 def test_tables_that_are_gone_or_not_those_of_the_report_are_written_again(ready: SmallLake) -> None:
-    sensor = Sensor(report_sensor, ready)
+    sensor = Sensor(report_sensor_of, ready)
     ready.read_list()
     assert sensor.tick()[0] == [""]
     ready.tables()
@@ -501,7 +494,7 @@ def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
     ready.aggregate(SECOND)
     before = ready.lake.mosaic(FIRST, "B04").read_bytes()
     ready.list_rows((SECOND, ready.add_timestamp(SECOND)))
-    assert Sensor(time_serie_sensor, ready).tick()[0] == [""]
+    assert Sensor(time_serie_sensor_of, ready).tick()[0] == [""]
     ready.read_list()
     status = ready.tables()["status"].set_index("timestamp")
     assert status["listed"].to_dict() == {FIRST: "False", SECOND: "True"}
@@ -516,7 +509,7 @@ def test_rows_that_vanish_lose_nothing_and_are_told(ready: SmallLake) -> None:
 def test_everything_missing_or_failed_is_launched_once_with_the_parameters_of_the_job(
     ready: SmallLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sensor = Sensor(missing_or_failed_sensor, ready)
+    sensor = Sensor(missing_or_failed_sensor_of, ready)
     assert sensor.tick() == ([], "No run of missing_or_failed has found anything since")
     ready.read_list()
     ready.aggregate(FIRST)
@@ -524,7 +517,7 @@ def test_everything_missing_or_failed_is_launched_once_with_the_parameters_of_th
     ready.aggregate(SECOND)
     rows = [(FIRST, ready.add_timestamp(FIRST)), (SECOND, []), (THIRD, ready.add_timestamp(THIRD))]
     ready.list_rows(*rows)
-    monkeypatch.setattr(common, "MOST_RUNS", 1)
+    sensor.pace = replace(HASTE, most_runs=1)
     job = missing_or_failed(ready, compress="zstd")
     assert [sensor.tick()[0] for _ in range(3)] == [["", FIRST], [SECOND], [THIRD]]
     assert set(ready.instance.get_dynamic_partitions("timestamp")) == {FIRST, SECOND, THIRD}

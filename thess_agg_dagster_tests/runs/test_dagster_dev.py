@@ -26,20 +26,18 @@ from thess_agg_dagster_tests.services import Client
 
 
 class Ui(Client):
-    """A running ``dagster dev`` on a lake."""
+    """A running ``dagster dev`` in a project, whose Dagster instance and log are in a folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, project: Path, environment: dict[str, str]) -> None:
         self.root = root
-        home = run("thess_agg_dagster.runs.instance", str(root)).stdout.strip()
         port = free_port()
-        environment = clean_environment() | {"DATA_LAKE": str(root), "DAGSTER_HOME": home, "THESS_SENSOR_SECONDS": "5"}
         self.log = root / "dagster-dev.log"
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dagster", "dev", "-p", str(port)],
-                cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
+                cwd=project, env=environment, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
-        self.instance = dg.DagsterInstance.from_config(home)
+        self.instance = dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
         self.url = f"http://127.0.0.1:{port}"
 
     def logs(self) -> str:
@@ -62,13 +60,22 @@ class Ui(Client):
 
 
 @contextmanager
-def dagster_dev(root: Path) -> Iterator[Ui]:
-    opened = Ui(root)
+def dagster_dev_in(project: Path, root: Path, environment: dict[str, str]) -> Iterator[Ui]:
+    opened = Ui(root, project, environment)
     try:
         opened.wait_until(opened.is_up)
         yield opened
     finally:
         opened.close()
+
+
+@contextmanager
+def dagster_dev(root: Path) -> Iterator[Ui]:
+    """On the lake in a folder."""
+    home = run("thess_agg_dagster.runs.instance", str(root)).stdout.strip()
+    environment = clean_environment() | {"DATA_LAKE": str(root), "DAGSTER_HOME": home, "THESS_SENSOR_SECONDS": "5"}
+    with dagster_dev_in(ROOT, root, environment) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

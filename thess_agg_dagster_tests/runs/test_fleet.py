@@ -127,7 +127,7 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
     services.wait_until(lambda: bool(services.runs(STARTED)))
     services.restart_postgres(signal.SIGQUIT)  # "immediate": nobody is told, and it recovers when it starts
 
-    services.wait_until(lambda: len(latest_successes(services.instance)) == len(keys))
+    services.wait_until(lambda: len(latest_successes(services.instance, AGGREGATED)) == len(keys))
     # No run of a backfill that ended is retried any more.
     services.wait_until(lambda: services.backfill_status(backfill_id).startswith("COMPLETED"))
     services.wait_until(lambda: not services.runs(*UNFINISHED))
@@ -156,7 +156,7 @@ def test_a_backfill_in_which_everything_dies_once(small_lake: SmallLake, service
     assert dict(tables["status"][["timestamp", "status"]].to_numpy().tolist()) == dict.fromkeys(keys, "success")
     assert len(tables["summary"]) == len(keys)
     assert tables["band_report"]["status"].tolist() == ["success"] * 3 * len(keys)
-    latest = {key: found.run_id for key, found in latest_successes(services.instance).items()}
+    latest = {key: found.run_id for key, found in latest_successes(services.instance, AGGREGATED).items()}
     assert dict(tables["status"][["timestamp", "run_id"]].to_numpy().tolist()) == latest
 
 
@@ -213,7 +213,7 @@ def test_what_is_stopped_and_what_goes_on(small_lake: SmallLake, services: Fleet
     services.wait_until(lambda: "Redis cannot be reached" in services.daemon.log.read_text())
     services.wait_until(lambda: len(services.runs(QUEUED)) == len(keys))
     services.start_redis()
-    services.wait_until(lambda: set(keys) <= set(latest_successes(services.instance)))
+    services.wait_until(lambda: set(keys) <= set(latest_successes(services.instance, AGGREGATED)))
     assert len(services.runs(FAILURE)) == before, services.story()
 
     # What the job finds goes through the queue to the workers, too.

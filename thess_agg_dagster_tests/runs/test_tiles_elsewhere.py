@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from thess_agg_dagster.audit.event_log import latest_successes
+from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -26,7 +27,9 @@ def is_made(small_lake: SmallLake) -> bool:
     """Whether what is published is what would be made now."""
     lake, params = small_lake.lake, TimestampsAggregationParams(bands=["B04"])
     (acquisition,) = read_time_serie(lake.time_serie).acquisitions.values()
-    return not is_due(acquisition, latest_successes(small_lake.instance)[FIRST], lake, params, lake.fingerprints())
+    return not is_due(
+        acquisition, latest_successes(small_lake.instance, AGGREGATED)[FIRST], lake, params, lake.fingerprints()
+    )
 
 
 def test_todays_layout_works_without_links(small_lake: SmallLake) -> None:
@@ -46,7 +49,7 @@ def test_todays_layout_works_without_links(small_lake: SmallLake) -> None:
     assert statuses(lake) == {FIRST: "success"}
     assert sorted(path.name for path in small_lake.root.iterdir()) == ["data_raw", "outputs", "raw"]
     # What is recorded is told of where the lake was moved, too.
-    (made,) = latest_successes(small_lake.instance).values()
+    (made,) = latest_successes(small_lake.instance, AGGREGATED).values()
     assert made.attempt.bands[0].input_files == [str(lake.tile(SCENE, "B04"))]
     manifest = json.loads(lake.manifest(FIRST).read_text())
     assert manifest["inputs"]["B04"][0]["file"] == f"raw/s2/{SCENE}/B04.tif"

@@ -24,7 +24,7 @@ from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.runs import warm
 from thess_agg_dagster.runs.instance import PROCESS_TAG, process_tags
 from thess_agg_dagster.runs.private import LaunchRunContext
-from thess_agg_dagster.runs.warm import WarmLauncher, is_ours
+from thess_agg_dagster.runs.warm import WarmLauncher, pointer_of
 from thess_agg_dagster_tests.conftest import SmallLake
 
 OURS = ModuleCodePointer("thess_agg_dagster.definitions", "defs", "/somewhere")
@@ -38,8 +38,8 @@ def run(pointer: CodePointer, location: CodeLocationOrigin, executable: str = sy
 
 
 def test_a_run_of_these_definitions_here() -> None:
-    assert is_ours(run(OURS, HERE))
-    assert is_ours(run(OURS, HERE, str(Path(sys.executable).with_name("python3"))))
+    assert pointer_of(run(OURS, HERE)) == OURS
+    assert pointer_of(run(OURS, HERE, str(Path(sys.executable).with_name("python3")))) == OURS
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_run_of_these_definitions_here() -> None:
     ids=["module", "file", "environment", "server", "lake", "no origin"],
 )
 def test_a_run_of_another(other: dg.DagsterRun) -> None:
-    assert not is_ours(other)
+    assert pointer_of(other) is None
 
 
 def test_a_run_that_has_not_begun_is_not_taken_for_its_parent(

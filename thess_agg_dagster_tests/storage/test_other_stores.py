@@ -59,7 +59,7 @@ def server(running: StoreServer, scheme: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def new_bucket(server: StoreServer, scratch: None, scheme: str) -> str:
+def new_bucket(server: StoreServer, scheme: str) -> str:
     name = f"lake-{uuid.uuid4().hex}"
     address = f"{scheme}://{name}"
     cast(Any, lake_path(address)).fs.mkdir(name)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from thess_agg_dagster.audit.event_log import latest_attempts
+from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.time_serie import read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.freshness import is_due
@@ -33,7 +34,7 @@ def published(lake: SmallLake) -> dict[str, str]:
 def due(lake: SmallLake, *bands: str) -> bool:
     params, fingerprints = TimestampsAggregationParams(bands=list(bands)), lake.lake.fingerprints()
     row = read_time_serie(lake.lake.time_serie).acquisitions[FIRST]
-    return is_due(row, latest_attempts(lake.instance)[FIRST], lake.lake, params, fingerprints)
+    return is_due(row, latest_attempts(lake.instance, AGGREGATED)[FIRST], lake.lake, params, fingerprints)
 
 
 @in_folder_and_bucket

@@ -69,7 +69,7 @@ def brute_force(lake: SmallLake, offset: int) -> np.ma.MaskedArray[Any, Any]:
 def due(lake: SmallLake, **params: Any) -> bool:
     given = TimestampsAggregationParams(**params)
     row = read_time_serie(lake.lake.time_serie).acquisitions[FIRST]
-    recorded = latest_attempts(lake.instance)[FIRST]
+    recorded = latest_attempts(lake.instance, AGGREGATED)[FIRST]
     found = is_due(row, recorded, lake.lake, given, lake.lake.fingerprints())
     # Whatever else is looked at: the sensor that marks what is stale agrees.
     assert bool(changed_inputs({FIRST: recorded}, lake.lake, given)) == found
@@ -146,7 +146,7 @@ def test_it_is_that_of_the_published_bands(small_lake: SmallLake, params: dict[s
 
 def test_it_is_off_and_then_it_alone_is_made(plain: SmallLake) -> None:
     assert "NDVI.tif" not in published(plain)
-    made = latest_attempts(plain.instance)[FIRST].attempt
+    made = latest_attempts(plain.instance, AGGREGATED)[FIRST].attempt
     assert not due(plain)
     assert due(plain, ndvi="float32")
     before = published(plain)
@@ -154,7 +154,7 @@ def test_it_is_off_and_then_it_alone_is_made(plain: SmallLake) -> None:
     after = published(plain)
     assert set(after) == {*before, "NDVI.tif"}
     assert {name for name in before if before[name] == after[name]} == {"B04.tif", "B08.tif", "SCL.tif"}
-    records = latest_attempts(plain.instance)[FIRST].attempt
+    records = latest_attempts(plain.instance, AGGREGATED)[FIRST].attempt
     assert [band.seconds for band in records.bands[:3]] == [band.seconds for band in made.bands]  # not made anew
     assert not due(plain, ndvi="float32")
     # Neither B04 nor composites become other ones.
@@ -170,7 +170,7 @@ def test_it_is_off_and_then_it_alone_is_made(plain: SmallLake) -> None:
     assert seen.asset_materialization.metadata["changed_since_last"].value == "ndvi: float32 -> int16"
     # And if it is asked for although nothing is due, everything is made.
     plain.aggregate(FIRST, ndvi="int16")
-    records = latest_attempts(plain.instance)[FIRST].attempt
+    records = latest_attempts(plain.instance, AGGREGATED)[FIRST].attempt
     assert [band.seconds for band in records.bands[:3]] != [band.seconds for band in made.bands]
 
 
@@ -223,7 +223,7 @@ def test_it_stays_while_it_is_up_to_date_and_goes_by_word_only(derived: SmallLak
 def test_one_that_is_gone_is_made_again(derived: SmallLake) -> None:
     derived.lake.mosaic(FIRST, "NDVI").unlink()
     row = read_time_serie(derived.lake.time_serie).acquisitions[FIRST]
-    recorded, fingerprints = latest_attempts(derived.instance)[FIRST], derived.lake.fingerprints()
+    recorded, fingerprints = latest_attempts(derived.instance, AGGREGATED)[FIRST], derived.lake.fingerprints()
     for params, expected in (({"ndvi": "float32"}, True), ({}, False)):
         assert is_due(row, recorded, derived.lake, TimestampsAggregationParams(**params), fingerprints) == expected
     derived.aggregate(FIRST, ndvi="float32")

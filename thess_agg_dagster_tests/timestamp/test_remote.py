@@ -12,6 +12,7 @@ import pytest
 import rasterio
 
 from thess_agg_dagster.audit.event_log import latest_successes
+from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.download_policy import DownloadPolicy
 from thess_agg_dagster.lake.remote import RemoteTile
@@ -105,7 +106,7 @@ def test_of_an_area_only_its_blocks_travel(
     assert json.loads(small_lake.lake.manifest(FIRST).read_text())["inputs"]["B04"][0]["file"] == href
     # Another ETag is another tile.
     (acquisition,) = read_time_serie(small_lake.lake.time_serie).acquisitions.values()
-    made = latest_successes(small_lake.instance)[FIRST]
+    made = latest_successes(small_lake.instance, AGGREGATED)[FIRST]
     given, lake = TimestampsAggregationParams(**params), small_lake.lake
     assert not is_due(acquisition, made, lake, given, lake.fingerprints())
     archive.files["/tiles/B04.jp2"] = tile_bytes(tmp_path, noise(2, (1024, 1024)), jpeg2000)

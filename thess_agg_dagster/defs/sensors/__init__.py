@@ -1,45 +1,29 @@
 """Sensors for the list, for late tiles, for the results of a job, for composites, and for the report."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import dagster as dg
 
-from thess_agg_dagster.defs.jobs import (
-    aggregate_timestamps,
-    make_composites,
-    missing_or_failed,
-    report_only,
-    verify_published,
-    verify_published_schedule,
-)
-from thess_agg_dagster.defs.sensors.new_rows import time_serie_sensor
-from thess_agg_dagster.defs.sensors.periods import composites_sensor
+from thess_agg_dagster.defs.lake_definition import LakeDefinition
+from thess_agg_dagster.defs.sensors.new_rows import time_serie_sensor_of
+from thess_agg_dagster.defs.sensors.periods import composites_sensor_of
 from thess_agg_dagster.defs.sensors.reports import (
-    missing_or_failed_periods_sensor,
-    missing_or_failed_sensor,
-    report_sensor,
+    missing_or_failed_periods_sensor_of,
+    missing_or_failed_sensor_of,
+    report_sensor_of,
 )
-from thess_agg_dagster.defs.sensors.tiles import changed_inputs_sensor, late_tiles_sensor
+from thess_agg_dagster.defs.sensors.tiles import changed_inputs_sensor_of, late_tiles_sensor_of
 
-automation = dg.Definitions(
-    jobs=[missing_or_failed, aggregate_timestamps, make_composites, report_only, verify_published],
-    sensors=[
-        time_serie_sensor,
-        late_tiles_sensor,
-        changed_inputs_sensor,
-        missing_or_failed_sensor,
-        missing_or_failed_periods_sensor,
-        composites_sensor,
-        report_sensor,
-    ],
-    schedules=[verify_published_schedule],
-)
 
-__all__ = [
-    "automation",
-    "changed_inputs_sensor",
-    "composites_sensor",
-    "late_tiles_sensor",
-    "missing_or_failed_periods_sensor",
-    "missing_or_failed_sensor",
-    "report_sensor",
-    "time_serie_sensor",
-]
+def sensors_of(definition: LakeDefinition) -> Sequence[dg.SensorDefinition]:
+    return [
+        time_serie_sensor_of(definition),
+        late_tiles_sensor_of(definition),
+        changed_inputs_sensor_of(definition),
+        missing_or_failed_sensor_of(definition),
+        missing_or_failed_periods_sensor_of(definition),
+        composites_sensor_of(definition),
+        report_sensor_of(definition),
+    ]

@@ -6,7 +6,7 @@ done as in ``dagster run migrate-repository``. The imports for the storage and f
 own, because they import much more.
 """
 
-from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.code_pointer import AutoloadDefsModuleCodePointer, ModuleCodePointer
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
@@ -21,6 +21,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._serdes import ConfigurableClassData
 
 __all__ = [
+    "AutoloadDefsModuleCodePointer",
     "CheckRunHealthResult",
     "ConfigurableClassData",
     "DagsterUserCodeUnreachableError",
