@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -45,10 +46,16 @@ class Archive:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that leaves is no news
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """The address of an HTTP server on loopback, whose requests ``handler`` answers."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from rasterio.io import MemoryFile
 
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import local_folder, staged_file
-from thess_agg_dagster.mosaic.blocks import TileReader
+from thess_agg_dagster.mosaic.blocks import BlockCache, TileReader
 from thess_agg_dagster.mosaic.grid import whole
 from thess_agg_dagster.mosaic.tiles import TileError, inspect_tile
 from thess_agg_dagster.storage.errors import SystemFaultError
@@ -192,6 +194,34 @@ def test_what_cannot_be_read_by_ranges_is_read_from_a_copy(s3_server: S3Server) 
         path.write_bytes(path.read_bytes()[:100_000])
         with pytest.raises(TileError, match="truncated or damaged"):
             TileReader(tile).decode((1, 1))
+
+
+def test_blocks_of_a_tile_are_fetched_several_at_a_time(s3_server: S3Server, tmp_path: Path) -> None:
+    make_bucket(s3_server, "blocks")
+    pixels = noise(3, (1024, 1024))
+    tile = inspect_tile(write_tile(lake_path("s3://blocks/scene/B04.tif"), pixels, block=256))
+    waiting, busiest, lock = 0, 0, threading.Lock()
+
+    def gate(*_: str) -> None:
+        nonlocal waiting, busiest
+        with lock:
+            waiting += 1
+            busiest = max(busiest, waiting)
+        time.sleep(0.1)
+        with lock:
+            waiting -= 1
+
+    everything = whole(tile.geobox)
+    cache = BlockCache([TileReader(tile, chunk=256)], 2**30, tmp_path, threading.Semaphore(1))
+    cache.announce(0, everything)
+    s3_server.gate = gate
+    try:
+        np.testing.assert_array_equal(cache.read(0, everything), pixels)
+    finally:
+        s3_server.gate = None
+        cache.close()
+    assert cache.decoded == 16
+    assert 2 <= busiest <= 4
 
 
 def test_a_tile_that_was_replaced_is_read_anew(ready: SmallLake) -> None:
