@@ -14,8 +14,8 @@ from thess_agg_dagster.storage.paths import NOT_THERE, REQUESTS, File, as_os_err
 #: How to look up the fingerprint of a file, e.g. in a listing made earlier; ``None``: there is no such file.
 Fingerprints = Callable[[File], str | None]
 
-# What identifies an object's bytes, as the stores' libraries call it, or else its version.
-_VERSIONS = ("md5Hash", "ETag", "etag", "generation", "last_modified", "LastModified")
+# What identifies a version of an object, by what the stores' libraries call it. In this order for ever: it is part of identities.
+_VERSIONS = ("ETag", "etag", "md5Hash", "generation", "last_modified", "LastModified")
 
 
 def fingerprint_of(path: File) -> str | None:
