@@ -60,6 +60,7 @@ lint: .venv/ready  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd examples/vegetation && $(CURDIR)/$(BIN)/mypy --strict vegetation test_vegetation.py
 
 bench: .venv/ready  ## compare full-size tiles with other tools and the limit set by the codecs (about 25 minutes, 3 GB in bench-lake)
 	$(BIN)/python -m benchmarks.run
