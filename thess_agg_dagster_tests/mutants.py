@@ -36,7 +36,7 @@ _AT_ONCE = len(os.sched_getaffinity(0))
 MODULES = {
     "mosaic/rules": ["mosaic/test_rules.py"],
     "mosaic/radiometry": ["mosaic/test_radiometry.py"],
-    "mosaic/plan": ["mosaic/test_bands.py", "mosaic/test_options.py"],
+    "mosaic/plan": ["mosaic/test_plan.py"],
     "lake/publish": ["lake/test_publish.py"],
     "audit/outcome": ["audit/test_outcome.py"],
     "audit/tables": ["audit/test_tables.py"],

@@ -167,6 +167,7 @@ def test_fits_at_the_edges(value: float, dtype: str, expected: bool) -> None:
         ("SCL", "nearest", "average", "mode"),
         ("SCL", "cubic", "mode", "mode"),
         ("SCL", "mode", "nearest", "nearest"),
+        *(("SCL", "nearest", name, "mode") for name in RESAMPLINGS if name != "nearest"),
         ("B04", "nearest", "average", "average"),
         ("B04", "cubic", "nearest", "nearest"),
     ],
@@ -179,6 +180,14 @@ def test_the_resampling_of_a_reduction(band: str, resampling: str, reduction: st
 def test_classes_are_never_interpolated(resampling: str) -> None:
     assert resolve_resampling("SCL", resampling) is (Resampling.mode if resampling == "mode" else Resampling.nearest)
     assert resolve_resampling("B04", resampling) is Resampling[resampling]
+
+
+def test_names_are_compared_by_their_letters() -> None:
+    """Those of a run's configuration are no objects of this module."""
+    mode, nearest, count = ("".join(letters) for letters in (["mo", "de"], ["near", "est"], ["co", "unt"]))
+    assert resolve_resampling("SCL", mode) is Resampling.mode
+    assert resolve_resampling("SCL", "cubic", nearest) is Resampling.nearest
+    assert resolve_dtype(["uint8"] * 3, count, None) == "uint8"
 
 
 def test_every_resampling_but_the_one_for_overviews_only() -> None:
