@@ -38,7 +38,7 @@ MODULES = {
     "mosaic/radiometry": ["mosaic/test_radiometry.py"],
     "mosaic/plan": ["mosaic/test_plan.py"],
     "lake/publish": ["lake/test_publish.py"],
-    "audit/outcome": ["audit/test_outcome.py"],
+    "audit/outcome": ["audit/test_outcome.py", "audit/test_statuses.py"],
     "audit/tables": ["audit/test_tables.py"],
     "timestamp/freshness": ["timestamp/test_freshness.py"],
     "timestamp/records": ["timestamp/test_records.py"],

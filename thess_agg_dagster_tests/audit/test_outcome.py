@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus, status_of
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus, RecordedAttempt, status_of
 from thess_agg_dagster.mosaic.tiles import ProblemKind
 
 # The fault that comes first on the way from tiles to mosaics, by band status.
@@ -55,6 +55,13 @@ def test_shares_of_an_attempt(name: str, expected: float) -> None:
     assert getattr(attempt, name) == expected
     assert getattr(Attempt("2023", "success", "", bands[:1]), name) is None
     assert getattr(Attempt("2023", "success", "", [replace(BandRecord("B04", "success"), **{name: zero})]), name) == 0
+
+
+def test_an_attempt_as_found_stays_as_it_was() -> None:
+    found = RecordedAttempt(Attempt("2023", "success", ""), "run", 12.5, 7)
+    assert found == RecordedAttempt(Attempt("2023", "success", ""), run_id="run", finished_at=12.5, storage_id=7)
+    with pytest.raises(AttributeError):
+        found.run_id = "another"  # type: ignore[misc]
 
 
 def test_an_attempt_carries_the_version_of_its_record() -> None:

@@ -85,6 +85,14 @@ def test_layers_are_the_tiles_on_the_grid_numbered_among_all(tmp_path: Path) -> 
     assert planned(sources[1:], target=fixed(X, Y - 60, X + 60, Y)).nodata == 7
 
 
+def test_plans_stay_as_they_were_made(tmp_path: Path) -> None:
+    plan = planned([tile(tmp_path / "a.tif")])
+    with pytest.raises(AttributeError):
+        plan.dtype = "uint8"  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        plan.layers[0].offset = 1000  # type: ignore[misc]
+
+
 def test_tiles_off_the_grid_have_a_say_in_the_dtype(tmp_path: Path) -> None:
     paths = [tile(tmp_path / "a.tif", dtype="uint8"), tile(tmp_path / "b.tif", dtype="int16", corner=(X + 6000, Y))]
     plan = planned(paths, target=fixed(X, Y - 60, X + 60, Y))
@@ -138,13 +146,13 @@ def test_one_band_alone_is_planned_or_all_that_is_wrong_is_raised(tmp_path: Path
 
 
 def test_the_others_get_the_grid_of_the_band_to_match(tmp_path: Path) -> None:
-    """Which is not the first listed, and covers another ground."""
+    """Which is not the first listed, and covers another ground; its name comes from a run's configuration."""
     sources = {
         "SCL": [Source(tile(tmp_path / "scl.tif", (3, 4), "uint8", pixel=20))],
         "B04": [Source(tile(tmp_path / "b04.tif", (5, 7), corner=(X + 10, Y)))],
         "B11": [Source(tile(tmp_path / "b11.tif", (4, 4), pixel=20))],
     }
-    plans, _ = plan_mosaics(sources, MosaicOptions(target=Target(match_band="B04")))
+    plans, _ = plan_mosaics(sources, MosaicOptions(target=Target(match_band="".join(["B", "04"]))))
     assert {(tuple(each.grid.shape), bounds(each)) for each in plans.values()} == {
         ((5, 7), (X + 10.0, Y - 50.0, X + 80.0, Y + 0.0))
     }
@@ -300,15 +308,26 @@ def test_oblong_pixels_are_finer_by_their_area(tmp_path: Path, width: float, hei
         assert resampling(plan) == [expected]
 
 
-def test_pixels_of_another_crs_are_measured_in_the_middle_of_the_tile(tmp_path: Path) -> None:
-    """Of one from the equator to 60 degrees north in Web Mercator; the oracle is the projection of its middle pixel."""
+@pytest.mark.parametrize(
+    ("crs", "shape", "corner"),
+    [
+        # From the equator to 60 degrees north in Web Mercator: a pixel's size depends on its row.
+        ("EPSG:3857", (120, 8), (0, 60)),
+        # 40 degrees to the east of where a UTM zone is true: it depends on its column.
+        ("EPSG:32634", (8, 80), (21, 42)),
+    ],
+)
+def test_pixels_of_another_crs_are_measured_in_the_middle_of_the_tile(
+    tmp_path: Path, crs: str, shape: tuple[int, int], corner: tuple[float, float]
+) -> None:
+    """Oracle: the projection of the middle pixel."""
     step = 0.5
-    path = tile(tmp_path / "a.tif", (120, 8), crs="EPSG:4326", corner=(0, 60), pixel=step)
-    west, east = transform("EPSG:4326", "EPSG:3857", [4 * step, 5 * step], [0, 0])[0]
-    top, bottom = transform("EPSG:4326", "EPSG:3857", [0, 0], [30, 30 - step])[1]
-    size = math.sqrt((east - west) * (top - bottom))
+    path = tile(tmp_path / "a.tif", shape, crs="EPSG:4326", corner=corner, pixel=step)
+    west, north = corner[0] + shape[1] / 2 * step, corner[1] - shape[0] / 2 * step
+    x, y = transform("EPSG:4326", crs, [west, west + step, west], [north, north, north - step])
+    size = math.sqrt(abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])))
     for ratio, expected in ((1.0, Resampling.cubic), (1.005, Resampling.cubic), (1.015, Resampling.average)):
-        plan = planned([path], resampling="cubic", target=Target("EPSG:3857", resolution=size * ratio))
+        plan = planned([path], resampling="cubic", target=Target(crs, resolution=size * ratio))
         assert resampling(plan) == [expected], ratio
 
 
@@ -394,11 +413,17 @@ def test_all_that_was_reconciled_is_noted(tmp_path: Path) -> None:
     )
 
 
+def test_different_nodata_values_are_noted_once_each(tmp_path: Path) -> None:
+    paths = [tile(tmp_path / f"{n}.tif", nodata=nodata) for n, nodata in enumerate([None, 7, 0, 7])]
+    assert planned(paths).notes == (Note("empty_values", "tiles have different nodata values (0, 7)"),)
+
+
 def test_tiles_of_another_crs_are_neither_of_another_size_nor_off_the_grid(tmp_path: Path) -> None:
     (x,), (y,) = transform(ZONE_34, ZONE_35, [X], [Y])
     other = tile(tmp_path / "b.tif", crs=ZONE_35, corner=(round(x), round(y)))
     coarse = tile(tmp_path / "c.tif", (3, 3), crs=ZONE_35, corner=(round(x), round(y)), pixel=20)
     assert planned([tile(tmp_path / "a.tif"), other, coarse]).notes == ()
+    assert planned([other, coarse], target=Target(ZONE_34)).notes == ()
 
 
 def test_tiles_of_other_pixels_are_not_off_the_grid(tmp_path: Path) -> None:
