@@ -32,7 +32,7 @@ from thess_agg_dagster.timestamp.freshness import (
 KEY = "2023-02-02 09:21:09+00:00"
 ROW = Acquisition(KEY, ("S2_A", "S2_B"))
 LAKE = DataLake(Path("/nowhere/lake"))
-PUBLISHED = ("manifest.json", "quicklook.jpg", "item.json", "B04.tif", "B08.tif", "SCL.tif")
+PUBLISHED = ("manifest.json", "quicklook.jpg", "item.json", "source.tif", "B04.tif", "B08.tif", "SCL.tif")
 
 
 def params(**given: Any) -> TimestampsAggregationParams:
@@ -133,7 +133,7 @@ def test_a_checksum_that_is_published_later_changes_its_band(tmp_path: Path) -> 
 
 def test_tiles_that_a_timestamp_reads() -> None:
     def bands(required: bool = False, **given: Any) -> list[str]:
-        names = tile_names(ROW, params(**given), required)
+        names = tile_names(ROW, params(**given), required) if required else tile_names(ROW, params(**given))
         assert [scene for scene, _ in names] == sorted(["S2_A", "S2_B"] * (len(names) // 2))
         return [band for scene, band in names if scene == "S2_B"]
 
@@ -142,6 +142,8 @@ def test_tiles_that_a_timestamp_reads() -> None:
     assert bands(mask_scl_classes=[9], bands=["scl", "B04"]) == ["scl", "B04"]
     assert bands(mask_scl_classes=[9], missing_scl="unmasked") == ["B04", "B08", "SCL"]
     assert bands(required=True, mask_scl_classes=[9], missing_scl="unmasked") == ["B04", "B08"]
+    unmasked = "".join(["un", "masked"])  # as a run's configuration has it, which is no name of this module
+    assert bands(required=True, mask_scl_classes=[9], missing_scl=unmasked) == ["B04", "B08"]
     assert bands(required=True, mask_scl_classes=[9]) == ["B04", "B08", "SCL"]
 
 
@@ -169,13 +171,16 @@ def test_due_with_other_parameters(given: dict[str, Any], due: bool) -> None:
 
 
 @pytest.mark.parametrize("gone", PUBLISHED)
-@pytest.mark.parametrize("stac", [False, True])
-def test_due_where_something_is_gone(gone: str, stac: bool) -> None:
+@pytest.mark.parametrize(
+    ("given", "more"), [({}, ()), ({"stac": True}, ("item.json",)), ({"provenance": True}, ("source.tif",))]
+)
+def test_due_where_something_is_gone(gone: str, given: dict[str, Any], more: tuple[str, ...]) -> None:
     fingerprints = all_there()
-    last = made_now(params(stac=stac), fingerprints)
+    last = made_now(params(**given), fingerprints)
+    assert not is_due(ROW, last, LAKE, params(**given), fingerprints.get)
     del fingerprints[LAKE.timestamp_folder(KEY) / gone]
-    expected = gone in ("manifest.json", "quicklook.jpg", "B04.tif", "B08.tif") or (stac and gone == "item.json")
-    assert is_due(ROW, last, LAKE, params(stac=stac), fingerprints.get) is expected
+    expected = gone in ("manifest.json", "quicklook.jpg", "B04.tif", "B08.tif", *more)
+    assert is_due(ROW, last, LAKE, params(**given), fingerprints.get) is expected
 
 
 def test_due_with_other_tiles() -> None:
@@ -191,6 +196,73 @@ def test_current_bands_are_those_made_of_what_is_there() -> None:
     made = made_now(params(bands=["B04", "B08", "SCL"]), fingerprints).attempt
     fingerprints[LAKE.tile("S2_A", "B08")] = "new"
     assert current_bands(made, ROW, LAKE, params(), fingerprints.get) == {"B04", "SCL"}
+
+
+# --- NDVI -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bands", "ndvi", "identified"),
+    [
+        (["B04", "B08"], "int16", True),
+        (["B08", "SCL", "B04"], "int16", True),
+        (["B04", "B08"], None, False),
+        (["B04", "SCL"], "int16", False),
+        (["B08"], "float32", False),
+        (["SCL"], "float32", False),
+    ],
+)
+def test_ndvi_is_identified_by_its_dtype_and_its_two_bands(
+    bands: list[str], ndvi: str | None, identified: bool
+) -> None:
+    found = identify_bands(ROW, LAKE, params(), bands, all_there().get, ndvi)
+    assert set(found) == {*bands, *(["NDVI"] if identified else [])}
+    if identified:
+        spelt = {"B04": found["B04"], "B08": found["B08"], "NDVI": f"1 {ndvi}"}
+        assert found["NDVI"] == digest(json.dumps(spelt))
+
+
+def made_with_ndvi(fingerprints: Mapping[File, str], dtype: str = "int16") -> Attempt:
+    found = identify_bands(ROW, LAKE, params(), ["B04", "B08", "SCL"], fingerprints.get, dtype)
+    records = [
+        BandRecord(band, "success", inputs=text, **({"derived_from": ("B08", "B04")} if band == "NDVI" else {}))  # type: ignore[arg-type]
+        for band, text in found.items()
+    ]
+    return Attempt(
+        KEY, "success", "", [replace(each, dtype=dtype if each.derived_from else "uint16") for each in records]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "current"),
+    [
+        ({}, True),  # it is not asked for, and is as it was
+        ({"ndvi": "int16"}, True),
+        ({"ndvi": "float32"}, False),
+        ({"bands": ["NDVI"]}, False),  # tiles of that name are asked for
+    ],
+)
+def test_ndvi_is_current_while_its_bands_are(given: dict[str, Any], current: bool) -> None:
+    fingerprints = all_there()
+    made = made_with_ndvi(fingerprints)
+    merged = {"B04", "B08", "SCL"}
+    expected = merged | {"NDVI"} if current else merged
+    assert current_bands(made, ROW, LAKE, params(**given), fingerprints.get) == expected
+    fingerprints[LAKE.tile("S2_A", "B08")] = "new"
+    assert current_bands(made, ROW, LAKE, params(**given), fingerprints.get) == {"B04", "SCL"}
+
+
+def test_ndvi_is_due_where_it_is_asked_for_and_missing() -> None:
+    fingerprints = all_there()
+    last = RecordedAttempt(made_with_ndvi(fingerprints), "run", 1.0, 1)
+    assert is_due(ROW, last, LAKE, params(ndvi="int16"), fingerprints.get)
+    fingerprints[LAKE.timestamp_folder(KEY) / "NDVI.tif"] = "there"
+    assert not is_due(ROW, last, LAKE, params(ndvi="int16"), fingerprints.get)
+    assert is_due(ROW, last, LAKE, params(ndvi="float32"), fingerprints.get)
+    assert is_due(ROW, made_now(params(), fingerprints), LAKE, params(ndvi="int16"), fingerprints.get)
+
+
+# --- 0.1.0 ----------------------------------------------------------------------------------------------------
 
 
 def identity_of_0_1_0(fingerprints: Mapping[File, str], bands: list[str], **given: Any) -> str:
@@ -246,6 +318,7 @@ def test_changes_are_told_of_listed_timestamps_that_were_made_of_something_else(
     made = RecordedAttempt(Attempt(KEY, "success", "", records), "run", 1.0, 1)
     published = {KEY: made, "2020-01-01": made}
     assert changed_inputs(published, lake, params()) == {}
+    assert changed_inputs(published, lake, params(bands=["B08"])) == {}
     assert is_identified(together(identities), ROW, lake, params())
     lake.tile("S2_B", "B08").write_bytes(b"12")
     assert changed_inputs(published, lake, params()) == {KEY: identify_inputs(ROW, lake, params())}

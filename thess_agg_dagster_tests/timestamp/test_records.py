@@ -112,6 +112,8 @@ def test_without_tiles() -> None:
 
 MISSING = Problem("missing_input", "is not there", Path("/lake/S2_A/B08.tif"))
 BROKEN = Problem("unreadable_input", "is cut off", Path("/lake/S2_B/B08.tif"))
+CHANGED = Problem("checksum_mismatch", "differs", Path("/lake/S2_A/B08.tif"))
+ODD = Problem("unknown_baseline", "is not known", Path("/lake/S2_B/B08.tif"))
 NOWHERE = Problem("outside_grid", "no tile lies in the aoi")
 
 
@@ -137,11 +139,20 @@ def test_a_band_that_cannot_be_planned_and_one_that_could() -> None:
         ([BROKEN], "unreadable_input", "failed_invalid_inputs"),
         ([NOWHERE, BROKEN], "outside_grid", "failed_invalid_inputs"),
         ([BROKEN, MISSING], "missing_input", "failed_missing_inputs"),
+        ([CHANGED, MISSING], "missing_input", "failed_missing_inputs"),
+        ([ODD, CHANGED], "unknown_baseline", "failed_invalid_inputs"),
     ],
 )
 def test_the_status_of_several_problems(problems: list[Problem], status: str, of_timestamp: str) -> None:
     found = unplanned_attempt(plan(problems={"B08": problems}))
     assert (found.bands[0].status, found.status) == (status, of_timestamp)
+
+
+@pytest.mark.parametrize("problem", [BROKEN, CHANGED, ODD])
+def test_tiles_that_are_there_are_told_from_those_that_are_missing(problem: Problem) -> None:
+    (found,) = unplanned_attempt(plan(problems={"B08": [problem, NOWHERE, MISSING]})).bands[:1]
+    assert found.input_files == [str(problem.path)]
+    assert found.missing_files == ["/lake/S2_A/B08.tif"]
 
 
 def test_bands_with_the_same_fault_are_named_together() -> None:
