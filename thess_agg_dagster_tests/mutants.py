@@ -42,7 +42,7 @@ MODULES = {
     "audit/tables": ["audit/test_tables.py"],
     "timestamp/freshness": ["timestamp/test_freshness.py"],
     "timestamp/records": ["timestamp/test_records.py"],
-    "timestamp/plan": ["timestamp/test_build.py"],
+    "timestamp/plan": ["timestamp/test_plan.py"],
 }
 
 
