@@ -15,8 +15,16 @@ import pytest
 from thess_agg_dagster.audit import tables
 from thess_agg_dagster.audit.event_log import attempt_metadata, latest_attempts
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.audit.tables import COLUMNS, audit_tables, newest_event, table_schema, tables_digest
-from thess_agg_dagster.keys import AGGREGATED, HERE, TIME_SERIE, timestamps
+from thess_agg_dagster.audit.tables import (
+    COLUMNS,
+    COMPOSITE_COLUMNS,
+    audit_tables,
+    composites_table,
+    newest_event,
+    table_schema,
+    tables_digest,
+)
+from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, RAW_TILES, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 
 GOOD, BAD, NEW = "2023-02-02 09:21:09+00:00", "2023-04-13 09:20:29+00:00", "2023-06-22 09:15:59+00:00"
@@ -262,6 +270,59 @@ def test_the_newest_event_that_tables_tell_of(instance: dg.DagsterInstance) -> N
     assert newest_event(instance, HERE) == newest
 
 
+@pytest.mark.parametrize(
+    ("event", "with_stale_alone"),
+    [
+        (dg.AssetMaterialization(AGGREGATED, partition=GOOD), False),
+        (dg.AssetObservation(AGGREGATED, partition=GOOD), False),
+        (dg.AssetMaterialization(TIME_SERIE), False),
+        (dg.AssetMaterialization(COMPOSITES, partition="2023-02"), False),
+        (dg.AssetObservation(COMPOSITES, partition="2023-02"), False),
+        (dg.AssetObservation(RAW_TILES, partition=GOOD), True),
+    ],
+)
+def test_each_kind_of_event_counts(instance: dg.DagsterInstance, event: Any, with_stale_alone: bool) -> None:
+    """Marks of stale timestamps only where they are asked for; the newest of several, whatever comes after it."""
+    for _ in range(2):
+        instance.report_runless_asset_event(event)
+    last = instance.event_log_storage.get_maximum_record_id()
+    instance.report_runless_asset_event(dg.AssetMaterialization("somebody else's"))
+    assert newest_event(instance, HERE, stale=True) == last
+    assert newest_event(instance, HERE) == (0 if with_stale_alone else last)
+
+
+def test_the_table_of_composites(instance: dg.DagsterInstance) -> None:
+    lake = DataLake(Path("/new"))
+    assert composites_table(instance, HERE, lake) is None
+    instance.add_dynamic_partitions(str(periods.name), ["2023-03", "2023-02"])
+    folder = "/old/lake/data_raw/composites/2023-02"
+    made = replace(SUCCESS, timestamp="2023-02", output_folder=folder, scene_ids=(GOOD, BAD))
+    instance.report_runless_asset_event(
+        dg.AssetMaterialization(COMPOSITES, partition="2023-02", metadata=attempt_metadata(made))
+    )
+    ended = latest_attempts(instance, COMPOSITES)["2023-02"].finished_at
+    finished = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S+00:00")
+    table = composites_table(instance, HERE, lake)
+    assert table is not None
+    assert tuple(table.columns) == COMPOSITE_COLUMNS
+    assert table.to_dict("records") == [
+        {
+            "period": "2023-02", "status": "success", "message": "B04: dtype promoted", "timestamps": f"{GOOD}|{BAD}",
+            "bands": "SCL|B04", "output_folder": "/new/data_raw/composites/2023-02", "valid_share": 0.5, "seconds": 2.234,
+            "bytes": 1024, "run_id": "", "finished_at": finished,
+        },
+        {
+            "period": "2023-03", "status": "not_run", "message": "not aggregated yet", "timestamps": "", "bands": "",
+            "output_folder": "", "valid_share": None, "seconds": None, "bytes": None, "run_id": "", "finished_at": "",
+        },
+    ]  # fmt: skip
+    schema = table_schema("composites")
+    assert [each.name for each in schema.columns] == list(COMPOSITE_COLUMNS)
+    assert all(each.description for each in schema.columns)
+    # It is no timestamp.
+    assert [row["status"] for row in rows(instance, "status")] == ["not_run"] * 3
+
+
 def test_tables_are_identified_by_what_they_hold_and_where(tmp_path: Path) -> None:
     lake = DataLake(tmp_path)
     lake.tables_folder.mkdir()
@@ -271,3 +332,5 @@ def test_tables_are_identified_by_what_they_hold_and_where(tmp_path: Path) -> No
         lake.audit_table(name).write_text(name)
     held = str(tmp_path).encode() + b"statussummaryband_report"
     assert tables_digest(lake) == hashlib.sha256(held).hexdigest()[:32]
+    lake.audit_table("composites").write_text("composites")
+    assert tables_digest(lake) == hashlib.sha256(held + b"composites").hexdigest()[:32]

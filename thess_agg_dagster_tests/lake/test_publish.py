@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -241,6 +242,43 @@ def test_a_folder_and_one_in_it_cannot_be_exchanged(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     assert exchange(tmp_path / "a", tmp_path / "a" / "b") is False
     assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize(("system", "exchanged"), [("darwin", True), ("aix", False), ("zos", False)])
+def test_other_systems_exchange_in_their_way_or_not_at_all(
+    system: str, exchanged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(As macOS documents renamex_np: RENAME_SWAP is 2. Its part is played by Linux's call of the same effect.)"""
+    linux = ctypes.CDLL(None, use_errno=True)
+
+    class Libc:
+        """A C library that has macOS's function, and none of Linux's."""
+
+        def __init__(self, name: None, use_errno: bool) -> None:
+            assert use_errno
+
+        @staticmethod
+        def renamex_np(a: bytes, b: bytes, flags: int) -> int:
+            assert flags == 2
+            return int(linux.renameat2(-100, a, -100, b, 2))
+
+    class Older:
+        """One that has neither."""
+
+        def __init__(self, name: None, use_errno: bool) -> None:
+            pass
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "is").write_text(name)
+    monkeypatch.setattr(ctypes, "CDLL", Libc)
+    monkeypatch.setattr(sys, "platform", system)
+    assert exchange(tmp_path / "a", tmp_path / "b") is exchanged
+    assert (tmp_path / "a" / "is").read_text() == ("b" if exchanged else "a")
+    monkeypatch.setattr(ctypes, "CDLL", Older)
+    assert exchange(tmp_path / "a", tmp_path / "b") is False
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert exchange(tmp_path / "a", tmp_path / "b") is False
 
 
 @pytest.mark.parametrize(
