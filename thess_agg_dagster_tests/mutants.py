@@ -38,11 +38,13 @@ MODULES = {
     "mosaic/radiometry": ["mosaic/test_radiometry.py"],
     "mosaic/plan": ["mosaic/test_plan.py"],
     "lake/publish": ["lake/test_publish.py"],
+    "lake/published": ["lake/test_published.py"],
     "audit/outcome": ["audit/test_outcome.py", "audit/test_statuses.py"],
     "audit/tables": ["audit/test_tables.py"],
     "timestamp/freshness": ["timestamp/test_freshness.py"],
     "timestamp/records": ["timestamp/test_records.py"],
     "timestamp/plan": ["timestamp/test_plan.py"],
+    "period/freshness": ["period/test_freshness.py"],
 }
 
 
