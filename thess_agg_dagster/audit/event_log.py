@@ -287,6 +287,9 @@ def reason_of_end(instance: dg.DagsterInstance, run_id: str) -> str:
         if event is None:
             continue
         data: Any = event.event_specific_data
+        # A run that failed because of a step repeats its error, and not the words of a Failure.
+        if step := getattr(data, "first_step_failure_event", None):
+            data = step.event_specific_data
         if failure := getattr(data, "user_failure_data", None):
             return str(failure.description or "")
         error = getattr(data, "error", None)
@@ -299,7 +302,7 @@ def reason_of_end(instance: dg.DagsterInstance, run_id: str) -> str:
 
 
 def _plain(message: str) -> str:
-    """An error as Dagster recorded it, without the names of classes; of pydantic's only what is wrong."""
+    """The first line of an error as Dagster recorded it; of pydantic's only what is wrong."""
     faults = re.findall(r"Value error, (.*?) \[type=", message, re.DOTALL)
     return "; ".join(faults) or message.strip().splitlines()[0]
 
