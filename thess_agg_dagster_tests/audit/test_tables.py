@@ -291,6 +291,32 @@ def test_each_kind_of_event_counts(instance: dg.DagsterInstance, event: Any, wit
     assert newest_event(instance, HERE) == (0 if with_stale_alone else last)
 
 
+def test_of_many_events_only_the_newest_of_each_kind_are_read(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked for every few seconds, and there are thousands."""
+    for _ in range(3):
+        for asset in (AGGREGATED, TIME_SERIE, COMPOSITES, RAW_TILES):
+            for kind in (dg.AssetMaterialization, dg.AssetObservation):
+                instance.report_runless_asset_event(kind(asset))
+    read: list[int] = []
+
+    def counting(fetch: Any) -> Any:
+        def fetched(*args: Any, **named: Any) -> Any:
+            found = fetch(*args, **named)
+            read.append(len(found.records))
+            return found
+
+        return fetched
+
+    for name in ("fetch_materializations", "fetch_observations"):
+        monkeypatch.setattr(instance, name, counting(getattr(instance, name)))
+    newest_event(instance, HERE)
+    assert read == [1] * 5
+    newest_event(instance, HERE, stale=True)
+    assert read == [1] * 11
+
+
 def test_the_table_of_composites(instance: dg.DagsterInstance) -> None:
     lake = DataLake(Path("/new"))
     assert composites_table(instance, HERE, lake) is None

@@ -254,6 +254,7 @@ def test_where_no_tile_lies_it_says_what_to_check(tmp_path: Path, target: Target
     assert found == {"B04": [Problem("outside_grid", reason)]}
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_a_tile_without_a_place_in_the_grids_crs_is_named(tmp_path: Path) -> None:
     good = tile(tmp_path / "good.tif", crs="EPSG:4326", corner=(22, 40), pixel=0.001)
     nowhere = tile(tmp_path / "nowhere.tif", crs="EPSG:4326", corner=(22, 90.002), pixel=0.001)

