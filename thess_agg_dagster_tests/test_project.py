@@ -186,7 +186,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert wheel.name == f"{release}-py3-none-any.whl"
     info = {name for name in names if name.startswith(f"{release}.dist-info/")}
     code = {f"thess_agg_dagster/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
-    others = {"dagster.yaml", "workspace.yaml", "sample_time_serie.csv", "sample_scene.jp2"}
+    others = {"py.typed", "dagster.yaml", "workspace.yaml", "sample_time_serie.csv", "sample_scene.jp2"}
     assert names - info == code | {f"thess_agg_dagster/{name}" for name in others}
     assert {name.partition("/")[2] for name in info} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
 

@@ -254,8 +254,8 @@ def test_some_of_them_or_those_of_another_asset(instance: dg.DagsterInstance) ->
     assert set(latest_attempts(instance, AGGREGATED, among=[SECOND, THIRD, "never"])) == {SECOND, THIRD}
     assert latest_attempts(instance, AGGREGATED, among=[]) == {}
     assert set(latest_successes(instance, AGGREGATED, among=[FIRST, SECOND])) == {FIRST}
-    assert set(latest_attempts(instance, asset=COMPOSITES)) == {"2023-02", "2023-03"}
-    assert set(latest_successes(instance, asset=COMPOSITES)) == {"2023-02"}
+    assert set(latest_attempts(instance, COMPOSITES)) == {"2023-02", "2023-03"}
+    assert set(latest_successes(instance, COMPOSITES)) == {"2023-02"}
 
 
 @pytest.mark.parametrize("page", [1, 2, 5, 6])

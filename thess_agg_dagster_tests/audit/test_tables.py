@@ -326,7 +326,7 @@ def test_the_table_of_composites(instance: dg.DagsterInstance) -> None:
     instance.report_runless_asset_event(
         dg.AssetMaterialization(COMPOSITES, partition="2023-02", metadata=attempt_metadata(made))
     )
-    ended = latest_attempts(instance, asset=COMPOSITES)["2023-02"].finished_at
+    ended = latest_attempts(instance, COMPOSITES)["2023-02"].finished_at
     finished = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S+00:00")
     table = composites_table(instance, HERE, lake)
     assert table is not None
