@@ -16,6 +16,7 @@ import pytest
 
 from thess_agg_dagster.runs.private import InstanceRef
 from thess_agg_dagster.runs.sqlite import kept_open
+from thess_agg_dagster_tests.disk import calls_with_paths, traced
 
 KINDS = pytest.mark.parametrize("first", ["ours", "dagster's"])
 
@@ -178,3 +179,32 @@ def test_other_storages_stay_what_they_are(tmp_path: Path) -> None:
     postgres = {"storage": {"postgres": {"postgres_url": "postgresql://nobody@localhost/nothing"}}}
     ref = InstanceRef.from_dir(str(tmp_path), overrides=postgres)
     assert kept_open(ref) == ref
+
+
+@pytest.mark.strace
+def test_the_disk_is_waited_for_at_the_end_of_a_run_and_hardly_before(tmp_path: Path) -> None:
+    """By the system calls: what was written of a run is synced when it has ended. (A power cut before that costs its last
+    transactions: the databases have write-ahead logs.)"""
+    home = tmp_path / "home"
+    with opened(home, "ours") as instance:  # begun before
+        dg.materialize([mosaic], instance=instance)
+
+    def work() -> None:
+        from thess_agg_dagster_tests.runs import test_sqlite as here  # an asset cannot be pickled
+
+        with here.opened(home, "ours") as instance:
+            dg.materialize([here.mosaic], instance=instance)
+
+    code, log = traced(work, "-y", "-e", "trace=write,pwrite64,fsync,fdatasync")
+    assert code == 0
+    calls: dict[str, list[str]] = {}
+    for _, name, path in calls_with_paths(log, home):
+        calls.setdefault(path, []).append("sync" if "sync" in name else "write")
+    logs = {path: found for path, found in calls.items() if path.endswith(".db-wal")}
+    assert len(logs) >= 3  # of runs, of the run, of all events
+    for path, found in logs.items():
+        if not path.endswith("/runs.db-wal"):  # where the run's status comes last
+            written = len(found) - found[::-1].index("write")
+            assert "sync" in found[written:], path
+    assert sum(found.count("sync") for found in calls.values()) < 25
+    assert sum(found.count("write") for found in logs.values()) > 100
