@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from thess_agg_dagster.lake.layout import TILES, DataLake, TemplateError
-from thess_agg_dagster.parameter import Parameter, Parameters
+from thess_agg_dagster.parameter import Group, Parameter, Parameters
 from thess_agg_dagster.storage.paths import lake_path
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -90,11 +90,11 @@ class Sections(click.Group):
     """A command whose help lists options by group."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in ("Options", *get_args(Group))}
         for option in self.get_params(ctx):
             if record := option.get_help_record(ctx):
                 heading = option.group if isinstance(option, _GroupedOption) else "Options"
-                sections.setdefault(heading, []).append(record)
+                sections[heading].append(record)
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
