@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -194,6 +195,28 @@ def test_many_publish_one_target_at_once(tmp_path: Path) -> None:
     assert errors == []
     assert len(set(contents(target).values())) == 1
     assert nothing_is_left(tmp_path, target)
+
+
+def test_many_begin_a_lake_at_once(tmp_path: Path) -> None:
+    """None of them finds a folder there, and all make them."""
+    together = threading.Barrier(8)
+
+    def publish_one(number: int) -> None:
+        for lake in range(10):
+            root = tmp_path / str(lake) / "data_raw" / "aggregated"
+            together.wait(20)
+            try:
+                with staged_folder(root / str(number), root / ".staging", "manifest.json") as folder:
+                    (folder / "B04.tif").write_text(str(number))
+            except BaseException:
+                together.abort()
+                raise
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(publish_one, range(8)))
+    for lake in range(10):
+        root = tmp_path / str(lake) / "data_raw" / "aggregated"
+        assert [(root / str(number) / "B04.tif").read_text() for number in range(8)] == [str(n) for n in range(8)]
 
 
 def test_what_is_published_may_be_read_by_everyone(tmp_path: Path) -> None:

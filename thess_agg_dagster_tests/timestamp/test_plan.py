@@ -26,6 +26,7 @@ from thess_agg_dagster.timestamp.freshness import identify_inputs
 from thess_agg_dagster.timestamp.plan import Scene, TimestampPlan, plan_timestamp
 from thess_agg_dagster.timestamp.refetch import Refetched
 from thess_agg_dagster_tests.rasters import write_tile
+from thess_agg_dagster_tests.servers import Archive, serving
 
 KEY = "2023-02-02 09:21:09+02:00"
 OLD, NEW = "S2A_N0300_A", "S2A_N0510_B"
@@ -249,6 +250,22 @@ def test_links_out_of_the_lake_are_not_followed(lake: DataLake, tmp_path: Path) 
         "B04": [("unreadable_input", stray, lake.tile(NEW, "SCL"))],
         "B08": [("unreadable_input", stray, lake.tile(NEW, band)) for band in ("B08", "SCL")],
     }
+
+
+def test_a_tile_that_stays_at_its_address_is_not_read_as_a_whole(lake: DataLake) -> None:
+    """Its ETag tells of a change, so it is not compared with the checksum that its STAC item gives (a wrong one)."""
+    tile(lake, OLD, "B04", driver="COG", tiled=None, blocksize=128)
+    path = lake.tile(OLD, "B04")
+    with serving(Archive(files={"/B04.tif": path.read_bytes()})) as archive:
+        path.unlink()
+        item = lake.scene_item(OLD)
+        item.parent.mkdir()
+        asset = {"href": f"{archive.url}/B04.tif", "file:checksum": "1220" + "0" * 64}
+        item.write_text(json.dumps({"assets": {"B04": asset}}))
+        plan = planned(replace(lake, remote=True), OLD, bands=["B04"], download_from=[archive.url])
+    assert plan.problems == {}
+    (layer,) = plan.mosaics["B04"].layers
+    assert str(layer.tile.path) == asset["href"]
 
 
 def test_what_came_of_fetching_a_tile_again_is_told(lake: DataLake) -> None:
