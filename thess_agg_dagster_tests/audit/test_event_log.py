@@ -81,7 +81,7 @@ def plain(value: Any) -> Any:
 
 def test_an_attempt_is_shown_and_recorded() -> None:
     shown = attempt_metadata(
-        replace(MADE, bands=[B04, replace(B08, bytes=1_000_000, valid_share=0.5, masked_share=0.5)])
+        replace(MADE, bands=[B04, replace(B08, bytes=1_010_000, valid_share=0.5, masked_share=0.5)])
     )
     *names, last = shown
     assert names == [
@@ -92,7 +92,7 @@ def test_an_attempt_is_shown_and_recorded() -> None:
     found = {name: plain(value) for name, value in shown.items()}
     assert (found["status"], found["message"], found["folder"]) == ("success", "all well", "/out")
     assert (found["valid_share"], found["cloud_share"], found["masked_share"]) == (0.5, 0.1, 0.5)
-    assert (found["seconds"], found["megabytes"], found["megabytes_per_second"]) == (1.234, 3.346, 2.71)
+    assert (found["seconds"], found["megabytes"], found["megabytes_per_second"]) == (1.234, 3.356, 2.72)
     assert found["parameters"] == "dtype=uint8"
     assert found["bands"] == [
         {
@@ -102,7 +102,7 @@ def test_an_attempt_is_shown_and_recorded() -> None:
         },
         {
             "band": "B08", "status": "merge_failed", "crs": "", "size": "", "dtype": "", "tiles": None, "valid": "50.0%",
-            "masked": "50.0%", "seconds": None, "MB": 1.0, "reprojected": "", "message": "is cut off",
+            "masked": "50.0%", "seconds": None, "MB": 1.01, "reprojected": "", "message": "is cut off",
         },
     ]  # fmt: skip
     schema = shown["bands"].schema
@@ -212,6 +212,7 @@ def test_why_a_success_is_stale(bands: Sequence[str], ndvi: str | None, told: st
 def test_another_ndvi_is_a_change() -> None:
     before, now = replace(MADE, bands=[B04, NDVI]), replace(MADE, bands=[B04, replace(NDVI, dtype="int16")])
     assert changes_since(before, now) == "ndvi: float32 -> int16"
+    assert changes_since(now, before) == "ndvi: int16 -> float32"
     assert changes_since(before, before) == "nothing: the same tiles and parameters"
 
 
