@@ -7,7 +7,7 @@ DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 # An image that forbids bytecode has every process compile what it imports, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac test-azure everything debian azurite screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak mutants clean
+.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac test-azure everything debian azurite screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak coverage mutants clean
 
 demo: .venv/run  ## aggregate a small sample lake and show the result
 	@$(BIN)/python -m thess_agg_dagster demo $(SAMPLE)
@@ -80,6 +80,10 @@ bench-fleet: everything  ## measure timestamps per second with one and two worke
 soak: .venv/ready  ## run minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[soak]"
 	$(BIN)/python -m pytest -m soak -s -n 0
+
+coverage: .venv/ready  ## run the tests and count the branches that they take in their own processes
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[coverage]"
+	$(BIN)/python -m pytest --cov=thess_agg_dagster --cov-branch --cov-report=term:skip-covered
 
 mutants: .venv/ready  ## mutate the modules that decide, one fault at a time, and count how many the tests detect (MODULES="mosaic/rules ...", SAMPLE=40 of each)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[mutants]"

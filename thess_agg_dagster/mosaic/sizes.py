@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Sizes:
     """How much is worked on at once. The sizes decide speed and memory, and never a pixel; only ``block`` shows in the file.
 
-    The defaults are measured. Tests make them so small that a few hundred pixels cross all of them.
+    The defaults are measured. Tests make them so small that a few hundred pixels cross all of them. Raises ``ValueError``
+    unless windows are whole blocks: each block of the file is written once, by one thread.
     """
 
     #: Pixels a side of the internal tiles of the files written.
@@ -32,3 +33,7 @@ class Sizes:
     stack_bytes: int = 40 * 2**20
     #: Files of a composite that are kept open; beyond that each is opened anew for every block.
     open_files: int = 256
+
+    def __post_init__(self) -> None:
+        if self.window % self.block:
+            raise ValueError(f"window={self.window} is not a multiple of block={self.block}")
