@@ -71,7 +71,8 @@ def creation_options(plan: MosaicPlan) -> dict[str, Any]:
     if compression:
         options |= compression
         options["num_threads"] = threads_of(plan)
-        options["predictor"] = 3 if floats else 2
+        # Numbers of scenes repeat from pixel to pixel as they are.
+        options["predictor"] = 1 if plan.band in _NUMBERS else 3 if floats else 2
     return options
 
 
