@@ -154,7 +154,8 @@ def test_what_tells_of_pixels_is_verified_with_them(two: SmallLake) -> None:
     lost.unlink()
     result = invoke("--data-lake", str(two.root), "--verify")
     assert result.exit_code == 1
-    assert f"changed {SECOND}: {rotten}: has xxh128:" in result.output
+    # (What the byte stood for depends on the file: a pixel, or a part of its header.)
+    assert f"changed {SECOND}: {rotten}: " in result.output
     assert f"changed {SECOND}: {lost}: cannot be found" in result.output
     assert result.output.count("changed ") == 2
 

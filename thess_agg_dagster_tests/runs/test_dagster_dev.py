@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
@@ -145,9 +145,13 @@ def test_a_backfill_beside_the_command(small_lake: SmallLake, ui: Ui) -> None:
 
 
 def waiting_processes(ui: Ui) -> list[psutil.Process]:
-    below = psutil.Process(ui.process.pid).children(recursive=True)
-    found = [each for each in below if "thess_agg_dagster.runs.warm" in each.cmdline()]
-    return [each for each in found if each.parent() not in found]
+    found = []
+    for each in psutil.Process(ui.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # one that has ended meanwhile
+            if "thess_agg_dagster.runs.warm" in each.cmdline():
+                found.append((each, each.ppid()))
+    pids = {each.pid for each, _ in found}
+    return [each for each, parent in found if parent not in pids]
 
 
 def test_terminate(small_lake: SmallLake, ui: Ui) -> None:
