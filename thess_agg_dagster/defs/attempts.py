@@ -9,7 +9,7 @@ import dagster as dg
 
 from thess_agg_dagster.audit.event_log import failure_observation
 from thess_agg_dagster.audit.outcome import Attempt
-from thess_agg_dagster.defs.checks import check_mosaics, check_period, check_plan, check_unmade, check_unplanned
+from thess_agg_dagster.defs.checks import check_mosaics, check_plan, check_unmade, check_unplanned
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerieError
 from thess_agg_dagster.storage.errors import first_line, is_transient
@@ -36,7 +36,6 @@ def attempted(
     ``lake`` is where it will be published; ``scene_ids`` what is known of it by the time that planning fails.
     """
     key = context.partition_key
-    checks = check_period if of_period else check_plan
     try:
         plan = plan_it()
     except Exception as error:
@@ -50,7 +49,7 @@ def attempted(
         raise dg.Failure(message, allow_retries=is_transient(error)) from error
     if plan.problems or not plan.mosaics:
         attempt = unplanned_attempt(plan)
-        yield from checks(plan)
+        yield from check_plan(plan)
         yield check_unmade(attempt.message)
         context.log_event(failure_observation(attempt, asset))
         raise dg.Failure(attempt.message, allow_retries=False)
@@ -59,5 +58,5 @@ def attempted(
         output = dg.Output(plan, data_version=dg.DataVersion(plan.inputs))
     yield output  # the IO manager makes the mosaics
     # Afterwards: a check counts to the materialization that is the latest when it is yielded.
-    yield from checks(plan)
+    yield from check_plan(plan)
     yield check_mosaics(plan, lake.published(key).folder)

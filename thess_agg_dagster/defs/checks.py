@@ -39,7 +39,11 @@ _LOOK_AT = frozenset[NoteKind]({"dtype", "mixed_baselines", "unmasked", "unknown
 
 
 def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
-    """The checks that need no pixels."""
+    """The checks that need no pixels, of a timestamp or a period."""
+    yield from _check_period(plan) if plan.composed else _check_timestamp(plan)
+
+
+def _check_timestamp(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
     faults: dict[str, list[str]] = {"inputs_complete": [], "crs_known": [], "dtype_safe": []}
     by_kind = {"unknown_crs": "crs_known"} | dict.fromkeys(
         ("dtype_conflict", "unknown_baseline", "grid_conflict"), "dtype_safe"
@@ -66,8 +70,7 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
     )
 
 
-def check_period(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
-    """The same for a period."""
+def _check_period(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
     missing = [f"{plan.timestamp} has no published mosaics"] if not plan.scene_ids else []
     unlike: list[str] = []
     for problems in plan.problems.values():

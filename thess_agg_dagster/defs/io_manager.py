@@ -25,7 +25,7 @@ from thess_agg_dagster.audit.event_log import (
 from thess_agg_dagster.audit.metrics import exposition
 from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, table_schema, tables_digest
 from thess_agg_dagster.audit.telling import tell
-from thess_agg_dagster.defs.checks import check_period, check_plan, check_unmade, record_checks
+from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.layout import TILES, DataLake
@@ -256,8 +256,7 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         before = latest_successes(instance, asset, [obj.timestamp]).get(obj.timestamp)
         outcome = self.publish(obj, context.log.info)
         if outcome.attempt.status != "success":
-            checks = check_period(obj) if obj.composed else check_plan(obj)
-            record_checks(context, [*checks, check_unmade(outcome.attempt.message, merging=True)])
+            record_checks(context, [*check_plan(obj), check_unmade(outcome.attempt.message, merging=True)])
             context.log_event(failure_observation(outcome.attempt, asset))
             raise dg.Failure(outcome.attempt.message, allow_retries=outcome.worth_a_retry) from outcome.error
         seen: dict[str, Any] = {}

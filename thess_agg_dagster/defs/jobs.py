@@ -37,10 +37,10 @@ def _find_due(context: dg.OpExecutionContext, definition: LakeDefinition) -> Non
     made = {key: found.attempt for key, found in published.items() if key in acquisitions}
     # Periods of the mosaics as they are; `composites_sensor` sees when one of these is published anew.
     asked = list(periods_of(acquisitions, params.composites))
-    composed = latest_attempts(instance, keys.composites, among=asked) if asked else {}
-    due_periods = due_among(asked, composed, made, lake, params)
-    wanted = _not_at_work(instance, keys.aggregated, due)
-    wanted_periods = _not_at_work(instance, keys.composites, due_periods)
+    due_periods = due_among(asked, latest_attempts(instance, keys.composites, among=asked), made, lake, params)
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    wanted = _not_at_work(unfinished, keys.aggregated, due)
+    wanted_periods = _not_at_work(unfinished, keys.composites, due_periods)
     found = f"{len(due)} of {len(acquisitions)} timestamps are missing, failed or changed"
     if params.composites:
         found += f", and {len(due_periods)} periods"
@@ -51,9 +51,8 @@ def _find_due(context: dg.OpExecutionContext, definition: LakeDefinition) -> Non
     context.log_event(dg.AssetObservation(keys.report, description=found, metadata=told))
 
 
-def _not_at_work(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: Sequence[str]) -> list[str]:
-    """The partitions without a run that is not finished."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+def _not_at_work(runs: Sequence[dg.DagsterRun], asset: dg.AssetKey, keys: Sequence[str]) -> list[str]:
+    """The partitions of an asset that none of the runs makes."""
     at_work = {run.tags.get("dagster/partition") for run in runs if asset in (run.asset_selection or ())}
     return [key for key in keys if key not in at_work]
 

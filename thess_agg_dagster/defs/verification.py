@@ -15,7 +15,7 @@ from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.defs.checks import result_of
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.lake.published import is_beside, outputs_of, read_manifest
+from thess_agg_dagster.lake.published import is_beside, named_by, outputs_of, read_manifest
 from thess_agg_dagster.mosaic.tiles import crs_name
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
 from thess_agg_dagster.storage.paths import as_os_errors
@@ -54,10 +54,11 @@ def _changes(recorded: Mapping[str, RecordedAttempt], lake: DataLake) -> Iterato
 def _expected(found: RecordedAttempt, lake: DataLake) -> Iterator[_Expected]:
     """The files of a success: its bands, as they were recorded, and what describes their pixels, as its manifest has it."""
     attempt = found.attempt
-    folder = lake.published(attempt.timestamp).folder
+    manifest = read_manifest(lake.manifest(attempt.timestamp))
+    folder = named_by(manifest, lake.timestamp_folder(attempt.timestamp)).folder
     for band in attempt.bands:
         yield _Expected(folder / f"{band.band}.tif", band.bytes, band.output_checksum, band)
-    for entry in outputs_of(read_manifest(lake.manifest(attempt.timestamp))):
+    for entry in outputs_of(manifest):
         path = folder / str(entry.get("file", "")).rpartition("/")[2]
         if is_beside(path.stem):
             yield _Expected(path, entry.get("bytes"), str(entry.get("checksum", "")))

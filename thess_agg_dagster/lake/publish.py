@@ -47,12 +47,12 @@ def staged_folder(target: Path, staging: Path, last: str, replaces: str | None =
             publish_run(folder, target, last, replaces)
             return
         with ThreadPoolExecutor(_SYNCS) as pool:
-            list(pool.map(_sync, folder.iterdir()))
-        _sync(folder)
+            list(pool.map(sync, folder.iterdir()))
+        sync(folder)
         with _locked(staging):
             _replace_folder(folder, target)
-            _sync(target.parent)
-            _sync(staging)
+            sync(target.parent)
+            sync(staging)
 
 
 @contextmanager
@@ -66,9 +66,9 @@ def staged_file(target: Path) -> Iterator[Path]:
             upload(file, target)
             return
         file.chmod(0o644)
-        _sync(file)
+        sync(file)
         os.replace(file, target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 @contextmanager
@@ -101,8 +101,8 @@ def keep_aside(path: Path, name: str) -> None:
     else:
         with suppress(FileNotFoundError):
             os.link(path, path.with_name(name))
-            _sync(path)  # somebody else wrote it, and may not have
-            _sync(path.parent)
+            sync(path)  # somebody else wrote it, and may not have
+            sync(path.parent)
 
 
 def local_folder(folder: Path) -> Path:
@@ -161,10 +161,10 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Return when a file's bytes, or a folder's names, are on the disk. Raises ``OSError``."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -15,7 +15,8 @@ SCL = SENTINEL_2.class_band
 RED, NIR = SENTINEL_2.red, SENTINEL_2.nir
 
 # As Sentinel-2's own files are named, `B04_10m`.
-_PIXEL_SIZE = re.compile(r"_(10|20|60)M", re.ASCII)
+_SIZES = sorted({band.resolution for band in SENTINEL_2.bands.values() if band.resolution})
+_PIXEL_SIZE = re.compile(rf"_({'|'.join(map(str, _SIZES))})M", re.ASCII)
 
 
 def plain(band: str) -> str:

@@ -105,9 +105,8 @@ def due_among(
     params: TimestampsAggregationParams,
 ) -> list[str]:
     """Of the periods asked for those with published timestamps that are due; ``latest`` are their latest attempts."""
+    found = [key for key in asked if members_of(key, published)]
+    if not found:
+        return []
     fingerprints = lake.composites.published_fingerprints()
-    return [
-        key
-        for key in asked
-        if members_of(key, published) and is_due(key, latest.get(key), published, lake, params, fingerprints)
-    ]
+    return [key for key in found if is_due(key, latest.get(key), published, lake, params, fingerprints)]

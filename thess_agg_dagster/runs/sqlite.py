@@ -24,6 +24,7 @@ import sqlalchemy
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
+from thess_agg_dagster.lake.publish import sync
 from thess_agg_dagster.runs.private import ConfigurableClassData, InstanceRef
 from thess_agg_dagster.runs.private.sqlite import (
     INDEX_SHARD_NAME,
@@ -75,20 +76,15 @@ class _Engines:
 
 def _do_not_wait_for_the_disk(connection: sqlite3.Connection, _record: object) -> None:
     """The databases have write-ahead logs, so that a power cut costs the last transactions at most, never a database. A run
-    has a hundred of them; :func:`_sync` waits for the disk once, at its end."""
+    has a hundred of them; :func:`_sync_logs` waits for the disk once, at its end."""
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-def _sync(*databases: Path) -> None:
+def _sync_logs(*databases: Path) -> None:
     """Have the disk hold what was written to databases until now."""
     for database in databases:
-        log = database.with_name(f"{database.name}-wal")
         with contextlib.suppress(FileNotFoundError):  # all of it is in the database, and synced
-            handle = os.open(log, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync(database.with_name(f"{database.name}-wal"))
 
 
 class _Runs(SqliteRunStorage):
@@ -138,7 +134,7 @@ class _EventLog(SqliteEventLogStorage):
         database = Path(self.path_for_shard(event.run_id))
         os.utime(database)
         if event.dagster_event_type in _ENDS:
-            _sync(database, Path(self.path_for_shard(INDEX_SHARD_NAME)), database.parent.parent / "runs.db")
+            _sync_logs(database, Path(self.path_for_shard(INDEX_SHARD_NAME)), database.parent.parent / "runs.db")
 
     def wipe(self) -> None:
         self._engines.close()  # the files are removed
