@@ -41,9 +41,11 @@ azurite: .venv/node_modules/azurite
 .venv/node_modules/azurite: | debian
 	npm install --prefix .venv --silent --no-audit --no-fund --ignore-scripts azurite@3.37.0
 
-debian:  ## install the Debian packages that these need, as root: chromium, npm, postgresql with PostGIS, redis-server, strace
-	command -v chromium >/dev/null && command -v npm >/dev/null && command -v redis-server >/dev/null && command -v strace >/dev/null && ls /usr/share/postgresql/*/extension/postgis.control >/dev/null \
-	    || (apt-get update -q && apt-get install -y -q --no-install-recommends chromium npm postgresql-postgis redis-server strace)
+debian:  ## install those of the Debian packages chromium, npm, postgresql-postgis, redis-server and strace that are missing, as root
+	@missing=""; \
+	for package in chromium npm redis-server strace; do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
+	ls /usr/share/postgresql/*/extension/postgis.control >/dev/null 2>&1 || missing="$$missing postgresql-postgis"; \
+	[ -z "$$missing" ] || (set -x; apt-get update -q && apt-get install -y -q --no-install-recommends $$missing)
 
 screenshots: everything  ## test the UI and update the pictures in README and docs
 	SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -m browser -n 0
