@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
 from thess_agg_dagster.audit.outcome import STATUSES
-
-if TYPE_CHECKING:
-    import pandas as pd
+from thess_agg_dagster.audit.tables import Row, TimestampRows
 
 #: What there is to tell of a timestamp, in the order in which it is told.
 Topic: TypeAlias = Literal["newly failed", "failing otherwise", "recovered", "stale", "refetched", "still failing"]
@@ -47,31 +45,18 @@ class Standing:
         return self.status not in ("success", "not_run")
 
 
-def standings_of(tables: Mapping[str, pd.DataFrame], stale: Mapping[str, str]) -> list[Standing]:
-    """How every listed timestamp stands according to the audit tables. ``stale`` says of those that are what has changed."""
-    rows = tables["status"].to_dict("records")
-    fetched: dict[str, list[str]] = {}
-    bands = tables["band_report"]
-    for key, cell in zip(bands["timestamp"], bands["refetched"], strict=True):
-        fetched.setdefault(key, []).extend(filter(None, str(cell).split("|")))
-    return [
-        Standing(
-            row["timestamp"],
-            row["status"],
-            row["message"],
-            row["run_id"],
-            stale.get(row["timestamp"], ""),
-            tuple(dict.fromkeys(fetched.get(row["timestamp"], ()))),
-        )
-        for row in rows
-        if row["listed"]
-    ]
+def standing_of(rows: TimestampRows, stale: str = "") -> Standing:
+    """How a timestamp stands according to its rows in the audit tables. ``stale`` says what has changed."""
+    fetched = [tile for row in rows.band_report for tile in str(row["refetched"]).split("|") if tile]
+    row = rows.status
+    return Standing(
+        row["timestamp"], row["status"], row["message"], row["run_id"], stale, tuple(dict.fromkeys(fetched))
+    )
 
 
-def period_standings_of(tables: Mapping[str, pd.DataFrame]) -> list[Standing]:
-    """The same of the periods, if there are any. (Their keys are no timestamps'.)"""
-    rows = tables["composites"].to_dict("records") if "composites" in tables else []
-    return [Standing(row["period"], row["status"], row["message"], row["run_id"]) for row in rows]
+def standing_of_period(row: Row) -> Standing:
+    """How a period stands according to its row. (Its key is no timestamp's.)"""
+    return Standing(row["period"], row["status"], row["message"], row["run_id"])
 
 
 #: What a receiver was told of each timestamp of which there is something to remember; as JSON can say it.

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Any
 
 import dagster as dg
 
-from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
+from thess_agg_dagster.audit.attempts import ATTEMPT, Attempts, pages, read_attempts
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.keys import LakeKeys
 
-_T = TypeVar("_T")
-
-# Metadata key under which an attempt stands on its event.
-_KEY = "attempt"
 # Scenes shown of one timestamp; an overpass has a dozen.
 _MOST_SCENES = 100
 
@@ -43,7 +40,7 @@ def attempt_metadata(attempt: Attempt) -> dict[str, Any]:
         shown["cloud_share"] = attempt.cloud_share
     if attempt.masked_share is not None:
         shown["masked_share"] = attempt.masked_share
-    return shown | {_KEY: dg.MetadataValue.json(asdict(attempt))}
+    return shown | {ATTEMPT: dg.MetadataValue.json(asdict(attempt))}
 
 
 def spelled_out(parameters: str) -> str:
@@ -191,28 +188,23 @@ def _row(band: BandRecord) -> dg.TableRecord:
 def latest_attempts(
     instance: dg.DagsterInstance,
     asset: dg.AssetKey,
-    successes: Mapping[str, RecordedAttempt] | None = None,
+    successes: Attempts | None = None,
     among: Collection[str] | None = None,
-) -> dict[str, RecordedAttempt]:
-    """The latest attempt of each partition of an asset (all, or those in ``among``), read in batches of thousands; known
-    ``successes`` save queries.
+) -> Attempts:
+    """The latest attempt of each partition of an asset (all, or those in ``among``); known ``successes`` save queries.
 
     A success is a materialization, a failure an observation; the more recent one counts. If the most recent of a kind
     is not ours ("mark as materialized" in the UI), nothing is known of that kind, and the timestamp is run again.
     """
-    latest = dict(latest_successes(instance, asset, among) if successes is None else successes)
-    failures = _latest(instance, dg.DagsterEventType.ASSET_OBSERVATION, instance.fetch_observations, among, asset)
-    for key, found in failures.items():
-        if key not in latest or latest[key].storage_id < found.storage_id:
-            latest[key] = found
-    return latest
+    made = latest_successes(instance, asset, among) if successes is None else successes
+    return made.or_later(read_attempts(instance, asset, dg.DagsterEventType.ASSET_OBSERVATION, among))
 
 
 def latest_successes(
     instance: dg.DagsterInstance, asset: dg.AssetKey, among: Collection[str] | None = None
-) -> dict[str, RecordedAttempt]:
+) -> Attempts:
     """The latest successful attempt of each partition of an asset, whatever happened since."""
-    return _latest(instance, dg.DagsterEventType.ASSET_MATERIALIZATION, instance.fetch_materializations, among, asset)
+    return read_attempts(instance, asset, dg.DagsterEventType.ASSET_MATERIALIZATION, among)
 
 
 def failed_since(instance: dg.DagsterInstance, asset: dg.AssetKey, event: int) -> Mapping[str, int]:
@@ -227,46 +219,13 @@ def published_since(instance: dg.DagsterInstance, asset: dg.AssetKey, event: int
     return instance.get_latest_storage_id_by_partition(asset, kind, after_cursor=event)
 
 
-def _latest(
-    instance: dg.DagsterInstance,
-    event_type: dg.DagsterEventType,
-    fetch: Callable[..., Any],
-    among: Collection[str] | None,
-    asset: dg.AssetKey,
-) -> dict[str, RecordedAttempt]:
-    latest: dict[str, RecordedAttempt] = {}
-    if among is None:
-        ids = list(instance.get_latest_storage_id_by_partition(asset, event_type).values())
-    else:
-        ids = [
-            number
-            for page in _pages(list(among))
-            for number in instance.get_latest_storage_id_by_partition(asset, event_type, set(page)).values()
-        ]
-    for page in _pages(ids):
-        for record in fetch(dg.AssetRecordsFilter(asset, storage_ids=page), limit=_PAGE).records:
-            if found := _recorded(record):
-                latest[found.attempt.timestamp] = found
-    return latest
-
-
-# SQLite takes a bounded number of variables in one statement; and events are large while they are read.
-_PAGE = 1_000
-
-
-def _pages(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(items), _PAGE):
-        yield items[start : start + _PAGE]
-
-
-def unreported(
-    instance: dg.DagsterInstance, asset: dg.AssetKey, recorded: Mapping[str, RecordedAttempt]
-) -> dict[str, str]:
+def unreported(instance: dg.DagsterInstance, asset: dg.AssetKey, recorded: Attempts) -> dict[str, str]:
     """Partitions whose latest run ended without recording an attempt (killed, crashed, or stopped), with its run id."""
     planned = instance.get_latest_storage_id_by_partition(asset, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
-    silent = [run for key, run in planned.items() if key not in recorded or recorded[key].storage_id < run]
+    told = recorded.storage_ids
+    silent = [run for key, run in planned.items() if told.get(key, 0) < run]
     runs: dict[str, str] = {}
-    for page in _pages(silent):
+    for page in pages(silent):
         records = instance.get_event_records(
             dg.EventRecordsFilter(dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, asset_key=asset, storage_ids=page)
         )
@@ -305,32 +264,3 @@ def _plain(message: str) -> str:
     """The first line of an error as Dagster recorded it; of pydantic's only what is wrong."""
     faults = re.findall(r"Value error, (.*?) \[type=", message, re.DOTALL)
     return "; ".join(faults) or message.strip().splitlines()[0]
-
-
-def _recorded(record: dg.EventLogRecord) -> RecordedAttempt | None:
-    event = record.asset_materialization or _observation(record)
-    value = event.metadata.get(_KEY) if event else None
-    if not isinstance(value, dg.JsonMetadataValue) or not isinstance(value.data, dict):
-        return None  # an event of another origin, e.g. "mark as materialized" in the UI
-    attempt = _attempt_from(value.data)
-    if attempt is None:
-        return None
-    return RecordedAttempt(attempt, record.run_id, record.timestamp, record.storage_id)
-
-
-def _attempt_from(data: dict[str, Any]) -> Attempt | None:
-    """An attempt from its record, whichever release wrote it; ``None`` where it does not even name its timestamp."""
-    bands = data.get("bands")
-    records = [_known(BandRecord, {"band": "", "status": ""} | band) for band in bands or () if isinstance(band, dict)]
-    given = {"status": "", "message": "", "schema": 0} | data | {"bands": records}
-    return _known(Attempt, given) if given.get("timestamp") else None
-
-
-def _known(kind: type[_T], data: Mapping[str, Any]) -> _T:
-    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in data.items() if name in names})
-
-
-def _observation(record: dg.EventLogRecord) -> dg.AssetObservation | None:
-    event = record.event_log_entry.dagster_event
-    return event.asset_observation_data.asset_observation if event and event.is_asset_observation else None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import dagster as dg
 
+from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
@@ -20,9 +21,7 @@ _TRACES = (
 )
 
 
-def why_not_ours(
-    instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake, published: Mapping[str, RecordedAttempt]
-) -> str | None:
+def why_not_ours(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake, published: Attempts) -> str | None:
     """Why an instance must not report on a lake, naming both, or ``None`` if it may. ``published`` are the instance's
     successes."""
     here = f"the lake {lake.root}"
@@ -43,14 +42,15 @@ def why_not_ours(
     )
 
 
-def why_foreign(lake: DataLake, published: Mapping[str, RecordedAttempt]) -> str | None:
+def why_foreign(lake: DataLake, published: Attempts) -> str | None:
     """Evidence that published timestamps belong to another lake: they are stored elsewhere, and none of them is also
     here.
 
     (An instance that was copied or moved along with its lake names the old location, but the mosaics are the same.)
     """
-    folders = {key: found.attempt.output_folder for key, found in published.items()}
-    outside = {key: folder for key, folder in folders.items() if folder and not folder.startswith(f"{lake.root}/")}
+    outside = {
+        key: folder for key, folder in published.folders.items() if folder and not folder.startswith(f"{lake.root}/")
+    }
     if not outside or any(_is_here(lake, published[key]) for key in outside):
         return None
     return f"the mosaics of {len(outside)} of its timestamps are elsewhere, e.g. {min(outside.values())}"

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, NamedTuple, TextIO, TypeAlias, get_type_hints
 
 import dagster as dg
 
+from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import latest_attempts, reason_of_end, unreported
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column, RecordedAttempt
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.paths import read_if_there
-
-if TYPE_CHECKING:
-    import pandas as pd
+from thess_agg_dagster.storage.paths import pieces_if_there
 
 # What a record tells of a band, column by column.
 _RECORDED: Mapping[str, Column] = {
@@ -91,13 +90,15 @@ _MEANINGS = {
 _TYPES = {"listed": "bool", "success": "bool"} | {name: column.kind for name, column in _RECORDED.items()}
 
 
+def columns_of(name: str) -> Sequence[str]:
+    """The columns of an audit table."""
+    return COMPOSITE_COLUMNS if name == "composites" else COLUMNS[name]
+
+
 def table_schema(name: str) -> dg.TableSchema:
     """The columns of an audit table with their types and meanings, as Dagster shows them."""
     return dg.TableSchema(
-        [
-            dg.TableColumn(column, _TYPES.get(column, "string"), _MEANINGS[column])
-            for column in (COMPOSITE_COLUMNS if name == "composites" else COLUMNS[name])
-        ]
+        [dg.TableColumn(column, _TYPES.get(column, "string"), _MEANINGS[column]) for column in columns_of(name)]
     )
 
 
@@ -132,46 +133,55 @@ def tables_digest(lake: DataLake) -> str:
     """Identifies the audit tables in their current state and place: different if another program wrote them or the lake
     was moved."""
     digest = hashlib.sha256(str(lake.root).encode())
-    for name in COLUMNS:
-        digest.update(read_if_there(lake.audit_table(name)) or b"no such table")
-    digest.update(read_if_there(lake.audit_table("composites")) or b"")
+    for name in (*COLUMNS, "composites"):
+        there = False
+        for piece in pieces_if_there(lake.audit_table(name)):
+            digest.update(piece)
+            there = True
+        if not there and name in COLUMNS:
+            digest.update(b"no such table")
     return digest.hexdigest()[:32]
 
 
-def audit_tables(
-    instance: dg.DagsterInstance,
-    keys: LakeKeys,
-    bands: Sequence[str],
-    listed: Collection[str],
-    published: Mapping[str, RecordedAttempt] | None = None,
-    lake: DataLake | None = None,
-) -> dict[str, pd.DataFrame]:
-    """The three tables by short name, with the latest outcome of every registered timestamp.
+Row: TypeAlias = dict[str, Any]
 
-    ``bands`` are the rows that a timestamp has in the band report before anything is known about it; ``listed`` are the
-    timestamps in ``time_serie.csv``; ``published`` is the result of :func:`latest_successes`, if already known;
-    ``lake`` is the current lake, which may have been elsewhere when it was written.
-    """
-    import pandas as pd  # here, because a code server that never writes tables can do without
 
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+class TimestampRows(NamedTuple):
+    """What the tables say of one timestamp: a row of each, and one for each band."""
+
+    status: Row
+    summary: Row
+    band_report: Sequence[Row]
+
+    def of(self, table: str) -> Sequence[Row]:
+        return self.band_report if table == "band_report" else [getattr(self, table)]
+
+
+def audited(
+    instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake, published: Attempts | None = None
+) -> Iterator[tuple[Attempt, Row]]:
+    """The latest outcome of every registered timestamp, in order, and where it is known from; ``published`` is the result of
+    :func:`latest_successes`, if already known. Paths are those of the current lake, which may have been elsewhere then."""
     recorded = latest_attempts(instance, keys.aggregated, published)
-    for attempt, provenance in _latest_truth(instance, keys.aggregated, keys.timestamps, recorded, lake):
-        if not attempt.bands:  # it ended before there was anything to say about a band
-            attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
-        rows["status"].append(_status_row(attempt, attempt.timestamp in listed) | provenance)
-        rows["summary"].append(_summary_row(attempt) | provenance)
-        rows["band_report"].extend(_band_row(attempt, band) | provenance for band in _sorted_bands(attempt))
-    return {name: pd.DataFrame(rows[name], columns=list(COLUMNS[name]), dtype=object) for name in COLUMNS}
+    return _latest_truth(instance, keys.aggregated, keys.timestamps, recorded, lake)
 
 
-def composites_table(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake) -> pd.DataFrame | None:
-    """One row per registered period; ``None`` where there is none."""
-    import pandas as pd
+def rows_of(attempt: Attempt, provenance: Row, bands: Sequence[str], listed: bool) -> TimestampRows:
+    """The rows of a timestamp, which ``time_serie.csv`` lists or no longer does. ``bands`` are those of the band report
+    before anything is known about it."""
+    if not attempt.bands:  # it ended before there was anything to say about a band
+        attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
+    return TimestampRows(
+        _status_row(attempt, listed) | provenance,
+        _summary_row(attempt) | provenance,
+        [_band_row(attempt, band) | provenance for band in _sorted_bands(attempt)],
+    )
 
+
+def composites_rows(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake) -> list[Row]:
+    """One row per registered period."""
     recorded = latest_attempts(instance, keys.composites)
-    found = list(_latest_truth(instance, keys.composites, keys.periods, recorded, lake))
-    rows = [
+    return [
         {
             "period": attempt.timestamp,
             "status": attempt.status,
@@ -184,18 +194,29 @@ def composites_table(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLak
             "bytes": _total(attempt, "bytes"),
         }
         | provenance
-        for attempt, provenance in found
+        for attempt, provenance in _latest_truth(instance, keys.composites, keys.periods, recorded, lake)
     ]
-    return pd.DataFrame(rows, columns=list(COMPOSITE_COLUMNS), dtype=object) if found else None
+
+
+class TableFile:
+    """A table that is written row by row: as text, numbers in full, nothing for what is missing."""
+
+    def __init__(self, name: str, file: TextIO) -> None:
+        self._columns = columns_of(name)
+        self._writer = csv.writer(file, lineterminator="\n")
+        self._writer.writerow(self._columns)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        self._writer.writerows([row[column] for column in self._columns] for row in rows)
 
 
 def _latest_truth(
     instance: dg.DagsterInstance,
     asset: dg.AssetKey,
     partitions: dg.DynamicPartitionsDefinition,
-    recorded: Mapping[str, RecordedAttempt],
-    lake: DataLake | None,
-) -> Iterator[tuple[Attempt, dict[str, Any]]]:
+    recorded: Attempts,
+    lake: DataLake,
+) -> Iterator[tuple[Attempt, Row]]:
     """What became of each registered partition, and where that is known from."""
     silent = unreported(instance, asset, recorded)
     reasons = {key: reason_of_end(instance, silent[key]) for key in sorted(silent)[-_MOST_REASONS:]}
@@ -204,7 +225,7 @@ def _latest_truth(
         if key in silent:
             attempt = Attempt(key, "exception", _silent_message(reasons.get(key, ""), found))
         elif found is not None:
-            attempt = _here(found.attempt, lake) if lake else found.attempt
+            attempt = _here(found.attempt, lake)
         else:
             attempt = Attempt(key, "not_run", "not aggregated yet")
         yield attempt, {"run_id": silent[key], "finished_at": ""} if key in silent else _provenance(found)
@@ -212,16 +233,17 @@ def _latest_truth(
 
 def _here(attempt: Attempt, lake: DataLake) -> Attempt:
     """An attempt whose paths are those of the lake at hand."""
-    bands = [
-        replace(
-            band,
-            input_files=list(map(lake.here, band.input_files)),
-            missing_files=list(map(lake.here, band.missing_files)),
-            output_path=lake.here(band.output_path),
-        )
-        for band in attempt.bands
-    ]
+    bands = [_band_here(band, lake) for band in attempt.bands]
     return replace(attempt, bands=bands, output_folder=lake.here(attempt.output_folder))
+
+
+def _band_here(band: BandRecord, lake: DataLake) -> BandRecord:
+    recorded = [band.output_path, *band.input_files, *band.missing_files]
+    here = [lake.here(path) for path in recorded]
+    if here == recorded:  # as nearly always, and a copy of thousands of bands takes its time
+        return band
+    output, others, count = here[0], here[1:], len(band.input_files)
+    return replace(band, output_path=output, input_files=others[:count], missing_files=others[count:])
 
 
 def _silent_message(reason: str, before: RecordedAttempt | None) -> str:
@@ -238,14 +260,14 @@ def _sorted_bands(attempt: Attempt) -> list[BandRecord]:
     return sorted(attempt.bands, key=lambda band: band.band)
 
 
-def _provenance(found: RecordedAttempt | None) -> dict[str, Any]:
+def _provenance(found: RecordedAttempt | None) -> Row:
     if found is None:
         return {"run_id": "", "finished_at": ""}
     finished = datetime.fromtimestamp(found.finished_at, UTC).isoformat(timespec="seconds")
     return {"run_id": found.run_id, "finished_at": finished}
 
 
-def _status_row(attempt: Attempt, listed: bool) -> dict[str, Any]:
+def _status_row(attempt: Attempt, listed: bool) -> Row:
     vanished = "" if listed else "no longer in time_serie.csv (files on disk stay)"
     return {
         "timestamp": attempt.timestamp,
@@ -256,7 +278,7 @@ def _status_row(attempt: Attempt, listed: bool) -> dict[str, Any]:
     }
 
 
-def _summary_row(attempt: Attempt) -> dict[str, Any]:
+def _summary_row(attempt: Attempt) -> Row:
     bands = _sorted_bands(attempt)
     success = attempt.status == "success"
     return {
@@ -278,7 +300,7 @@ def _summary_row(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _band_row(attempt: Attempt, band: BandRecord) -> dict[str, Any]:
+def _band_row(attempt: Attempt, band: BandRecord) -> Row:
     return {"timestamp": attempt.timestamp} | {name: _cell(name, getattr(band, name)) for name in _RECORDED}
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
+import csv
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 import numpy as np
 import rasterio
 
 from thess_agg_dagster.audit.event_log import spelled_out
-from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.audit.tables import COLUMNS
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
@@ -23,7 +24,7 @@ from thess_agg_dagster.mosaic.inspection import NoteKind
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.tiles import crs_name
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
-from thess_agg_dagster.storage.paths import read_bytes
+from thess_agg_dagster.storage.paths import open_text
 from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
@@ -151,49 +152,67 @@ def unusable_list(keys: LakeKeys, message: str) -> dg.AssetCheckEvaluation:
 
 def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResult:
     """Read the tables back and look for every registered timestamp."""
-    import pandas as pd
-
     faults = []
-    for name in COLUMNS:
-        path = lake.audit_table(name)
-        table = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=str, usecols=["timestamp"])
-        missing = sorted(set(registered) - set(table["timestamp"]))
+    for name, columns in COLUMNS.items():
+        path, at = lake.audit_table(name), columns.index("timestamp")
+        with open_text(path) as file:
+            missing = sorted(set(registered) - {row[at] for row in csv.reader(file)})
         if missing:
             faults.append(f"{path}: lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
     return result_of("complete", faults)
 
 
-def check_one_grid(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
-    """Whether the mosaics of listed timestamps stack, according to their records; applies once some have a fixed grid."""
+class Made(NamedTuple):
+    """What a series has in common, of the mosaics of one timestamp: their parameters, if they are known, and of each
+    whether its grid is fixed, what ground it covers, and with how many pixels."""
+
+    parameters: str
+    bands: tuple[tuple[str, bool, str, str], ...]
+
+
+def made_as(attempt: Attempt) -> Made:
+    """What the mosaics of a successful attempt have in common with those of others."""
+    bands = (
+        (band.band, band.grid == "fixed", _ground(band), f"{band.width} x {band.height}") for band in attempt.bands
+    )
+    return _shared(attempt.parameters, tuple(bands))
+
+
+# Equal ones, of thousands of timestamps, are one.
+_shared = lru_cache(maxsize=64)(Made)
+
+
+def check_one_grid(made: Mapping[str, Made]) -> dg.AssetCheckResult:
+    """Whether the mosaics of the listed timestamps stack, according to their records; applies once some have a fixed grid."""
     grounds: Counter[str] = Counter()
     grids: dict[str, Counter[str]] = {}
-    bands = [(key, band) for key in sorted(listed) if key in published for band in published[key].attempt.bands]
-    fixed = [(key, band) for key, band in bands if band.grid == "fixed"]
-    for _, band in fixed:
-        grounds[_ground(band)] += 1
-        grids.setdefault(band.band, Counter())[_pixels(band)] += 1
-    others = dict.fromkeys(key for key, band in bands if band.grid != "fixed") if fixed else ()
+    bands = [(key, *band) for key, each in made.items() for band in each.bands]
+    fixed = [each for each in bands if each[2]]
+    for _, band, _, ground, pixels in fixed:
+        grounds[ground] += 1
+        grids.setdefault(band, Counter())[pixels] += 1
+    others = dict.fromkeys(key for key, _, is_fixed, _, _ in bands if not is_fixed) if fixed else ()
     faults = [f"{key} has the grid of its tiles, not the fixed one; run it again with grid=fixed" for key in others]
-    for key, band in fixed:
-        (ground, _), (pixels, _) = grounds.most_common(1)[0], grids[band.band].most_common(1)[0]
-        if (_ground(band), _pixels(band)) != (ground, pixels):
+    most = {band: (grounds.most_common(1)[0][0], found.most_common(1)[0][0]) for band, found in grids.items()}
+    for key, band, _, ground, pixels in fixed:
+        if (ground, pixels) != most[band]:
             faults.append(
-                f"{key}: {band.band} covers {_ground(band)} with {_pixels(band)} pixels, most others {ground} with {pixels}; "
+                f"{key}: {band} covers {ground} with {pixels} pixels, most others {most[band][0]} with {most[band][1]}; "
                 "run it again with the same parameters"
             )
     return result_of("one_grid", faults)
 
 
-def check_same_parameters(published: Mapping[str, RecordedAttempt], listed: Collection[str]) -> dg.AssetCheckResult:
-    """Whether the mosaics of listed timestamps were made with the same parameters. For those made before release 0.2,
+def check_same_parameters(made: Mapping[str, Made]) -> dg.AssetCheckResult:
+    """Whether the mosaics of the listed timestamps were made with the same parameters. For those made before release 0.2,
     this is unknown."""
-    made = {key: text for key in sorted(listed) if key in published and (text := published[key].attempt.parameters)}
-    most = Counter(made.values()).most_common(1)
+    known = {key: each.parameters for key, each in made.items() if each.parameters}
+    most = Counter(known.values()).most_common(1)
     return result_of(
         "same_parameters",
         doubts=[
             f"{key}: {spelled_out(text)}; most others: {spelled_out(most[0][0])}; run it again with the same parameters"
-            for key, text in made.items()
+            for key, text in known.items()
             if text != most[0][0]
         ],
     )
@@ -201,10 +220,6 @@ def check_same_parameters(published: Mapping[str, RecordedAttempt], listed: Coll
 
 def _ground(band: BandRecord) -> str:
     return f"{band.crs} {', '.join(f'{edge:.15g}' for edge in band.bounds)}"
-
-
-def _pixels(band: BandRecord) -> str:
-    return f"{band.width} x {band.height}"
 
 
 def _mosaic_faults(mosaic: DatasetReader, plan: MosaicPlan) -> Iterator[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import dagster as dg
 from pydantic import Field
 
-from thess_agg_dagster.audit.digest import period_standings_of, standings_of
+from thess_agg_dagster.audit.digest import Standing, standing_of, standing_of_period
 from thess_agg_dagster.audit.event_log import (
     attempt_metadata,
     changes_since,
@@ -23,7 +24,16 @@ from thess_agg_dagster.audit.event_log import (
     stopping_is_final,
 )
 from thess_agg_dagster.audit.metrics import exposition
-from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, table_schema, tables_digest
+from thess_agg_dagster.audit.tables import (
+    COLUMNS,
+    EVENTS_UP_TO,
+    TABLES_DIGEST,
+    Row,
+    TableFile,
+    TimestampRows,
+    table_schema,
+    tables_digest,
+)
 from thess_agg_dagster.audit.telling import tell
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import LakeKeys
@@ -38,7 +48,7 @@ from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.products import stac
 from thess_agg_dagster.products.quicklook import as_markdown, thumbnail
 from thess_agg_dagster.products.series_index import series_parquet, tile_indices
-from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
+from thess_agg_dagster.products.series_plot import MOST_COLUMNS, first_look, series_at_a_glance
 from thess_agg_dagster.products.year import months_until, year_at_a_glance
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
@@ -49,7 +59,6 @@ from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from rasterio.io import DatasetReader
 
 # Rows of each audit table shown as metadata; the event log is no place for long lists.
@@ -62,23 +71,40 @@ _MOSAICS, _COMPOSITES = LakeKeys().aggregated.path, LakeKeys().composites.path
 _TELL_SECONDS = 5
 
 
-class AuditTables(dict[str, "pd.DataFrame"]):
-    """The audit tables by short name, as passed from the report asset to the IO manager.
+@dataclass(frozen=True)
+class AuditTables:
+    """What the audit tables say, as passed from the report asset to the IO manager: of the timestamps one after the other,
+    since there may be more than fit into memory, and of the periods.
 
     ``up_to`` is the id of the newest event in them, ``as_of`` the time at which they were begun. ``stale`` says of stale
     timestamps what has changed (``None``: unknown), ``metrics`` whether Prometheus is to get the numbers.
     """
 
-    def __init__(
-        self,
-        tables: Mapping[str, pd.DataFrame],
-        up_to: int,
-        as_of: datetime,
-        stale: Mapping[str, str] | None = None,
-        metrics: bool = False,
-    ) -> None:
-        super().__init__(tables)
-        self.up_to, self.as_of, self.stale, self.metrics = up_to, as_of, stale, metrics
+    timestamps: Iterator[TimestampRows]
+    periods: Sequence[Row]
+    up_to: int
+    as_of: datetime
+    stale: Mapping[str, str] | None = None
+    metrics: bool = False
+
+
+@dataclass
+class _Written:
+    """What is kept of the tables while they are written."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[Row]] = field(default_factory=dict)
+    latest: deque[TimestampRows] = field(default_factory=lambda: deque(maxlen=MOST_COLUMNS))
+    standings: list[Standing] = field(default_factory=list)
+
+    def note(self, rows: TimestampRows, stale: Mapping[str, str]) -> None:
+        self.counts[rows.status["status"]] += 1
+        self.latest.append(rows)
+        for name in COLUMNS:
+            shown = self.first.setdefault(name, [])
+            shown.extend(rows.of(name)[: _FIRST_ROWS - len(shown)])
+        if rows.status["listed"]:
+            self.standings.append(standing_of(rows, stale.get(rows.status["timestamp"], "")))
 
 
 @dataclass(frozen=True)
@@ -171,42 +197,57 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         return TimestampMosaics(timestamp, paths)
 
     def _write_tables(self, obj: AuditTables, context: dg.OutputContext) -> None:
-        for name, table in obj.items():
-            self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
+        written = self._write_rows(obj)
+        names = list(COLUMNS)
+        if obj.periods:
+            names.append("composites")
+            written.first["composites"] = list(obj.periods[:_FIRST_ROWS])
+            with _table("composites", self.lake.audit_table("composites")) as table:
+                table.add(obj.periods)
         collection = self._write_collection(self.lake, stac.MOSAICS)
-        if "composites" in obj:
+        if obj.periods:
             self._write_collection(self.lake.composites, stac.COMPOSITES)
-        picture = series_at_a_glance(obj["status"], obj["band_report"])
+        picture = series_at_a_glance(written.latest)
         data = io.BytesIO()
         picture.save(data, "PNG")
         self._write_table(self.lake.glance, data.getvalue())
-        states = obj["status"]["status"]
-        counts = {
-            "timestamps": len(states),
-            "successful": int((states == "success").sum()),
-            "failed": int((~states.isin(["success", "not_run"])).sum()),
-            "not_run": int((states == "not_run").sum()),
-        }
+        count = written.counts.total()
+        good, waiting = written.counts["success"], written.counts["not_run"]
+        counts = {"timestamps": count, "successful": good, "failed": count - good - waiting, "not_run": waiting}
         seen: dict[str, Any] = {"series": dg.MetadataValue.md(first_look(picture)), **counts}
-        if "composites" in obj and (months := self._pictures_of_months(obj["composites"])):
+        if months := self._pictures_of_months(obj.periods):
             seen["year"] = dg.MetadataValue.md(as_markdown(year_at_a_glance(months), "WEBP", quality=60))
         if collection:
             seen["stac_collection"] = dg.MetadataValue.path(str(self.lake.collection))
-        for name, table in obj.items():
+        for name in names:
             seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
-            seen[f"{name}_first_rows"] = dg.MetadataValue.table(_records(table.head(_FIRST_ROWS)), table_schema(name))
-        seen |= self._tell(obj, context)
+            rows = [dg.TableRecord(_plain(row)) for row in written.first.get(name, [])]
+            seen[f"{name}_first_rows"] = dg.MetadataValue.table(rows, table_schema(name))
+        seen |= self._tell(obj, written, context)
         context.add_output_metadata(seen | {TABLES_DIGEST: tables_digest(self.lake), EVENTS_UP_TO: obj.up_to})
 
-    def _tell(self, obj: AuditTables, context: dg.OutputContext) -> dict[str, Any]:
+    def _write_rows(self, obj: AuditTables) -> _Written:
+        """Write the tables of timestamps side by side, row by row."""
+        written = _Written()
+        with ExitStack() as stack:
+            paths = {name: self.lake.audit_table(name) for name in COLUMNS}
+            tables = [(name, path, stack.enter_context(_table(name, path))) for name, path in paths.items()]
+            for rows in obj.timestamps:
+                for name, path, table in tables:
+                    with _writing(path):
+                        table.add(rows.of(name))
+                written.note(rows, obj.stale or {})
+        return written
+
+    def _tell(self, obj: AuditTables, written: _Written, context: dg.OutputContext) -> dict[str, Any]:
         """Tell receivers and Prometheus, if they are to be told; returns what the report shows of that."""
-        timestamps, periods = standings_of(obj, obj.stale or {}), period_standings_of(obj)
+        timestamps, periods = written.standings, [standing_of_period(row) for row in obj.periods]
         told, faults = tell([*timestamps, *periods], self.lake, obj.as_of)
         for fault in faults:
             context.log.warning(fault)
         seen: dict[str, Any] = {}
         if obj.metrics:
-            unlisted = len(obj["status"]) - len(timestamps)
+            unlisted = written.counts.total() - len(timestamps)
             known = obj.stale is not None
             text = exposition(str(self.lake.root), timestamps, periods, unlisted, known, obj.as_of, len(faults))
             self._write_table(self.lake.metrics, text.encode())
@@ -215,10 +256,9 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             seen["told"] = "; ".join(told)
         return seen | ({NOT_TOLD: "; ".join(faults)} if faults else {})
 
-    def _pictures_of_months(self, composites: pd.DataFrame) -> dict[str, bytes]:
+    def _pictures_of_months(self, periods: Sequence[Row]) -> dict[str, bytes]:
         """The quicklooks of the published months of the latest year."""
-        made = composites.loc[composites["status"] == "success", "period"]
-        months = [period for period in made if kind_of(period) == MONTH]
+        months = [row["period"] for row in periods if row["status"] == "success" and kind_of(row["period"]) == MONTH]
         shown = months_until(max(months)) if months else []
         paths = {month: self.lake.composites.published(month).folder / QUICKLOOK for month in months if month in shown}
         found = {month: read_if_there(path) for month, path in paths.items()}
@@ -241,15 +281,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         return bool(items)
 
     def _write_table(self, path: Path, data: bytes) -> None:
-        try:
-            with staged_file(path) as file:
-                file.write_bytes(data)
-        except OSError as error:
-            raise dg.Failure(
-                f"{path}: cannot be written ({first_line(error)}); it needs {len(data) / 1e3:.0f} KB; check disk space, "
-                "quota and permissions (the old file stays)",
-                allow_retries=False,
-            ) from error
+        with _writing(path), staged_file(path) as file:
+            file.write_bytes(data)
 
     def _write_timestamp(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
         instance, asset = context.step_context.instance, context.asset_key
@@ -283,20 +316,31 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             return unpublished(plan, target, error)
 
 
+@contextmanager
+def _table(name: str, path: Path) -> Iterator[TableFile]:
+    """A table to write to, which takes the place of the old one at the end."""
+    with _writing(path), staged_file(path) as file, file.open("w", encoding="utf-8", newline="") as text:
+        yield TableFile(name, text)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what to do about a file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise dg.Failure(
+            f"{path}: cannot be written ({first_line(error)}); check disk space, quota and permissions (the old file stays)",
+            allow_retries=False,
+        ) from error
+
+
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with suppress(OSError):
             path.unlink()
 
 
-def _records(table: pd.DataFrame) -> list[dg.TableRecord]:
-    """Rows as Dagster shows them: plain values, nothing for what is missing."""
-    return [
-        dg.TableRecord(
-            {
-                str(name): value if isinstance(value, str | int | float | None) else str(value)
-                for name, value in row.items()
-            }
-        )
-        for row in table.to_dict("records")
-    ]
+def _plain(row: Row) -> dict[str, str | int | float | None]:
+    """A row as Dagster shows it."""
+    return {name: value if isinstance(value, str | int | float | None) else str(value) for name, value in row.items()}

@@ -1,18 +1,18 @@
 """What is told of a lake: the report, ``timestamps_aggregation``, and the verification of what is published."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from thess_agg_dagster.audit import telling
+from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import latest_successes, why_stale
-from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
-from thess_agg_dagster.audit.tables import audit_tables, composites_table, newest_event, table_schema
+from thess_agg_dagster.audit.tables import TimestampRows, audited, composites_rows, newest_event, rows_of, table_schema
 from thess_agg_dagster.defs.attempts import AssetEvents
 from thess_agg_dagster.defs.check_specs import report_checks, verification_checks
-from thess_agg_dagster.defs.checks import check_one_grid, check_report, check_same_parameters
+from thess_agg_dagster.defs.checks import Made, check_one_grid, check_report, check_same_parameters, made_as
 from thess_agg_dagster.defs.io_manager import AuditTables
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.defs.verification import check_published
@@ -61,21 +61,29 @@ def _report(
         context.log.warning(str(error))
         listed = set(registered)  # an unusable list says nothing about what vanished from it
     published = _published(instance, keys, lake)
-    tables = audit_tables(instance, keys, params.outputs, listed, published, lake)
-    if (composed := composites_table(instance, keys, lake)) is not None:
-        tables["composites"] = composed
     stale = None
     if params.metrics or telling.is_asked_for():  # it takes a look at every tile
         stale = _stale(context, published, lake, params)
-    yield dg.Output(AuditTables(tables, up_to, as_of, stale, params.metrics))
+    made: dict[str, Made] = {}
+
+    def rows() -> Iterator[TimestampRows]:
+        """Of one timestamp after the other: there may be more than fit into memory."""
+        for attempt, provenance in audited(instance, keys, lake, published):
+            key = attempt.timestamp
+            if attempt.status == "success":
+                made[key] = made_as(attempt)
+            yield rows_of(attempt, provenance, params.outputs, key in listed)
+
+    yield dg.Output(AuditTables(rows(), composites_rows(instance, keys, lake), up_to, as_of, stale, params.metrics))
     yield check_report(lake, registered)
-    yield check_one_grid(published, listed)
-    yield check_same_parameters(published, listed)
+    stand = {key: made.get(key) or made_as(published[key].attempt) for key in sorted(listed) if key in published}
+    yield check_one_grid(stand)
+    yield check_same_parameters(stand)
 
 
 def _stale(
     context: dg.AssetExecutionContext,
-    published: Mapping[str, RecordedAttempt],
+    published: Attempts,
     lake: DataLake,
     params: TimestampsAggregationParams,
 ) -> Mapping[str, str] | None:
@@ -92,7 +100,7 @@ def _stale(
         return None
 
 
-def _published(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake) -> Mapping[str, RecordedAttempt]:
+def _published(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake) -> Attempts:
     """The published timestamps according to the instance; fails if they do not match the lake."""
     published = latest_successes(instance, keys.aggregated)
     if refusal := why_not_ours(instance, keys, lake, published):

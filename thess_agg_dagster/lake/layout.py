@@ -11,9 +11,10 @@ timestamps.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -291,12 +292,18 @@ class DataLake:
         """The path in this lake for a recorded path, which may date from when the lake was elsewhere."""
         if recorded.startswith(("https://", "http://")):
             return recorded
-        for folder in (self.tiles_folder, *(self.root / "data_raw" / name for name in _SHELVES)):
-            below = name_in(self.root, folder)
-            _, found, rest = recorded.rpartition(f"/{below}/")
-            if found and below != str(folder):
+        for folder, below in self._places:
+            _, found, rest = recorded.rpartition(below)
+            if found:
                 return f"{folder}/{rest}"
         return recorded
+
+    @cached_property
+    def _places(self) -> Sequence[tuple[str, str]]:
+        """The folders within this lake that tiles and mosaics lie in, and how the paths of those end, wherever the lake is."""
+        folders = (self.tiles_folder, *(self.root / "data_raw" / name for name in _SHELVES))
+        named = [(str(folder), name_in(self.root, folder)) for folder in folders]
+        return [(folder, f"/{below}/") for folder, below in named if below != folder]
 
     def manifests(self) -> list[Path]:
         """The manifests of all published timestamps."""

@@ -16,7 +16,7 @@ from rasterio.errors import RasterioError
 
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name, may_misjudge
-from thess_agg_dagster.storage.paths import File, first_bytes, local_copy
+from thess_agg_dagster.storage.paths import File, NotAFileError, first_bytes, local_copy
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -178,6 +178,8 @@ def _inspect(path: File) -> Tile:
         except FileNotFoundError as error:
             why = "no such file; download the tile again or take the scene off the list"
             raise refuse("missing_input", why) from error
+        except NotAFileError as error:
+            raise refuse("unreadable_input", error.why) from error
         except PermissionError as error:
             raise refuse("unreadable_input", "permission denied; correct the permissions") from error
         except (RasterioError, OSError) as error:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from thess_agg_dagster.audit.outcome import STATUSES
+from thess_agg_dagster.audit.tables import TimestampRows
 from thess_agg_dagster.products.quicklook import as_markdown
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Values = NDArray[np.float64]
 
 # Of a status that another release knows.
 _OTHER_COLOUR = "#6b7a8f"
-# Beyond this many timestamps a picture has more columns than pixels: the latest are shown.
-_MOST_COLUMNS = 600
+#: Beyond this many timestamps a picture has more columns than pixels.
+MOST_COLUMNS = 600
 
 
 def _colours(seen: Collection[str]) -> dict[str, str]:
@@ -30,17 +27,14 @@ def _colours(seen: Collection[str]) -> dict[str, str]:
     return known | {name: _OTHER_COLOUR for name in seen if name not in known}
 
 
-def series_at_a_glance(status: pd.DataFrame, report: pd.DataFrame) -> Image.Image:
-    """One cell per timestamp and band, coloured by status; below, coverage and clouds over time.
-
-    Takes the status table and the band report as :func:`thess_agg_dagster.audit.tables.audit_tables` makes them.
-    """
+def series_at_a_glance(rows: Sequence[TimestampRows]) -> Image.Image:
+    """One cell per timestamp and band, coloured by status; below, coverage and clouds over time."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    keys = list(status["timestamp"])[-_MOST_COLUMNS:]
-    bands = sorted(set(report["band"]))
-    cells, valid, clouds, seen = _cells(keys, bands, status, report)
+    keys = [each.status["timestamp"] for each in rows]
+    bands = sorted({row["band"] for each in rows for row in each.band_report})
+    cells, valid, clouds, seen = _cells(rows, bands)
     width = min(14.0, max(7.0, 2 + 0.35 * len(keys)))
     figure = Figure(figsize=(width, 2.9 + 0.3 * len(bands)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[0.3 * len(bands) + 0.4, 1.5])
@@ -71,30 +65,23 @@ def series_at_a_glance(status: pd.DataFrame, report: pd.DataFrame) -> Image.Imag
     return Image.open(data)
 
 
-def _cells(
-    keys: Sequence[str], bands: Sequence[str], status: pd.DataFrame, report: pd.DataFrame
-) -> tuple[Values, Values, Values, list[str]]:
+def _cells(rows: Sequence[TimestampRows], bands: Sequence[str]) -> tuple[Values, Values, Values, list[str]]:
     """Colours ``(band, timestamp, 3)``, valid and cloud shares per timestamp (NaN: unknown), and the statuses that occur."""
     from matplotlib.colors import to_rgb
 
-    column = {key: number for number, key in enumerate(keys)}
-    states = dict(zip(status["timestamp"], status["status"], strict=True))
-    cells = np.ones((max(1, len(bands)), max(1, len(keys)), 3))
-    valid, clouds = np.full(len(keys), np.nan), np.full(len(keys), np.nan)
+    cells = np.ones((max(1, len(bands)), max(1, len(rows)), 3))
+    valid, clouds = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     seen: list[str] = []
-    for row in report.to_dict("records"):
-        if row["timestamp"] not in column:
-            continue
-        state = str(row["status"])
-        if states[row["timestamp"]] in ("not_run", "exception"):
-            state = states[row["timestamp"]]
-        seen.append(state)
-        number = column[row["timestamp"]]
-        cells[bands.index(row["band"]), number] = to_rgb(_colours([state])[state])
-        if row["valid_share"] is not None:
-            valid[number] = np.nanmin([valid[number], row["valid_share"]])
-        if row["cloud_share"] is not None:
-            clouds[number] = row["cloud_share"]
+    for number, each in enumerate(rows):
+        for row in each.band_report:
+            overall = str(each.status["status"])
+            state = overall if overall in ("not_run", "exception") else str(row["status"])
+            seen.append(state)
+            cells[bands.index(row["band"]), number] = to_rgb(_colours([state])[state])
+            if row["valid_share"] is not None:
+                valid[number] = np.nanmin([valid[number], row["valid_share"]])
+            if row["cloud_share"] is not None:
+                clouds[number] = row["cloud_share"]
     return cells, valid, clouds, seen
 
 

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from thess_agg_dagster import __version__
+from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
@@ -175,10 +176,8 @@ class _Session:
         if fault := seen.metadata.get(NOT_TOLD):
             self.console.print(f"[yellow]not told[/] {escape(str(fault.value))}", highlight=False, soft_wrap=True)
 
-    def _due(
-        self, series: TimeSerie, keys: Sequence[str], force: bool, published: Mapping[str, RecordedAttempt]
-    ) -> list[str]:
-        latest = {} if force else latest_attempts(self.instance, AGGREGATED, published)
+    def _due(self, series: TimeSerie, keys: Sequence[str], force: bool, published: Attempts) -> list[str]:
+        latest: Mapping[str, RecordedAttempt] = {} if force else latest_attempts(self.instance, AGGREGATED, published)
         fingerprints = self.lake.fingerprints()
         return [
             key

@@ -113,6 +113,7 @@ class NotAFileError(OSError):
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
+        self.why = why
 
 
 def open_file(path: File, most: int = _MOST_BYTES, within: Sequence[Path] = ()) -> BinaryIO:
@@ -150,10 +151,14 @@ def open_file(path: File, most: int = _MOST_BYTES, within: Sequence[Path] = ()) 
 
 
 def first_bytes(path: File, count: int) -> bytes:
-    """The first bytes of a file, asked for in one small request. Raises ``OSError``; ``FileNotFoundError`` also if it is no
-    regular file."""
-    if isinstance(path, Path) and not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    """The first bytes of a file, asked for in one small request. Raises ``OSError``; ``FileNotFoundError`` also if it is a
+    folder, and :class:`NotAFileError` if it is a pipe, say."""
+    if isinstance(path, Path) and not is_remote(path):
+        try:
+            with open_file(path) as local:
+                return local.read(count)
+        except IsADirectoryError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     with as_os_errors(path), path.open("rb", _CRUMBS) as file:
         return bytes(file.read(count))
 
@@ -166,6 +171,17 @@ def read_bytes(path: Path, most: int = _MOST_OF_A_TABLE, within: Sequence[Path] 
     with as_os_errors(path):
         remote = cast(Any, path)
         return cast(bytes, remote.fs.cat_file(remote.path))  # one request
+
+
+def pieces_if_there(path: Path) -> Iterator[bytes]:
+    """The content of a table, which may be large, piece by piece; nothing if it is missing. Raises ``OSError``."""
+    with suppress(*NOT_THERE):
+        if is_remote(path):
+            yield read_bytes(path)
+            return
+        with open_file(path, _MOST_OF_A_TABLE) as file:
+            while piece := file.read(2**20):
+                yield piece
 
 
 @contextmanager

@@ -258,15 +258,13 @@ def _mismatches(
         path = lake.tile(*tile)
         try:
             expected = expected_checksum(lake, *tile, fingerprints)
-            # A missing tile is found by who opens it; a stray is not opened at all.
+            # A missing tile, or a pipe, is found by who opens it; a stray is not opened at all.
             if expected is None or lake.leads_outside(path) or lake.source(*tile) != path:
                 return None  # nor is one that stays where it is read as a whole: its ETag tells of a change
             found = checksum_of(path, expected[0].algorithm)
         except ChecksumError as error:
             return Problem("checksum_mismatch", str(error), path)
-        except NotAFileError as error:
-            return Problem("unreadable_input", str(error), path)
-        except (FileNotFoundError, IsADirectoryError, PermissionError):
+        except (FileNotFoundError, IsADirectoryError, NotAFileError, PermissionError):
             return None
         if found == expected[0]:
             return None

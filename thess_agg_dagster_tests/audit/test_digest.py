@@ -6,14 +6,14 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import pandas as pd
 import pytest
 from prometheus_client.openmetrics.exposition import escape_metric_name
 from prometheus_client.parser import text_string_to_metric_families
 
-from thess_agg_dagster.audit.digest import Memory, Standing, digest, news, period_standings_of, standings_of
+from thess_agg_dagster.audit.digest import Memory, Standing, digest, news, standing_of, standing_of_period
 from thess_agg_dagster.audit.metrics import exposition
 from thess_agg_dagster.audit.outcome import STATUSES
+from thess_agg_dagster.audit.tables import TimestampRows
 
 A, B, C = "2023-02-02 09:21:09+00:00", "2023-04-13 09:20:29+00:00", "2023-06-22 09:15:59+00:00"
 MISSING = Standing(A, "failed_missing_inputs", "B04 of S2A_X: no such file; download the tile again", "run-1")
@@ -63,27 +63,14 @@ def test_what_is_news(before: list[list[Standing]], now: list[Standing], expecte
     assert topics(now, told_after(*before)) == expected
 
 
-def test_standings_are_read_from_the_tables() -> None:
-    status = pd.DataFrame(
-        [
-            {"timestamp": A, "status": "success", "message": "", "run_id": "1", "listed": True},
-            {"timestamp": B, "status": "exception", "message": "why", "run_id": "2", "listed": True},
-            {"timestamp": C, "status": "exception", "message": "why", "run_id": "3", "listed": False},
-        ]
-    )
-    bands = pd.DataFrame(
-        [
-            {"timestamp": A, "refetched": "X|Y"}, {"timestamp": A, "refetched": "Y|Z"}, {"timestamp": B, "refetched": ""},
-        ]
-    )  # fmt: skip
-    periods = pd.DataFrame([{"period": "2023-04", "status": "failed_merge", "message": "full", "run_id": "4"}])
-    tables = {"status": status, "band_report": bands}
-    assert standings_of(tables, {A: "a tile"}) == [
-        Standing(A, "success", "", "1", "a tile", ("X", "Y", "Z")),
-        Standing(B, "exception", "why", "2"),
-    ]
-    assert period_standings_of(tables) == []
-    assert period_standings_of(tables | {"composites": periods}) == [Standing("2023-04", "failed_merge", "full", "4")]
+def test_standings_are_read_from_the_rows() -> None:
+    status = {"timestamp": A, "status": "success", "message": "", "run_id": "1", "listed": True}
+    made = TimestampRows(status, {}, [{"refetched": "X|Y"}, {"refetched": "Y|Z"}, {"refetched": ""}])
+    assert standing_of(made, "a tile") == Standing(A, "success", "", "1", "a tile", ("X", "Y", "Z"))
+    failed = TimestampRows(status | {"status": "exception", "message": "why"}, {}, [{"refetched": ""}])
+    assert standing_of(failed) == Standing(A, "exception", "why", "1")
+    period = {"period": "2023-04", "status": "failed_merge", "message": "full", "run_id": "4"}
+    assert standing_of_period(period) == Standing("2023-04", "failed_merge", "full", "4")
 
 
 def test_nothing_is_remembered_of_those_that_are_well() -> None:

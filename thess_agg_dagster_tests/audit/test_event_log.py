@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 from pydantic import BaseModel, field_validator
 
-from thess_agg_dagster.audit import event_log
+from thess_agg_dagster.audit import attempts
+from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import (
     STOPPED,
     attempt_metadata,
@@ -242,9 +243,9 @@ def test_the_latest_of_both_kinds_counts(instance: dg.DagsterInstance) -> None:
     assert latest[THIRD].attempt.inputs == "last"
     assert {key: each.attempt.message for key, each in successes.items()} == {FIRST: "new", SECOND: "all well"}
     # Known successes are not asked for again, and not changed.
-    assert latest_attempts(instance, AGGREGATED, successes) == latest
-    assert latest_attempts(instance, AGGREGATED, {}).keys() == {FIRST, SECOND, THIRD}
-    assert latest_attempts(instance, AGGREGATED, {})[SECOND].attempt.status == "failed_merge"
+    assert dict(latest_attempts(instance, AGGREGATED, successes)) == dict(latest)
+    assert latest_attempts(instance, AGGREGATED, Attempts({})).keys() == {FIRST, SECOND, THIRD}
+    assert latest_attempts(instance, AGGREGATED, Attempts({}))[SECOND].attempt.status == "failed_merge"
     assert successes.keys() == {FIRST, SECOND}
 
 
@@ -253,7 +254,7 @@ def test_some_of_them_or_those_of_another_asset(instance: dg.DagsterInstance) ->
     record(instance, made("2023-02"), failed("2023-03"), asset=COMPOSITES)
     assert set(latest_attempts(instance, AGGREGATED)) == {FIRST, SECOND, THIRD}
     assert set(latest_attempts(instance, AGGREGATED, among=[SECOND, THIRD, "never"])) == {SECOND, THIRD}
-    assert latest_attempts(instance, AGGREGATED, among=[]) == {}
+    assert not latest_attempts(instance, AGGREGATED, among=[])
     assert set(latest_successes(instance, AGGREGATED, among=[FIRST, SECOND])) == {FIRST}
     assert set(latest_attempts(instance, COMPOSITES)) == {"2023-02", "2023-03"}
     assert set(latest_successes(instance, COMPOSITES)) == {"2023-02"}
@@ -261,7 +262,7 @@ def test_some_of_them_or_those_of_another_asset(instance: dg.DagsterInstance) ->
 
 @pytest.mark.parametrize("page", [1, 2, 5, 6])
 def test_more_than_fit_one_question(page: int, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_log, "_PAGE", page)
+    monkeypatch.setattr(attempts, "_PAGE", page)
     keys = [f"2023-01-0{day}" for day in range(1, 7)]
     record(instance, *map(made, keys[:5]), failed(keys[5]))
     assert sorted(latest_attempts(instance, AGGREGATED)) == keys
@@ -286,10 +287,10 @@ def test_events_of_others_say_nothing(instance: dg.DagsterInstance, metadata: Ma
     """ "Mark as materialized" in the UI, after a success and a failure of ours."""
     record(instance, made(FIRST), failed(FIRST))
     instance.report_runless_asset_event(dg.AssetMaterialization(AGGREGATED, partition=FIRST, metadata=metadata))
-    assert latest_successes(instance, AGGREGATED) == {}
+    assert not latest_successes(instance, AGGREGATED)
     assert latest_attempts(instance, AGGREGATED)[FIRST].attempt.status == "failed_merge"
     instance.report_runless_asset_event(dg.AssetObservation(AGGREGATED, partition=FIRST, metadata=metadata))
-    assert latest_attempts(instance, AGGREGATED) == {}
+    assert not latest_attempts(instance, AGGREGATED)
 
 
 def test_records_of_every_release_are_read(instance: dg.DagsterInstance) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pytest
 
 from thess_agg_dagster.audit import tables
@@ -18,9 +20,11 @@ from thess_agg_dagster.audit.outcome import Attempt, BandRecord
 from thess_agg_dagster.audit.tables import (
     COLUMNS,
     COMPOSITE_COLUMNS,
-    audit_tables,
-    composites_table,
+    TableFile,
+    audited,
+    composites_rows,
     newest_event,
+    rows_of,
     table_schema,
     tables_digest,
 )
@@ -59,6 +63,7 @@ B04 = BandRecord(
     inputs="of B04",
     tile_shares=("S2_A=0.5", "S2_B=0.5"),
 )
+THERE = DataLake(Path("/old/lake"))
 SCL = replace(
     B04, band="SCL", message="", output_path="", tiles=1, crs="EPSG:32635", reprojected_tiles=("S2_B", "S2_C"),
     valid_share=0.5, cloud_share=0.1, seconds=1.0, bytes=24, masked_share=None, bounds=(), input_checksums=(),
@@ -92,15 +97,28 @@ def record(instance: dg.DagsterInstance, attempt: Attempt) -> str:
     return datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S+00:00")
 
 
-def rows(instance: dg.DagsterInstance, name: str, listed: Any = (GOOD, BAD, NEW), **given: Any) -> list[dict[str, Any]]:
-    table = audit_tables(instance, HERE, BANDS, listed, **given)[name]
-    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
+def rows(
+    instance: dg.DagsterInstance,
+    name: str,
+    listed: Any = (GOOD, BAD, NEW),
+    lake: DataLake = THERE,
+) -> list[dict[str, Any]]:
+    found = audited(instance, HERE, lake)
+    return [
+        row
+        for attempt, provenance in found
+        for row in rows_of(attempt, provenance, BANDS, attempt.timestamp in listed).of(name)
+    ]
 
 
-def test_the_columns_of_every_table(instance: dg.DagsterInstance) -> None:
-    for name, table in audit_tables(instance, HERE, BANDS, ()).items():
-        assert tuple(table.columns) == COLUMNS[name]
-        assert set(map(str, table.dtypes)) == {"object"}
+def test_a_table_as_text(instance: dg.DagsterInstance) -> None:
+    """As pandas reads and writes it: every column in its order, numbers in full, nothing for what is missing."""
+    record(instance, SUCCESS)
+    record(instance, FAILURE)
+    for name, columns in COLUMNS.items():
+        found, text = rows(instance, name), io.StringIO()
+        TableFile(name, text).add(found)
+        assert text.getvalue() == pd.DataFrame(found, columns=list(columns), dtype=object).to_csv(index=False)
 
 
 def test_nothing_is_known_yet(instance: dg.DagsterInstance) -> None:
@@ -238,7 +256,7 @@ def test_of_many_silent_runs_the_latest_are_looked_up(
         return ""
 
     monkeypatch.setattr(tables, "reason_of_end", note)
-    audit_tables(instance, HERE, BANDS, ())
+    list(audited(instance, HERE, THERE))
     assert asked == sorted(keys)[-100:]
 
 
@@ -319,7 +337,7 @@ def test_of_many_events_only_the_newest_of_each_kind_are_read(
 
 def test_the_table_of_composites(instance: dg.DagsterInstance) -> None:
     lake = DataLake(Path("/new"))
-    assert composites_table(instance, HERE, lake) is None
+    assert composites_rows(instance, HERE, lake) == []
     instance.add_dynamic_partitions(str(periods.name), ["2023-03", "2023-02"])
     folder = "/old/lake/data_raw/composites/2023-02"
     made = replace(SUCCESS, timestamp="2023-02", output_folder=folder, scene_ids=(GOOD, BAD))
@@ -328,10 +346,9 @@ def test_the_table_of_composites(instance: dg.DagsterInstance) -> None:
     )
     ended = latest_attempts(instance, COMPOSITES)["2023-02"].finished_at
     finished = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S+00:00")
-    table = composites_table(instance, HERE, lake)
-    assert table is not None
-    assert tuple(table.columns) == COMPOSITE_COLUMNS
-    assert table.to_dict("records") == [
+    table = composites_rows(instance, HERE, lake)
+    assert tuple(table[0]) == COMPOSITE_COLUMNS
+    assert table == [
         {
             "period": "2023-02", "status": "success", "message": "B04: dtype promoted", "timestamps": f"{GOOD}|{BAD}",
             "bands": "SCL|B04", "output_folder": "/new/data_raw/composites/2023-02", "valid_share": 0.5, "seconds": 2.234,

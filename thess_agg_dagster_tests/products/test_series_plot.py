@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
+from thess_agg_dagster.audit.tables import TimestampRows
 from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
 from thess_agg_dagster_tests.conftest import FIRST, SECOND
 from thess_agg_dagster_tests.products.test_quicklook import from_markdown
 
 
 def test_the_series_at_a_glance_has_a_cell_per_timestamp_and_band() -> None:
-    status = pd.DataFrame({"timestamp": [FIRST, SECOND], "status": ["success", "failed_missing_inputs"]})
+    columns = ["band", "status", "valid_share", "cloud_share"]
+    made = [("B04", "success", 0.9, None), ("SCL", "success", 0.9, 0.2)]
+    failed = [("B04", "missing_input", None, None), ("SCL", "skipped", None, None)]
     rows = [
-        (FIRST, "B04", "success", 0.9, None),
-        (FIRST, "SCL", "success", 0.9, 0.2),
-        (SECOND, "B04", "missing_input", None, None),
-        (SECOND, "SCL", "skipped", None, None),
+        TimestampRows(
+            {"timestamp": key, "status": status}, {}, [dict(zip(columns, band, strict=True)) for band in bands]
+        )
+        for key, status, bands in ((FIRST, "success", made), (SECOND, "failed_missing_inputs", failed))
     ]
-    columns = ["timestamp", "band", "status", "valid_share", "cloud_share"]
-    report = pd.DataFrame(rows, columns=columns, dtype=object)
-    picture = series_at_a_glance(status, report)
+    picture = series_at_a_glance(rows)
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     counts = {name: int((pixels == list(bytes.fromhex(colour))).all(axis=1).sum()) for name, colour in (
         ("success", "2e9e6b"), ("missing_input", "f28e2b"), ("skipped", "f0c987"), ("exception", "1a1a1a"),
@@ -32,6 +32,4 @@ def test_the_series_at_a_glance_has_a_cell_per_timestamp_and_band() -> None:
 
 
 def test_the_series_at_a_glance_of_nothing() -> None:
-    status = pd.DataFrame({"timestamp": [], "status": []})
-    report = pd.DataFrame(columns=["timestamp", "band", "status", "valid_share", "cloud_share"])
-    assert series_at_a_glance(status, report).size[0] > 100
+    assert series_at_a_glance([]).size[0] > 100
