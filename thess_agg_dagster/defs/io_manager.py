@@ -33,24 +33,21 @@ from thess_agg_dagster.lake.periods import MONTH, kind_of
 from thess_agg_dagster.lake.publish import staged_file, staged_folder
 from thess_agg_dagster.lake.published import MANIFEST, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
-from thess_agg_dagster.period.build import build_period
-from thess_agg_dagster.period.plan import PeriodPlan
-from thess_agg_dagster.products import stac
-from thess_agg_dagster.products.quicklook import as_markdown, thumbnail
-from thess_agg_dagster.products.series_index import series_parquet, tile_indices
-from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
-from thess_agg_dagster.products.year import months_until, year_at_a_glance
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
-from thess_agg_dagster.storage.gdal import gdal_name, store_env
 from thess_agg_dagster.storage.paths import lake_path, read_if_there
-from thess_agg_dagster.timestamp.build import BuildError, Outcome, Tell, build_timestamp, unpublished
-from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from rasterio.io import DatasetReader
+
+    from thess_agg_dagster.products import stac
+    from thess_agg_dagster.timestamp.build import Outcome, Tell
+    from thess_agg_dagster.timestamp.plan import TimestampPlan
+
+# What plans, builds and draws is imported where it is needed: every process that loads the definitions imports this module,
+# and few of them make anything. (Those that fork runs import it before: `runs/ahead.py`.)
 
 # Rows of each audit table shown as metadata; the event log is no place for long lists.
 _FIRST_ROWS = 20
@@ -93,6 +90,8 @@ class TimestampMosaics:
         """Open the mosaic of one band; the caller closes it. Raises ``KeyError`` if there is no such band."""
         import rasterio
 
+        from thess_agg_dagster.storage.gdal import gdal_name, store_env
+
         with store_env():
             return rasterio.open(gdal_name(self.paths[band]))
 
@@ -125,6 +124,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         return DataLake.at(self.data_lake, self.tables, self.tiles)
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        from thess_agg_dagster.timestamp.plan import TimestampPlan
+
         with stopping_is_final():
             if isinstance(obj, TimestampPlan):  # or a period's
                 self._write_timestamp(obj, context)
@@ -171,6 +172,11 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         return TimestampMosaics(timestamp, paths)
 
     def _write_tables(self, obj: AuditTables, context: dg.OutputContext) -> None:
+        from thess_agg_dagster.products import stac
+        from thess_agg_dagster.products.quicklook import as_markdown
+        from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
+        from thess_agg_dagster.products.year import year_at_a_glance
+
         for name, table in obj.items():
             self._write_table(self.lake.audit_table(name), table.to_csv(index=False).encode())
         collection = self._write_collection(self.lake, stac.MOSAICS)
@@ -217,6 +223,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def _pictures_of_months(self, composites: pd.DataFrame) -> dict[str, bytes]:
         """The quicklooks of the published months of the latest year."""
+        from thess_agg_dagster.products.year import months_until
+
         made = composites.loc[composites["status"] == "success", "period"]
         months = [period for period in made if kind_of(period) == MONTH]
         shown = months_until(max(months)) if months else []
@@ -226,6 +234,9 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def _write_collection(self, shelf: DataLake, kind: stac.Kind) -> bool:
         """The STAC collection of what is published with items, and its indices, where there are any."""
+        from thess_agg_dagster.products import stac
+        from thess_agg_dagster.products.series_index import series_parquet, tile_indices
+
         paths = shelf.items()
         items = stac.published_items(paths, shelf.aggregated)
         if items:
@@ -252,6 +263,8 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             ) from error
 
     def _write_timestamp(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
+        from thess_agg_dagster.products.quicklook import thumbnail
+
         instance, asset = context.step_context.instance, context.asset_key
         before = latest_successes(instance, asset, [obj.timestamp]).get(obj.timestamp)
         outcome = self.publish(obj, context.log.info)
@@ -270,6 +283,10 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def publish(self, plan: TimestampPlan, tell: Tell = lambda _: None) -> Outcome:
         """Build a timestamp (or a period) in a staging folder, and publish the folder once all bands are complete."""
+        from thess_agg_dagster.period.build import build_period
+        from thess_agg_dagster.period.plan import PeriodPlan
+        from thess_agg_dagster.timestamp.build import BuildError, build_timestamp, unpublished
+
         shelf = self.lake.composites if plan.composed else self.lake
         target = shelf.new_folder(plan.timestamp)
         try:

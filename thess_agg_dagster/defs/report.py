@@ -19,7 +19,7 @@ from thess_agg_dagster.defs.verification import check_published
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.freshness import changed_inputs
 

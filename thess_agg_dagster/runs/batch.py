@@ -20,6 +20,7 @@ from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.runs.ahead import import_pixels
 from thess_agg_dagster.runs.instance import execute_here, fail_abandoned_runs
 from thess_agg_dagster.runs.sqlite import kept_open
 
@@ -30,6 +31,8 @@ _MOST_WORKERS = 4
 
 
 _pipeline = pipeline_of(LAKE)
+
+import_pixels()  # whoever imports this module has runs to execute: here, or in workers that are forked from this process
 
 
 def run_asset(

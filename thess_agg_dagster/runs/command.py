@@ -30,7 +30,7 @@ from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SE
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.periods import periods_of
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.parameter import ENVIRONMENT_PREFIX
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.period.freshness import due_among

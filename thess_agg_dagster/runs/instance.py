@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psutil
 
 from thess_agg_dagster.keys import HERE, timestamps
 from thess_agg_dagster.lake.publish import staged_file
@@ -85,6 +84,8 @@ def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
 
 def process_tags() -> dict[str, str]:
     """Tags of a run that is executed in this process, by which :func:`fail_abandoned_runs` recognizes it."""
+    import psutil  # here, as in `is_alive`: definitions import this module, and execute nothing
+
     return {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
 
 
@@ -163,6 +164,8 @@ PROCESS_TAG = ".dagster/thess_agg_dagster_process"
 
 def is_alive(tag: str) -> bool:
     """Whether the process that such a tag names is there, as far as this machine can tell."""
+    import psutil
+
     host, pid, created = tag.rsplit(":", 2)
     if host != socket.gethostname():
         return True  # not ours to judge
