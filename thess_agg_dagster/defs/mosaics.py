@@ -97,10 +97,10 @@ def _one_by_one(context: dg.AssetExecutionContext, names: LakeKeys) -> AssetEven
             execute_here(
                 context.job_def,
                 context.instance,
-                asset_selection=[names.aggregated],
-                partition_key=key,
-                run_config=context.run.run_config,
-                tags={CAUSE: BATCH, PARENT: context.run_id},
+                names.aggregated,
+                key,
+                context.run.run_config,
+                {CAUSE: BATCH, PARENT: context.run_id},
             )
         except Exception as error:
             failed.append(f"{key}: {error.description if isinstance(error, dg.Failure) else first_line(error)}")

@@ -42,10 +42,10 @@ def run_asset(
     return execute_here(
         _pipeline.resolve_implicit_global_asset_job_def(),
         instance,
-        asset_selection=[key],
-        partition_key=partition,
+        key,
+        partition,
         # The event log has every line; the terminal is for progress.
-        run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        {"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
 
 
