@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import ValidationInfo, field_validator
 
-from thess_agg_dagster.catalogue.area import SearchArea
-from thess_agg_dagster.catalogue.choose import Thresholds
-from thess_agg_dagster.catalogue.outcome import Request
 from thess_agg_dagster.catalogue.profiles import DEFAULT, PROFILES
-from thess_agg_dagster.mosaic.area import is_wkt, read_area
 from thess_agg_dagster.parameter import environment_field
+
+if TYPE_CHECKING:
+    from thess_agg_dagster.catalogue.outcome import Request
+
+# What reads areas is imported where there is one: every process that loads the definitions imports this module.
 
 
 class CatalogueParams(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -86,14 +87,23 @@ class CatalogueParams(dg.ConfigurableResource):  # type: ignore[type-arg]
     @field_validator("aoi")
     @classmethod
     def _aoi(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        from thess_agg_dagster.mosaic.area import is_wkt
+
         # A run may start in another folder.
-        return value if value is None or is_wkt(value) else str(Path(value).expanduser().absolute())
+        return value if is_wkt(value) else str(Path(value).expanduser().absolute())
 
     def request(self, bands: Sequence[str]) -> Request | None:
         """The search request, or ``None`` if no area or no date is configured. Reads the aoi; raises ``AreaError`` and
         ``ValueError``."""
         if self.aoi is None or self.from_date is None:
             return None
+        from thess_agg_dagster.catalogue.area import SearchArea
+        from thess_agg_dagster.catalogue.choose import Thresholds
+        from thess_agg_dagster.catalogue.outcome import Request
+        from thess_agg_dagster.mosaic.area import read_area
+
         profile = PROFILES[self.profile]
         first = date.fromisoformat(self.from_date)
         last = date.fromisoformat(self.to_date) if self.to_date else datetime.now(UTC).date()

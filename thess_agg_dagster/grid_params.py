@@ -6,14 +6,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-from odc.geo.crs import CRS
 from pydantic import field_validator, model_validator
-from pyproj.exceptions import CRSError
 
-from thess_agg_dagster.mosaic.area import is_wkt
-from thess_agg_dagster.mosaic.rules import RESAMPLINGS
-from thess_agg_dagster.mosaic.target import FIRST, MAJORITY, Grid
+from thess_agg_dagster.mosaic.choices import FIRST, MAJORITY, RESAMPLINGS, Grid
 from thess_agg_dagster.parameter import Parameters, parameter
+
+# What knows CRSs and areas is imported where one is given: every process that loads the definitions imports this module.
 
 # The launchpad knows the values of this type, see params.py.
 if TYPE_CHECKING:
@@ -63,6 +61,9 @@ class GridParams(Parameters):
     @classmethod
     def _target_crs(cls, value: str) -> str:
         if value not in (FIRST, MAJORITY):
+            from odc.geo.crs import CRS
+            from pyproj.exceptions import CRSError
+
             try:
                 crs = CRS(value)
             except CRSError as error:
@@ -87,8 +88,12 @@ class GridParams(Parameters):
     @field_validator("aoi")
     @classmethod
     def _aoi(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        from thess_agg_dagster.mosaic.area import is_wkt
+
         # A run may start in another folder.
-        return value if value is None or is_wkt(value) else str(Path(value).expanduser().absolute())
+        return value if is_wkt(value) else str(Path(value).expanduser().absolute())
 
     @field_validator("resolution")
     @classmethod

@@ -19,18 +19,24 @@ from thess_agg_dagster.grid_params import GridParams, Resampling
 from thess_agg_dagster.lake.layout import is_plain_name
 from thess_agg_dagster.lake.periods import KINDS
 from thess_agg_dagster.lake.published import COMPOSITE_FILES, NDVI, is_beside
-from thess_agg_dagster.mosaic import reducers
-from thess_agg_dagster.mosaic.area import read_area
 from thess_agg_dagster.mosaic.bands import NIR, RED
-from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
-from thess_agg_dagster.mosaic.options import Format, MissingScl, MosaicOptions
-from thess_agg_dagster.mosaic.origins import MIXING
-from thess_agg_dagster.mosaic.rules import METHODS
+from thess_agg_dagster.mosaic.choices import (
+    COMPOSITE_METHODS,
+    COMPRESSIONS,
+    METHODS,
+    MIXING,
+    SUPPORTED_DTYPES,
+    Format,
+    MissingScl,
+)
 from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.mosaic.sizes import Sizes
-from thess_agg_dagster.mosaic.target import Target
-from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 from thess_agg_dagster.parameter import parameter
+
+if TYPE_CHECKING:
+    from thess_agg_dagster.mosaic.options import MosaicOptions
+
+# The engine, and what reads areas, are imported where they are needed: who defines assets has parameters, but no pixels.
 
 # The launchpad knows values of these types: it offers them, and says at once where another stands. (A type checker would
 # have to read the lists.)
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
 else:
     Merging, Compression = Literal[METHODS], Literal[tuple(COMPRESSIONS)]
     Dtype = StrEnum("Dtype", {name: name for name in SUPPORTED_DTYPES})  # Dagster takes no Literal that may be unset
-    CompositeMethod = Literal[tuple(reducers.METHODS)]
+    CompositeMethod = Literal[COMPOSITE_METHODS]
     Ndvi = StrEnum("Ndvi", {name: name for name in ("float32", "int16")})
 
 
@@ -228,6 +234,10 @@ class TimestampsAggregationParams(GridParams):
 
     def mosaic_options(self) -> MosaicOptions:
         """The options of the engine. Reads the aoi; raises ``AreaError`` if it cannot be used."""
+        from thess_agg_dagster.mosaic.area import read_area
+        from thess_agg_dagster.mosaic.options import MosaicOptions
+        from thess_agg_dagster.mosaic.target import Target
+
         # A parameter goes to the engine under its own name.
         given = self.values() | {
             "aoi": None if self.aoi is None else read_area(self.aoi),
@@ -277,6 +287,8 @@ class TimestampsAggregationParams(GridParams):
     def _recorded(self, names: Iterable[str]) -> dict[str, Any]:
         values = {name: _spelled(getattr(self, name)) for name in names}
         if self.aoi is not None and "aoi" in values:
+            from thess_agg_dagster.mosaic.area import read_area
+
             area = read_area(self.aoi)
             values["aoi"] = f"{area.crs} {area.wkt}"
         return values

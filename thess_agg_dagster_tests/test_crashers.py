@@ -11,7 +11,8 @@ from odc.geo.crs import CRS
 
 from thess_agg_dagster.lake.layout import is_plain_name
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.area import AreaError, project_area, read_area
+from thess_agg_dagster.mosaic import AreaError
+from thess_agg_dagster.mosaic.area import project_area, read_area
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.plan import plan_mosaic

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from thess_agg_dagster.definitions import defs
 from thess_agg_dagster.defs.resources import ParamsResource
-from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.params import TimestampsAggregationParams, page
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -44,6 +45,33 @@ def test_the_definitions_load() -> None:
         "timestamps_aggregation",
         "published_mosaics",
     }
+
+
+def test_who_loads_the_definitions_need_not_import_what_makes_mosaics() -> None:
+    """A code server, a sensor, ``dagster definitions validate``: each would wait for as long as for Dagster itself."""
+    code = """
+        import sys
+        import dagster
+        before = set(sys.modules)
+        import thess_agg_dagster.definitions
+        print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+        print(*(name for name in sys.modules if name.startswith("thess_agg_dagster.")))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    packages, ours = map(str.split, done)
+    heavy = "numpy rasterio odc pandas matplotlib pystac pystac_client shapely pyproj PIL requests tenacity psutil"
+    assert set(heavy.split()) & set(packages) == set()
+    assert "thess_agg_dagster.timestamp.build" not in ours
+
+
+def test_who_forks_runs_has_imported_what_they_need() -> None:
+    """What a run imported in its own process, each one would import anew."""
+    code = "import sys, thess_agg_dagster.runs.batch; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    ours = {"timestamp.plan", "timestamp.build", "timestamp.refetch", "period.plan", "period.build", "lake.remote"}
+    assert {*(f"thess_agg_dagster.{name}" for name in ours), "rasterio", "numpy", "PIL.Image"} <= set(done)
 
 
 def test_every_room_is_small() -> None:

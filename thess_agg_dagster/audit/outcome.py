@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple, get_args
 
-from thess_agg_dagster.mosaic.tiles import ProblemKind
+from thess_agg_dagster.mosaic.choices import ProblemKind
 
 BandStatus = Literal["success", ProblemKind, "merge_failed", "write_failed", "skipped"]
 TimestampStatus = Literal[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO, TypeAlias, get_type_hints
 
@@ -125,6 +125,8 @@ def newest_event(instance: dg.DagsterInstance, keys: LakeKeys, stale: bool = Fal
     return max((record.storage_id for found in fetched for record in found.records), default=0)
 
 
+#: Metadata key of the report: why somebody was not told of it.
+NOT_TOLD = "not_told"
 #: Metadata key of the report: what :func:`tables_digest` gave when it was written.
 TABLES_DIGEST = "tables_digest"
 
@@ -196,6 +198,23 @@ def composites_rows(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake
         | provenance
         for attempt, provenance in _latest_truth(instance, keys.composites, keys.periods, recorded, lake)
     ]
+
+
+@dataclass(frozen=True)
+class AuditTables:
+    """What the audit tables say, as passed from the report asset to the IO manager: of the timestamps one after the other,
+    since there may be more than fit into memory, and of the periods.
+
+    ``up_to`` is the id of the newest event in them, ``as_of`` the time at which they were begun. ``stale`` says of stale
+    timestamps what has changed (``None``: unknown), ``metrics`` whether Prometheus is to get the numbers.
+    """
+
+    timestamps: Iterator[TimestampRows]
+    periods: Sequence[Row]
+    up_to: int
+    as_of: datetime
+    stale: Mapping[str, str] | None = None
+    metrics: bool = False
 
 
 class TableFile:

@@ -15,7 +15,8 @@ from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 from shapely.geometry.base import BaseGeometry
 
-from thess_agg_dagster.mosaic.area import AreaError, polygonal, project_area
+from thess_agg_dagster.mosaic import AreaError
+from thess_agg_dagster.mosaic.area import polygonal, project_area
 
 # Edges are followed in steps of so many degrees: off by 5 m in their middles, at most.
 _STEP = 0.1

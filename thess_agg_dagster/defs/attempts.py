@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -13,9 +14,9 @@ from thess_agg_dagster.defs.checks import check_mosaics, check_plan, check_unmad
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerieError
 from thess_agg_dagster.storage.errors import first_line, is_transient
-from thess_agg_dagster.timestamp.keep import BandsLostError
-from thess_agg_dagster.timestamp.plan import TimestampPlan
-from thess_agg_dagster.timestamp.records import unplanned_attempt
+
+if TYPE_CHECKING:
+    from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 #: For faults of the system only; bad input fails at once (``allow_retries``).
 RETRIES = dg.RetryPolicy(max_retries=3, delay=1, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
@@ -35,6 +36,9 @@ def attempted(
 
     ``lake`` is where it will be published; ``scene_ids`` what is known of it by the time that planning fails.
     """
+    from thess_agg_dagster.timestamp.keep import BandsLostError
+    from thess_agg_dagster.timestamp.records import unplanned_attempt
+
     key = context.partition_key
     try:
         plan = plan_it()

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
-import numpy as np
-import rasterio
 
 from thess_agg_dagster.audit.event_log import spelled_out
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
@@ -19,16 +17,14 @@ from thess_agg_dagster.audit.tables import COLUMNS
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
-from thess_agg_dagster.mosaic.grid import rasterio_crs
-from thess_agg_dagster.mosaic.inspection import NoteKind
-from thess_agg_dagster.mosaic.plan import MosaicPlan
-from thess_agg_dagster.mosaic.tiles import crs_name
-from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
+from thess_agg_dagster.mosaic.choices import NoteKind
 from thess_agg_dagster.storage.paths import open_text
-from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
+
+    from thess_agg_dagster.mosaic.plan import MosaicPlan
+    from thess_agg_dagster.timestamp.plan import TimestampPlan
 
 # Lines of a check's details; the event log is no place for long lists.
 _MOST_LINES = 100
@@ -45,6 +41,9 @@ def check_plan(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
 
 
 def _check_timestamp(plan: TimestampPlan) -> Iterator[dg.AssetCheckResult]:
+    from thess_agg_dagster.mosaic.grid import rasterio_crs
+    from thess_agg_dagster.mosaic.tiles import crs_name
+
     faults: dict[str, list[str]] = {"inputs_complete": [], "crs_known": [], "dtype_safe": []}
     by_kind = {"unknown_crs": "crs_known"} | dict.fromkeys(
         ("dtype_conflict", "unknown_baseline", "grid_conflict"), "dtype_safe"
@@ -109,6 +108,10 @@ def record_checks(context: dg.OutputContext, results: Iterable[dg.AssetCheckResu
 
 def check_mosaics(plan: TimestampPlan, folder: Path) -> dg.AssetCheckResult:
     """Reopen the published mosaics and compare them with the plan."""
+    import rasterio
+
+    from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
+
     faults: list[str] = []
     doubts = _ground_doubts(list(plan.mosaics.values()))
     for band, mosaic in plan.mosaics.items():
@@ -239,6 +242,8 @@ def _ground_doubts(plans: Sequence[MosaicPlan]) -> list[str]:
     """Bands of one timestamp cover the same ground: their edges differ by less than two of the coarsest pixels."""
     if not plans:
         return []
+    import numpy as np
+
     reference = plans[0]
     found = []
     for plan in plans[1:]:

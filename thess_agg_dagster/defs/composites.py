@@ -7,6 +7,7 @@ observation of an asset with the same partitions as the composites. So what Dags
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -21,8 +22,10 @@ from thess_agg_dagster.lake.periods import KINDS, MONTH, kind_of, period_of, per
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.period.freshness import COMPOSITES_VERSION, identify_mosaics, members_of
-from thess_agg_dagster.period.plan import PeriodPlan, plan_period
 from thess_agg_dagster.runs.instance import claim_run
+
+if TYPE_CHECKING:
+    from thess_agg_dagster.period.plan import PeriodPlan
 
 
 def mosaics_by_period_of(definition: LakeDefinition) -> dg.AssetSpec:
@@ -62,7 +65,9 @@ def composites_of(definition: LakeDefinition) -> dg.AssetsDefinition:
             claim_run(context.instance, context.run)
             lake, period = definition.lake_of(context), context.partition_key
 
-            def plan() -> PeriodPlan:
+            def plan() -> "PeriodPlan":
+                from thess_agg_dagster.period.plan import plan_period
+
                 # Of its quarter, which may stand in for a month.
                 wider = quarter_of(period) if kind_of(period) == MONTH else period
                 listed = read_time_serie(lake.time_serie).acquisitions

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 from pydantic import Field
 
-from thess_agg_dagster.audit.digest import Standing, standing_of, standing_of_period
 from thess_agg_dagster.audit.event_log import (
     attempt_metadata,
     changes_since,
@@ -23,88 +18,31 @@ from thess_agg_dagster.audit.event_log import (
     latest_successes,
     stopping_is_final,
 )
-from thess_agg_dagster.audit.metrics import exposition
-from thess_agg_dagster.audit.tables import (
-    COLUMNS,
-    EVENTS_UP_TO,
-    TABLES_DIGEST,
-    Row,
-    TableFile,
-    TimestampRows,
-    table_schema,
-    tables_digest,
-)
-from thess_agg_dagster.audit.telling import tell
+from thess_agg_dagster.audit.tables import AuditTables
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.checksums import ChangedError
 from thess_agg_dagster.lake.layout import TILES, DataLake
-from thess_agg_dagster.lake.periods import MONTH, kind_of
-from thess_agg_dagster.lake.publish import staged_file, staged_folder
+from thess_agg_dagster.lake.publish import staged_folder
 from thess_agg_dagster.lake.published import MANIFEST, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
-from thess_agg_dagster.period.build import build_period
-from thess_agg_dagster.period.plan import PeriodPlan
-from thess_agg_dagster.products import stac
-from thess_agg_dagster.products.quicklook import as_markdown, thumbnail
-from thess_agg_dagster.products.series_index import series_parquet, tile_indices
-from thess_agg_dagster.products.series_plot import MOST_COLUMNS, first_look, series_at_a_glance
-from thess_agg_dagster.products.year import months_until, year_at_a_glance
-from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
-from thess_agg_dagster.storage.gdal import gdal_name, store_env
-from thess_agg_dagster.storage.paths import lake_path, read_if_there
-from thess_agg_dagster.timestamp.build import BuildError, Outcome, Tell, build_timestamp, unpublished
-from thess_agg_dagster.timestamp.plan import TimestampPlan
+from thess_agg_dagster.storage.paths import lake_path
 
 if TYPE_CHECKING:
     import numpy as np
     from rasterio.io import DatasetReader
 
-# Rows of each audit table shown as metadata; the event log is no place for long lists.
-_FIRST_ROWS = 20
-#: Metadata key of the report: why somebody was not told of it.
-NOT_TOLD = "not_told"
+    from thess_agg_dagster.timestamp.build import Outcome, Tell
+    from thess_agg_dagster.timestamp.plan import TimestampPlan
+
+# What plans, builds and draws is imported where it is needed: every process that loads the definitions imports this module,
+# and few of them make anything. (Those that fork runs import it before: `runs/ahead.py`.)
+
 # What can be loaded, whichever lake it is of: a key without the lake's name.
 _MOSAICS, _COMPOSITES = LakeKeys().aggregated.path, LakeKeys().composites.path
 # A run tells how far it is no more often than this.
 _TELL_SECONDS = 5
-
-
-@dataclass(frozen=True)
-class AuditTables:
-    """What the audit tables say, as passed from the report asset to the IO manager: of the timestamps one after the other,
-    since there may be more than fit into memory, and of the periods.
-
-    ``up_to`` is the id of the newest event in them, ``as_of`` the time at which they were begun. ``stale`` says of stale
-    timestamps what has changed (``None``: unknown), ``metrics`` whether Prometheus is to get the numbers.
-    """
-
-    timestamps: Iterator[TimestampRows]
-    periods: Sequence[Row]
-    up_to: int
-    as_of: datetime
-    stale: Mapping[str, str] | None = None
-    metrics: bool = False
-
-
-@dataclass
-class _Written:
-    """What is kept of the tables while they are written."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, list[Row]] = field(default_factory=dict)
-    latest: deque[TimestampRows] = field(default_factory=lambda: deque(maxlen=MOST_COLUMNS))
-    standings: list[Standing] = field(default_factory=list)
-
-    def note(self, rows: TimestampRows, stale: Mapping[str, str]) -> None:
-        self.counts[rows.status["status"]] += 1
-        self.latest.append(rows)
-        for name in COLUMNS:
-            shown = self.first.setdefault(name, [])
-            shown.extend(rows.of(name)[: _FIRST_ROWS - len(shown)])
-        if rows.status["listed"]:
-            self.standings.append(standing_of(rows, stale.get(rows.status["timestamp"], "")))
 
 
 @dataclass(frozen=True)
@@ -118,6 +56,8 @@ class TimestampMosaics:
     def open(self, band: str) -> DatasetReader:
         """Open the mosaic of one band; the caller closes it. Raises ``KeyError`` if there is no such band."""
         import rasterio
+
+        from thess_agg_dagster.storage.gdal import gdal_name, store_env
 
         with store_env():
             return rasterio.open(gdal_name(self.paths[band]))
@@ -151,11 +91,14 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         return DataLake.at(self.data_lake, self.tables, self.tiles)
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        from thess_agg_dagster.defs.report_files import write_report
+        from thess_agg_dagster.timestamp.plan import TimestampPlan
+
         with stopping_is_final():
             if isinstance(obj, TimestampPlan):  # or a period's
                 self._write_timestamp(obj, context)
             elif isinstance(obj, AuditTables):
-                self._write_tables(obj, context)
+                context.add_output_metadata(write_report(obj, self.lake, context.log.warning))
             elif obj is not None:  # an asset that keeps its result elsewhere has nothing to store here
                 raise TypeError(f"{type(self).__name__} writes mosaics and audit tables, not {type(obj).__name__}")
 
@@ -196,95 +139,9 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             )
         return TimestampMosaics(timestamp, paths)
 
-    def _write_tables(self, obj: AuditTables, context: dg.OutputContext) -> None:
-        written = self._write_rows(obj)
-        names = list(COLUMNS)
-        if obj.periods:
-            names.append("composites")
-            written.first["composites"] = list(obj.periods[:_FIRST_ROWS])
-            with _table("composites", self.lake.audit_table("composites")) as table:
-                table.add(obj.periods)
-        collection = self._write_collection(self.lake, stac.MOSAICS)
-        if obj.periods:
-            self._write_collection(self.lake.composites, stac.COMPOSITES)
-        picture = series_at_a_glance(written.latest)
-        data = io.BytesIO()
-        picture.save(data, "PNG")
-        self._write_table(self.lake.glance, data.getvalue())
-        count = written.counts.total()
-        good, waiting = written.counts["success"], written.counts["not_run"]
-        counts = {"timestamps": count, "successful": good, "failed": count - good - waiting, "not_run": waiting}
-        seen: dict[str, Any] = {"series": dg.MetadataValue.md(first_look(picture)), **counts}
-        if months := self._pictures_of_months(obj.periods):
-            seen["year"] = dg.MetadataValue.md(as_markdown(year_at_a_glance(months), "WEBP", quality=60))
-        if collection:
-            seen["stac_collection"] = dg.MetadataValue.path(str(self.lake.collection))
-        for name in names:
-            seen[name] = dg.MetadataValue.path(str(self.lake.audit_table(name)))
-            rows = [dg.TableRecord(_plain(row)) for row in written.first.get(name, [])]
-            seen[f"{name}_first_rows"] = dg.MetadataValue.table(rows, table_schema(name))
-        seen |= self._tell(obj, written, context)
-        context.add_output_metadata(seen | {TABLES_DIGEST: tables_digest(self.lake), EVENTS_UP_TO: obj.up_to})
-
-    def _write_rows(self, obj: AuditTables) -> _Written:
-        """Write the tables of timestamps side by side, row by row."""
-        written = _Written()
-        with ExitStack() as stack:
-            paths = {name: self.lake.audit_table(name) for name in COLUMNS}
-            tables = [(name, path, stack.enter_context(_table(name, path))) for name, path in paths.items()]
-            for rows in obj.timestamps:
-                for name, path, table in tables:
-                    with _writing(path):
-                        table.add(rows.of(name))
-                written.note(rows, obj.stale or {})
-        return written
-
-    def _tell(self, obj: AuditTables, written: _Written, context: dg.OutputContext) -> dict[str, Any]:
-        """Tell receivers and Prometheus, if they are to be told; returns what the report shows of that."""
-        timestamps, periods = written.standings, [standing_of_period(row) for row in obj.periods]
-        told, faults = tell([*timestamps, *periods], self.lake, obj.as_of)
-        for fault in faults:
-            context.log.warning(fault)
-        seen: dict[str, Any] = {}
-        if obj.metrics:
-            unlisted = written.counts.total() - len(timestamps)
-            known = obj.stale is not None
-            text = exposition(str(self.lake.root), timestamps, periods, unlisted, known, obj.as_of, len(faults))
-            self._write_table(self.lake.metrics, text.encode())
-            seen["metrics"] = dg.MetadataValue.path(str(self.lake.metrics))
-        if told:
-            seen["told"] = "; ".join(told)
-        return seen | ({NOT_TOLD: "; ".join(faults)} if faults else {})
-
-    def _pictures_of_months(self, periods: Sequence[Row]) -> dict[str, bytes]:
-        """The quicklooks of the published months of the latest year."""
-        months = [row["period"] for row in periods if row["status"] == "success" and kind_of(row["period"]) == MONTH]
-        shown = months_until(max(months)) if months else []
-        paths = {month: self.lake.composites.published(month).folder / QUICKLOOK for month in months if month in shown}
-        found = {month: read_if_there(path) for month, path in paths.items()}
-        return {month: data for month, data in found.items() if data}
-
-    def _write_collection(self, shelf: DataLake, kind: stac.Kind) -> bool:
-        """The STAC collection of what is published with items, and its indices, where there are any."""
-        paths = shelf.items()
-        items = stac.published_items(paths, shelf.aggregated)
-        if items:
-            collection = stac.series_collection(items, kind)
-            indices = tile_indices(items)
-            for name, data in indices.items():
-                self._write_table(shelf.aggregated / name, data)
-            self._write_table(shelf.series_parquet, series_parquet(items, collection))
-            self._write_table(shelf.collection, collection.encode())
-            _remove(path for path in shelf.tile_indices() if path.name not in indices)
-        elif not paths:
-            _remove([shelf.collection, shelf.series_parquet, *shelf.tile_indices()])
-        return bool(items)
-
-    def _write_table(self, path: Path, data: bytes) -> None:
-        with _writing(path), staged_file(path) as file:
-            file.write_bytes(data)
-
     def _write_timestamp(self, obj: TimestampPlan, context: dg.OutputContext) -> None:
+        from thess_agg_dagster.products.quicklook import thumbnail
+
         instance, asset = context.step_context.instance, context.asset_key
         before = latest_successes(instance, asset, [obj.timestamp]).get(obj.timestamp)
         outcome = self.publish(obj, context.log.info)
@@ -303,6 +160,10 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
 
     def publish(self, plan: TimestampPlan, tell: Tell = lambda _: None) -> Outcome:
         """Build a timestamp (or a period) in a staging folder, and publish the folder once all bands are complete."""
+        from thess_agg_dagster.period.build import build_period
+        from thess_agg_dagster.period.plan import PeriodPlan
+        from thess_agg_dagster.timestamp.build import BuildError, build_timestamp, unpublished
+
         shelf = self.lake.composites if plan.composed else self.lake
         target = shelf.new_folder(plan.timestamp)
         try:
@@ -314,33 +175,3 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
             return error.outcome
         except (OSError, ChangedError) as error:
             return unpublished(plan, target, error)
-
-
-@contextmanager
-def _table(name: str, path: Path) -> Iterator[TableFile]:
-    """A table to write to, which takes the place of the old one at the end."""
-    with _writing(path), staged_file(path) as file, file.open("w", encoding="utf-8", newline="") as text:
-        yield TableFile(name, text)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say what to do about a file that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise dg.Failure(
-            f"{path}: cannot be written ({first_line(error)}); check disk space, quota and permissions (the old file stays)",
-            allow_retries=False,
-        ) from error
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        with suppress(OSError):
-            path.unlink()
-
-
-def _plain(row: Row) -> dict[str, str | int | float | None]:
-    """A row as Dagster shows it."""
-    return {name: value if isinstance(value, str | int | float | None) else str(value) for name, value in row.items()}

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -11,7 +12,6 @@ from thess_agg_dagster.defs.check_specs import aggregated_checks
 from thess_agg_dagster.defs.composites import periods_changed
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.keys import LakeKeys
-from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
 from thess_agg_dagster.params import TimestampsAggregationParams
@@ -19,9 +19,11 @@ from thess_agg_dagster.runs.instance import BATCH, CAUSE, PARENT, claim_run, exe
 from thess_agg_dagster.storage.errors import first_line
 from thess_agg_dagster.storage.paths import File
 from thess_agg_dagster.timestamp.freshness import code_version, tile_names
-from thess_agg_dagster.timestamp.plan import TimestampPlan, plan_timestamp
-from thess_agg_dagster.timestamp.refetch import Refetched, download_policy, refetch
 from thess_agg_dagster.timestamp.remote import located
+
+if TYPE_CHECKING:
+    from thess_agg_dagster.timestamp.plan import TimestampPlan
+    from thess_agg_dagster.timestamp.refetch import Refetched
 
 # Of more timestamps that failed in one run, a message does not say why.
 _MOST_FAULTS = 50
@@ -66,11 +68,13 @@ def _backfill_policy(timestamps_per_run: int | None) -> dg.BackfillPolicy | None
 
 
 def _aggregate(context: dg.AssetExecutionContext, definition: LakeDefinition) -> AssetEvents:
+    from thess_agg_dagster.timestamp.plan import plan_timestamp
+
     keys, lake, params = definition.keys, definition.lake_of(context), definition.params_of(context)
     timestamp = context.partition_key
     scene_ids: list[str] = []  # as far as they are known when something goes wrong
 
-    def plan() -> TimestampPlan:
+    def plan() -> "TimestampPlan":
         series = read_time_serie(lake.time_serie)
         if timestamp not in series.acquisitions:
             raise TimeSerieError(f"{series.path}: has no usable row for {timestamp}; add it, or delete the partition")
@@ -93,10 +97,10 @@ def _one_by_one(context: dg.AssetExecutionContext, names: LakeKeys) -> AssetEven
             execute_here(
                 context.job_def,
                 context.instance,
-                asset_selection=[names.aggregated],
-                partition_key=key,
-                run_config=context.run.run_config,
-                tags={CAUSE: BATCH, PARENT: context.run_id},
+                names.aggregated,
+                key,
+                context.run.run_config,
+                {CAUSE: BATCH, PARENT: context.run_id},
             )
         except Exception as error:
             failed.append(f"{key}: {error.description if isinstance(error, dg.Failure) else first_line(error)}")
@@ -112,8 +116,13 @@ def _one_by_one(context: dg.AssetExecutionContext, names: LakeKeys) -> AssetEven
 
 def _refetch(
     context: dg.AssetExecutionContext, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams
-) -> Mapping[File, Refetched | str]:
+) -> "Mapping[File, Refetched | str]":
     """Fetch the tiles that are missing or broken; on a retry also those that only decoding finds out."""
+    if not params.download_from:
+        return {}
+    from thess_agg_dagster.lake.download import Downloader
+    from thess_agg_dagster.timestamp.refetch import download_policy, refetch
+
     policy = download_policy(params)
     if policy is None:
         return {}

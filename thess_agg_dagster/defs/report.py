@@ -9,17 +9,24 @@ from thess_agg_dagster.audit import telling
 from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import latest_successes, why_stale
 from thess_agg_dagster.audit.own_lake import why_not_ours
-from thess_agg_dagster.audit.tables import TimestampRows, audited, composites_rows, newest_event, rows_of, table_schema
+from thess_agg_dagster.audit.tables import (
+    AuditTables,
+    TimestampRows,
+    audited,
+    composites_rows,
+    newest_event,
+    rows_of,
+    table_schema,
+)
 from thess_agg_dagster.defs.attempts import AssetEvents
 from thess_agg_dagster.defs.check_specs import report_checks, verification_checks
 from thess_agg_dagster.defs.checks import Made, check_one_grid, check_report, check_same_parameters, made_as
-from thess_agg_dagster.defs.io_manager import AuditTables
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.defs.verification import check_published
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.freshness import changed_inputs
 

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import dagster as dg
-import rasterio
 
 from thess_agg_dagster.audit.outcome import BandRecord, RecordedAttempt
 from thess_agg_dagster.defs.checks import result_of
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import is_beside, named_by, outputs_of, read_manifest
-from thess_agg_dagster.mosaic.tiles import crs_name
-from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
 from thess_agg_dagster.storage.paths import as_os_errors
 
 
@@ -66,6 +63,11 @@ def _expected(found: RecordedAttempt, lake: DataLake) -> Iterator[_Expected]:
 
 def _changed(path: Path, size: int | None, checksum: str, band: BandRecord | None) -> str:
     """How a published file differs from what is expected; empty where it does not."""
+    import rasterio
+
+    from thess_agg_dagster.mosaic.tiles import crs_name
+    from thess_agg_dagster.storage.gdal import gdal_env, gdal_name
+
     try:
         with as_os_errors(path):
             found = path.stat().st_size

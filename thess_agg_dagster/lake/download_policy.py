@@ -10,9 +10,11 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-import requests
+if TYPE_CHECKING:
+    import requests
 
 #: Object stores, read with the machine's own credentials.
 STORES = ("s3", "gs", "az")
@@ -126,6 +128,8 @@ class Token:
         self._post(form | ({"totp": self._policy.one_time_code} if self._policy.one_time_code else {}))
 
     def _post(self, form: dict[str, str]) -> None:
+        import requests  # here: most processes have a policy at hand and download nothing
+
         url = str(self._policy.token_url)
         try:
             answer = requests.post(

@@ -19,6 +19,7 @@ from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import geometry_mask
 from shapely.geometry.base import BaseGeometry
 
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.mosaic.degrees import DEGREES, in_one_piece, longitude, outline, turned
 from thess_agg_dagster.mosaic.grid import Box
 from thess_agg_dagster.storage.paths import NotAFileError, open_file
@@ -29,10 +30,6 @@ _WKT = re.compile(r"\s*(?:SRID=(\d+);)?\s*((?:(?:MULTI)?POLYGON|GEOMETRYCOLLECTI
 _STEPS = 200
 # No file with an area is larger.
 _MOST_BYTES = 2**28
-
-
-class AreaError(ValueError):
-    """An area of interest cannot be used."""
 
 
 def is_wkt(given: str) -> bool:

@@ -23,6 +23,7 @@ from rasterio.errors import RasterioError
 from thess_agg_dagster.mosaic import reducers
 from thess_agg_dagster.mosaic.bands import NIR, RED, role_of
 from thess_agg_dagster.mosaic.blocks import Pixels, TileReader
+from thess_agg_dagster.mosaic.choices import COMPOSITE_METHODS
 from thess_agg_dagster.mosaic.engine import WriteError, write_problem
 from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff, threads_of
 from thess_agg_dagster.mosaic.grid import Box
@@ -170,9 +171,9 @@ def _plan(series: Series, options: CompositeOptions) -> MosaicPlan:
 
 
 def _check(series: Sequence[Series], options: CompositeOptions) -> None:
-    if options.method not in reducers.METHODS:
+    if options.method not in COMPOSITE_METHODS:
         raise CompositeError(
-            f"{options.method!r} is not a method of composites; choose from {', '.join(reducers.METHODS)}"
+            f"{options.method!r} is not a method of composites; choose from {', '.join(COMPOSITE_METHODS)}"
         )
     for each in series[1:]:
         if each.grid != series[0].grid or len(each.tiles) != len(series[0].tiles):

@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.choices import COMPRESSIONS
 from thess_agg_dagster.mosaic.grid import Box, rasterio_crs
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.storage.errors import first_line
@@ -25,13 +26,6 @@ from thess_agg_dagster.storage.errors import first_line
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader, DatasetWriter
 
-#: Values of ``compress`` and the GeoTIFF creation options behind them.
-COMPRESSIONS: Mapping[str, Mapping[str, Any]] = {
-    "zstd": {"compress": "ZSTD", "zstd_level": 1},
-    "deflate": {"compress": "DEFLATE", "zlevel": 6},
-    "lzw": {"compress": "LZW"},
-    "none": {},
-}
 # What GDAL's COG driver calls a level, whatever the compression.
 _LEVELS = {"zstd_level": "level", "zlevel": "level"}
 # Overviews of these are nearest, as those of classes: a mean of tiles' numbers is none.

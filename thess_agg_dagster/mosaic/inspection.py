@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.choices import NoteKind
 from thess_agg_dagster.mosaic.grid import footprint_on, whole
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.rules import fits, resolve_empty_value
@@ -24,23 +24,6 @@ class Source:
     scl: File | None = None
     offset: int | None = 0
     scene_id: str = ""
-
-
-#: What a note tells of.
-NoteKind = Literal[
-    "unmasked",
-    "mixed_baselines",
-    "dtype",
-    "empty_values",
-    "pixel_sizes",
-    "off_grid",
-    "unknown_band",
-    "outside_grid",
-    "overviews",
-    "offset_removed",
-    "incomplete",
-    "mixed_parameters",
-]
 
 
 @dataclass(frozen=True)

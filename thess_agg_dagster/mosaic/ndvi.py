@@ -23,9 +23,6 @@ from thess_agg_dagster.mosaic.plan import MosaicPlan
 #: NDVI as int16 is that many times the index, and this where it is empty.
 SCALE, NOTHING = 10_000, -32_768
 
-#: Identifies how NDVI is made of given bands: raised only when the same bands give another one.
-NDVI_VERSION = 1
-
 
 @dataclass(frozen=True)
 class NdviOptions:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
+from thess_agg_dagster.mosaic.choices import Format, MissingScl
 from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.target import Target
-
-MissingScl = Literal["fail", "unmasked"]
-Format = Literal["geotiff", "cog"]
 
 
 @dataclass(frozen=True)

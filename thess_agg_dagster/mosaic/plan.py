@@ -12,6 +12,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
 from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.choices import ProblemKind
 from thess_agg_dagster.mosaic.grid import footprint_on, is_aligned, project_pixels, whole
 from thess_agg_dagster.mosaic.inspection import Inspected, Note, Source, inspect
 from thess_agg_dagster.mosaic.options import MosaicOptions
@@ -21,7 +22,7 @@ from thess_agg_dagster.mosaic.rules import (
     resolve_resampling,
 )
 from thess_agg_dagster.mosaic.target import Target, fixed_step, resolve_crs, resolve_pixel, target_grid
-from thess_agg_dagster.mosaic.tiles import PlanError, Problem, ProblemKind, Tile, overview_of
+from thess_agg_dagster.mosaic.tiles import PlanError, Problem, Tile, overview_of
 from thess_agg_dagster.storage.paths import File
 
 # A mosaic's pixels are larger than a tile's from this ratio on. (The same size in another zone differs by a thousandth.)

@@ -183,4 +183,3 @@ def _count(empty: Mask) -> NDArray[np.intp]:
 
 #: What reduces each band by itself.
 BY_BAND: Mapping[str, Callable[[Stack, Mask], Stack]] = {"median": median, "mean": mean}
-METHODS: Sequence[str] = (*BY_BAND, "max_ndvi", "medoid", "geomedian")

@@ -10,18 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from rasterio.enums import Resampling
-from rasterio.merge import MERGE_METHODS
-from rasterio.warp import SUPPORTED_RESAMPLING
 
 from thess_agg_dagster.mosaic.bands import role_of
+from thess_agg_dagster.mosaic.choices import SUPPORTED_DTYPES
 from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
-from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
-
-#: Merge methods, meaning what ``rasterio.merge`` means by them (they are rasterio's own functions).
-METHODS = tuple(MERGE_METHODS)
-
-#: Resampling names ``rasterio.warp`` supports; ``gauss`` exists for overviews only.
-RESAMPLINGS = tuple(r.name for r in SUPPORTED_RESAMPLING)
 
 
 def fits(value: float, dtype: str) -> bool:

@@ -7,22 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 
-from thess_agg_dagster.mosaic.area import AreaError, project_area, utm_zone
+from thess_agg_dagster.mosaic import AreaError
+from thess_agg_dagster.mosaic.area import project_area, utm_zone
+from thess_agg_dagster.mosaic.choices import FIRST, MAJORITY, Grid
 from thess_agg_dagster.mosaic.grid import ALIGNED, Box, crop, enclosing, footprint_on, union
 from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.mosaic.tiles import MAX_PIXELS, PlanError, Problem, Tile
-
-Grid = Literal["tiles", "fixed"]
-
-#: Values of ``target_crs`` that ask the tiles.
-FIRST, MAJORITY = "first", "majority"
 
 # A mosaic this many times larger than its tiles is not one overpass: some tile lies elsewhere.
 _MAX_SPREAD = 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
@@ -14,6 +14,7 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 
+from thess_agg_dagster.mosaic.choices import SUPPORTED_DTYPES, ProblemKind
 from thess_agg_dagster.storage.errors import SystemFaultError, first_line, is_transient
 from thess_agg_dagster.storage.gdal import gdal_env, gdal_name, may_misjudge
 from thess_agg_dagster.storage.paths import File, NotAFileError, first_bytes, local_copy
@@ -21,22 +22,8 @@ from thess_agg_dagster.storage.paths import File, NotAFileError, first_bytes, lo
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-ProblemKind = Literal[
-    "missing_input",
-    "unreadable_input",
-    "checksum_mismatch",
-    "unknown_crs",
-    "dtype_conflict",
-    "outside_grid",
-    "unknown_baseline",
-    "grid_conflict",
-]
-
 # First bytes of a JPEG 2000 file (boxed, or a bare codestream), whatever its name.
 _JPEG2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
-
-# Dtypes a mosaic can keep exactly; 64-bit integers and complex numbers are refused by name.
-SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 # A header can claim any size; no Sentinel-2 tile or mosaic comes near this (131 072 pixels squared).
 MAX_PIXELS = 2**34

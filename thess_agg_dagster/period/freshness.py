@@ -12,7 +12,7 @@ from thess_agg_dagster.lake.periods import MONTH, kind_of, period_of, quarter_of
 from thess_agg_dagster.lake.published import COUNT, ITEM, NDVI, PERIOD, QUICKLOOK
 from thess_agg_dagster.lake.time_serie import instant_of
 from thess_agg_dagster.mosaic.bands import role_of
-from thess_agg_dagster.mosaic.reducers import BY_BAND
+from thess_agg_dagster.mosaic.choices import BAND_BY_BAND
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import Fingerprints
 
@@ -51,7 +51,7 @@ def identify_period(
     """Per band a short text that changes with what decides the pixels of its composite: parameters, and the mosaics."""
     _, read = read_for(period, published, params)
     records = [(key, band) for key in read for band in published[key].bands]
-    together_bands = params.composite_method not in BY_BAND
+    together_bands = params.composite_method not in BAND_BY_BAND
     found = {}
     for band in params.bands:
         joint = together_bands and role_of(band) != "classes"

@@ -20,6 +20,7 @@ from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.runs.ahead import import_pixels
 from thess_agg_dagster.runs.instance import execute_here, fail_abandoned_runs
 from thess_agg_dagster.runs.sqlite import kept_open
 
@@ -31,6 +32,8 @@ _MOST_WORKERS = 4
 
 _pipeline = pipeline_of(LAKE)
 
+import_pixels()  # whoever imports this module has runs to execute: here, or in workers that are forked from this process
+
 
 def run_asset(
     instance: dg.DagsterInstance, resources: Resources, key: dg.AssetKey, partition: str | None = None
@@ -39,10 +42,10 @@ def run_asset(
     return execute_here(
         _pipeline.resolve_implicit_global_asset_job_def(),
         instance,
-        asset_selection=[key],
-        partition_key=partition,
+        key,
+        partition,
         # The event log has every line; the terminal is for progress.
-        run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        {"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.lake.time_serie import TimeSerieError
-from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.command import SOME_FAILED, UNUSABLE, main, plain_fault
 from thess_agg_dagster.runs.options import data_lake_option

@@ -25,13 +25,14 @@ from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import latest_attempts, latest_successes
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.audit.own_lake import why_not_ours
+from thess_agg_dagster.audit.tables import NOT_TOLD
 from thess_agg_dagster.defs.checks import details_of
-from thess_agg_dagster.defs.io_manager import NOT_TOLD, DataLakeIOManager
+from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SERIE, VERIFICATION
 from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.periods import periods_of
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.parameter import ENVIRONMENT_PREFIX
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.period.freshness import due_among

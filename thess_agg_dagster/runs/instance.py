@@ -11,14 +11,14 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import psutil
 
 from thess_agg_dagster.keys import HERE, timestamps
 from thess_agg_dagster.lake.publish import staged_file
@@ -30,6 +30,9 @@ from thess_agg_dagster.runs.private import (
     RemoteRepositoryOrigin,
 )
 from thess_agg_dagster.storage.paths import is_remote, lake_path
+
+if TYPE_CHECKING:
+    from thess_agg_dagster.runs.private.in_process import PreparedJob
 
 #: Statuses of a run that has still something to do.
 UNFINISHED = [
@@ -85,16 +88,27 @@ def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
 
 def process_tags() -> dict[str, str]:
     """Tags of a run that is executed in this process, by which :func:`fail_abandoned_runs` recognizes it."""
+    import psutil  # here, as in `is_alive`: definitions import this module, and execute nothing
+
     return {PROCESS_TAG: f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"}
 
 
-def execute_here(job: dg.JobDefinition, instance: dg.DagsterInstance, **options: Any) -> dg.ExecuteInProcessResult:
+def execute_here(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    asset: dg.AssetKey,
+    partition: str | None,
+    run_config: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+) -> dg.ExecuteInProcessResult:
     """Execute a run in this process, as ``execute_in_process`` does. Raises what the asset raised, and
     ``KeyboardInterrupt`` for Ctrl-C."""
-    run_id = str(uuid.uuid4())
-    tags = process_tags() | options.pop("tags", {})
+    from thess_agg_dagster.runs.sqlite import written_together  # here, as in `open_instance`
+
+    run_id, of_run = str(uuid.uuid4()), {**process_tags(), **(tags or {})}
     try:
-        return job.execute_in_process(instance=instance, run_id=run_id, tags=tags, **options)
+        with written_together(instance, run_id):
+            return _prepared(job, asset).execute(instance, run_id, of_run, partition, run_config)
     except dg.DagsterExecutionInterruptedError as error:
         raise KeyboardInterrupt from error
     except dg.Failure as failure:
@@ -103,6 +117,13 @@ def execute_here(job: dg.JobDefinition, instance: dg.DagsterInstance, **options:
         raise
     finally:
         name_code_location(instance, run_id)
+
+
+@lru_cache(maxsize=8)
+def _prepared(job: dg.JobDefinition, asset: dg.AssetKey) -> PreparedJob:
+    from thess_agg_dagster.runs.private.in_process import PreparedJob  # here, because definitions execute nothing
+
+    return PreparedJob(job, asset)
 
 
 def name_code_location(instance: dg.DagsterInstance, run_id: str) -> None:
@@ -163,6 +184,8 @@ PROCESS_TAG = ".dagster/thess_agg_dagster_process"
 
 def is_alive(tag: str) -> bool:
     """Whether the process that such a tag names is there, as far as this machine can tell."""
+    import psutil
+
     host, pid, created = tag.rsplit(":", 2)
     if host != socket.gethostname():
         return True  # not ours to judge

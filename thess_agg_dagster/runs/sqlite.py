@@ -4,7 +4,8 @@ The databases, their locations and contents are Dagster's own: either storage ca
 time, and its ``dagster.yaml`` does not mention this one. For each statement, Dagster opens and closes a database and
 compiles the statement again; for each run's database, it looks through its migrations, a hundred modules. The run of a
 timestamp with small tiles has 26 events, for which this took two thirds of the time. Here connections stay open, a run's
-database begins as a copy of an empty one, and one that has been begun is opened as it is.
+database begins as a copy of an empty one, and one that has been begun is opened as it is. Events of a run that this process
+executes are written in groups, see :mod:`thess_agg_dagster.runs.together`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import sqlite3
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from thess_agg_dagster.runs.private.sqlite import (
     SqliteRunStorage,
     SqliteScheduleStorage,
 )
+from thess_agg_dagster.runs.together import Together, can_wait, says_nothing
 
 # How a run ends.
 _ENDS = (dg.DagsterEventType.RUN_SUCCESS, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED)
@@ -117,24 +120,103 @@ class _Schedules(SqliteScheduleStorage):
 class _EventLog(SqliteEventLogStorage):
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._engines = _Engines()
+        self._tables: set[str] = set()
+        self._executed: Together | None = None
         super().__init__(base_dir, inst_data)
+
+    @property
+    def _together(self) -> Together | None:
+        """Of the run that is executed here. (A process that was forked from a run executes none.)"""
+        return self._executed if self._executed and self._executed.process == os.getpid() else None
+
+    @contextmanager
+    def written_together(self, run_id: str) -> Iterator[None]:
+        """Write events of a run in groups, until the run has ended."""
+        if self._together:  # a run that executes others: they are written as they come
+            yield
+            return
+        self._executed = together = Together(run_id, INDEX_SHARD_NAME, self._begin)
+        try:
+            yield
+        finally:
+            self._write_waiting(together)
+            self._executed = None
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
-        with self._db_lock:
-            if shard not in self._initialized_dbs:
-                self._initialize(shard)
-                self._initialized_dbs.add(shard)
-            with self._engines.engine(self.conn_string_for_shard(shard)).begin() as connection:
-                yield connection
+        together = self._together
+        if together and (connection := together.transaction(shard)):
+            yield connection
+            return
+        if together and together.concerns(shard):
+            self._write_waiting(together)  # whoever reads is to see it
+        with self._db_lock, self._begin(shard) as connection:
+            yield connection
+
+    @contextmanager
+    def _begin(self, shard: str) -> Iterator[Connection]:
+        if shard not in self._initialized_dbs:
+            self._initialize(shard)
+            self._initialized_dbs.add(shard)
+        with self._engines.engine(self.conn_string_for_shard(shard)).begin() as connection:
+            yield connection
+
+    def _write_waiting(self, together: Together) -> None:
+        with together.lock:
+            if not (events := together.take()):
+                return
+            try:
+                with self._db_lock, together.writing():
+                    for event in events:
+                        super().store_event(event)
+            except Exception:
+                # One of them cannot be written: the others are, and it is told by itself.
+                for event in events:
+                    super().store_event(event)
+            self._tell(events[-1])
 
     def store_event(self, event: dg.EventLogEntry) -> None:
-        super().store_event(event)
+        together = self._together
+        if together is None or event.run_id != together.run_id:
+            super().store_event(event)
+            self._tell(event)
+        elif not says_nothing(event):
+            with together.lock:
+                together.add(event)
+                if not can_wait(event):
+                    together.forget(event)
+                    self._write_waiting(together)
+
+    def _tell(self, event: dg.EventLogEntry) -> None:
+        """Tell of a run's events up to this one, which are in the database, and have the disk hold the last."""
         # The UI follows a run by what happens to this file, whose changes wait beside it as long as it is open.
         database = Path(self.path_for_shard(event.run_id))
         os.utime(database)
         if event.dagster_event_type in _ENDS:
             _sync_logs(database, Path(self.path_for_shard(INDEX_SHARD_NAME)), database.parent.parent / "runs.db")
+
+    def fetch_materializations(
+        self,
+        records_filter: dg.AssetKey | dg.AssetRecordsFilter,
+        limit: int,
+        cursor: str | None = None,
+        ascending: bool = False,
+    ) -> dg.EventRecordsResult:
+        """Each check of a partition asks twice for the materialization that it is of."""
+        ask = partial(super().fetch_materializations, records_filter, limit, cursor, ascending)
+        together = self._together
+        return together.ask_once((str(records_filter), cursor, ascending), ask) if together and limit == 1 else ask()
+
+    def has_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> bool:
+        """So it does whether the partition is there."""
+        ask = partial(super().has_dynamic_partition, partitions_def_name, partition_key)
+        return self._together.ask_once((partitions_def_name, partition_key), ask) if self._together else ask()
+
+    def has_table(self, table_name: str) -> bool:
+        """Dagster asks whenever it looks for a partition or a check. A table that is there stays."""
+        if table_name not in self._tables and super().has_table(table_name):
+            self._tables.add(table_name)
+        return table_name in self._tables
 
     def wipe(self) -> None:
         self._engines.close()  # the files are removed
@@ -204,3 +286,9 @@ def kept_open(instance: InstanceRef) -> InstanceRef:
     if storage is None or storage.class_name != DagsterSqliteStorage.__name__:
         return instance
     return instance._replace(storage_data=ConfigurableClassData(__name__, SqliteStorage.__name__, storage.config_yaml))
+
+
+def written_together(instance: dg.DagsterInstance, run_id: str) -> AbstractContextManager[None]:
+    """Write the events of a run that this process executes in groups, if its databases are kept open."""
+    storage = instance.event_log_storage
+    return storage.written_together(run_id) if isinstance(storage, _EventLog) else contextlib.nullcontext()

@@ -9,7 +9,6 @@ the definitions, and forks it for each run. Runs of other code locations are lau
 from __future__ import annotations
 
 import gc
-import importlib
 import io
 import json
 import os
@@ -26,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from PIL import Image
 
 from thess_agg_dagster.keys import HERE
+from thess_agg_dagster.runs.ahead import import_pixels, import_the_rest
 from thess_agg_dagster.runs.instance import GONE, PROCESS_TAG, is_alive, process_tags
 from thess_agg_dagster.runs.private import (
     AutoloadDefsModuleCodePointer,
@@ -180,7 +179,7 @@ def _wait_for_runs(lines: io.FileIO) -> None:
             elif line := lines.readline():
                 launched = json.loads(line)
                 running[_fork(_execute, launched)] = launched
-                _import_the_rest()  # once, and not before the first run could begin
+                import_the_rest()  # once, and not before the first run could begin
             else:
                 ready.unregister(lines)
                 more = False
@@ -189,14 +188,6 @@ def _wait_for_runs(lines: io.FileIO) -> None:
             launched = running.pop(pid, {})
             if launched and status:  # it did not get to say how it ended
                 running[_fork(_report_end, launched)] = {}
-
-
-def _import_the_rest() -> None:
-    """What runs import where they use it: here once, not in each fork."""
-    for name in ("pandas", "matplotlib.figure"):
-        importlib.import_module(name)
-    Image.init()
-    gc.freeze()
 
 
 def _fork(function: Any, launched: dict[str, str]) -> int:
@@ -247,6 +238,7 @@ if __name__ == "__main__":
     found = dg.deserialize_value(sys.argv[1])
     assert isinstance(found, Pointer)
     load_definitions(found)
+    import_pixels()
     assert threading.active_count() == 1, "threads do not survive a fork"
     gc.freeze()
     with open(0, "rb", buffering=0) as pipe:

@@ -17,10 +17,8 @@ from thess_agg_dagster.lake.checksums import checksum_files
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import ITEM, NDVI, QUICKLOOK, SOURCE
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
-from thess_agg_dagster.mosaic import PIXELS_VERSION
-from thess_agg_dagster.mosaic.area import read_area
+from thess_agg_dagster.mosaic import NDVI_VERSION, PIXELS_VERSION
 from thess_agg_dagster.mosaic.bands import NIR, RED, SCL, mask_band
-from thess_agg_dagster.mosaic.ndvi import NDVI_VERSION
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import Fingerprints
 from thess_agg_dagster.storage.paths import File
@@ -212,6 +210,8 @@ def _is_of_0_1_0(
     values = {name: getattr(params, name, default) for name, default in _PARAMETERS_OF_0_1_0.items()}
     values["bands"] = list(bands)
     if params.aoi is not None:
+        from thess_agg_dagster.mosaic.area import read_area
+
         area = read_area(params.aoi)
         values["aoi"] = f"{area.crs} {area.wkt}"
     names = [*bands, SCL] if params.mask_scl_classes else bands

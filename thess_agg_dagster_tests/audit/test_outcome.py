@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, BandStatus, RecordedAttempt, status_of
-from thess_agg_dagster.mosaic.tiles import ProblemKind
+from thess_agg_dagster.mosaic.choices import ProblemKind
 
 # The fault that comes first on the way from tiles to mosaics, by band status.
 EXPECTED = {

@@ -6,7 +6,7 @@ import re
 from typing import get_args
 
 from thess_agg_dagster.audit.outcome import STATUSES, BandStatus, TimestampStatus
-from thess_agg_dagster.mosaic.tiles import ProblemKind
+from thess_agg_dagster.mosaic.choices import ProblemKind
 from thess_agg_dagster_tests.processes import ROOT
 
 

@@ -18,7 +18,7 @@ from thess_agg_dagster.catalogue.area import SearchArea
 from thess_agg_dagster.catalogue.choose import Seen, Thresholds, anchor_of, best_per_anchor, look
 from thess_agg_dagster.catalogue.overpass import Overpass, group_overpasses
 from thess_agg_dagster.catalogue.scene import scene_of
-from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.sample import TILE_SIZE
 from thess_agg_dagster_tests.catalogue.items import FIRST, TILES, item, square
 

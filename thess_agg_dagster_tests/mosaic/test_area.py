@@ -17,7 +17,8 @@ from pyogrio.raw import write
 from rasterio.features import rasterize
 from shapely.geometry.base import BaseGeometry
 
-from thess_agg_dagster.mosaic.area import AreaError, AreaOnGrid, read_area
+from thess_agg_dagster.mosaic import AreaError
+from thess_agg_dagster.mosaic.area import AreaOnGrid, read_area
 from thess_agg_dagster.mosaic.grid import Box
 
 TRIANGLE = "POLYGON ((23 40, 24 40, 23.5 41, 23 40))"

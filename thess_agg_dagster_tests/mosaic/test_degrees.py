@@ -10,7 +10,8 @@ import shapely
 from odc.geo.geobox import GeoBox
 from rasterio.warp import transform
 
-from thess_agg_dagster.mosaic.area import AreaError, AreaOnGrid, read_area
+from thess_agg_dagster.mosaic import AreaError
+from thess_agg_dagster.mosaic.area import AreaOnGrid, read_area
 from thess_agg_dagster.mosaic.degrees import bbox_of, bbox_of_all, cut, outline
 from thess_agg_dagster.mosaic.grid import whole
 from thess_agg_dagster.mosaic.target import Target, target_grid

@@ -21,11 +21,10 @@ from rasterio.merge import merge
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject, transform
 
+from thess_agg_dagster.mosaic.choices import COMPRESSIONS, METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.engine import MosaicStats, WriteError, write_mosaic
-from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.plan import plan_mosaic
-from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.tiles import PlanError, TileError
 from thess_agg_dagster.sample import TILE_SIZE, TILES
 from thess_agg_dagster_tests.rasters import DATA, SMALL, ZONE_34, ZONE_35, Array, half_empty, noise, read, write_tile

@@ -13,8 +13,9 @@ import pytest
 import rasterio
 from rio_cogeo.cogeo import cog_validate
 
+from thess_agg_dagster.mosaic.choices import COMPRESSIONS
 from thess_agg_dagster.mosaic.engine import WriteError, write_mosaic
-from thess_agg_dagster.mosaic.geotiff import COMPRESSIONS, verify
+from thess_agg_dagster.mosaic.geotiff import verify
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.plan import plan_mosaic
 from thess_agg_dagster_tests.rasters import noise, read, write_tile

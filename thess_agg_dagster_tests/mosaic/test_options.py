@@ -19,11 +19,11 @@ from rasterio.merge import merge
 from rasterio.warp import reproject, transform
 
 from thess_agg_dagster.mosaic.area import read_area
+from thess_agg_dagster.mosaic.choices import METHODS
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
 from thess_agg_dagster.mosaic.inspection import Note, Source
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.plan import plan_mosaic, plan_mosaics
-from thess_agg_dagster.mosaic.rules import METHODS
 from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import PlanError

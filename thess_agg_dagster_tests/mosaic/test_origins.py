@@ -10,12 +10,12 @@ import pytest
 import rasterio
 from odc.geo.geom import polygon
 
+from thess_agg_dagster.mosaic.choices import METHODS
 from thess_agg_dagster.mosaic.engine import MosaicStats, write_mosaic
 from thess_agg_dagster.mosaic.inspection import Source
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.origins import OriginFiles
 from thess_agg_dagster.mosaic.plan import plan_mosaics
-from thess_agg_dagster.mosaic.rules import METHODS
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster_tests.rasters import SMALL, ZONE_34, ZONE_35, Array, noise, read, write_tile
 

@@ -13,11 +13,11 @@ from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform
 
+from thess_agg_dagster.mosaic.choices import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.options import MosaicOptions
 from thess_agg_dagster.mosaic.place import place
 from thess_agg_dagster.mosaic.plan import plan_mosaic
-from thess_agg_dagster.mosaic.rules import METHODS, RESAMPLINGS
 from thess_agg_dagster.mosaic.target import Target
 from thess_agg_dagster.mosaic.tiles import Tile
 from thess_agg_dagster.storage.gdal import gdal_env

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
+from rasterio.merge import MERGE_METHODS
+from rasterio.warp import SUPPORTED_RESAMPLING
 
+from thess_agg_dagster.mosaic.choices import BAND_BY_BAND, METHODS, RESAMPLINGS, SUPPORTED_DTYPES
+from thess_agg_dagster.mosaic.reducers import BY_BAND
 from thess_agg_dagster.mosaic.rules import (
-    RESAMPLINGS,
     fits,
     resolve_dtype,
     resolve_empty_value,
     resolve_nodata,
     resolve_resampling,
 )
-from thess_agg_dagster.mosaic.tiles import SUPPORTED_DTYPES
 
 dtypes = st.sampled_from(SUPPORTED_DTYPES)
 
@@ -192,3 +194,9 @@ def test_names_are_compared_by_their_letters() -> None:
 
 def test_every_resampling_but_the_one_for_overviews_only() -> None:
     assert set(RESAMPLINGS) == set(Resampling.__members__) - {"gauss"}
+    assert tuple(each.name for each in SUPPORTED_RESAMPLING) == RESAMPLINGS
+
+
+def test_methods_are_those_that_there_are() -> None:
+    assert tuple(MERGE_METHODS) == METHODS
+    assert tuple(BY_BAND) == BAND_BY_BAND

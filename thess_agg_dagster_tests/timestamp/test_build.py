@@ -14,7 +14,7 @@ from rasterio.warp import transform
 from thess_agg_dagster.audit.outcome import BandRecord
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition
-from thess_agg_dagster.mosaic.rules import METHODS
+from thess_agg_dagster.mosaic.choices import METHODS
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.timestamp.build import BuildError, build_timestamp
 from thess_agg_dagster.timestamp.plan import plan_timestamp

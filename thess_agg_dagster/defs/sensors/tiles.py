@@ -19,7 +19,7 @@ from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.defs.sensors.common import Tick, newest_of, request_of, sensor_of
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerieError, read_time_serie
-from thess_agg_dagster.mosaic.area import AreaError
+from thess_agg_dagster.mosaic import AreaError
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.storage.fingerprints import is_fresh
 from thess_agg_dagster.timestamp.freshness import (
