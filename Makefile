@@ -80,28 +80,36 @@ bench-fleet: everything  ## measure timestamps per second with one and two worke
 	$(BIN)/python -m benchmarks.fleet
 
 soak: .venv/ready  ## run minutes of load and fuzzing, for the figures in docs/RELIABILITY.md
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[soak]"
+	$(BIN)/pip install $(PIP_OPTIONS) --editable ".[soak]"
 	$(BIN)/python -m pytest -m soak -s -n 0
 
 coverage: .venv/ready  ## run the tests and count the branches that they take in their own processes
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[coverage]"
+	$(BIN)/pip install $(PIP_OPTIONS) --editable ".[coverage]"
 	$(BIN)/python -m pytest --cov=thess_agg_dagster --cov-branch --cov-report=term:skip-covered
 
 mutants: .venv/ready  ## mutate the modules that decide, one fault at a time, and count how many the tests detect (MODULES="mosaic/rules ...", SAMPLE=40 of each)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[mutants]"
+	$(BIN)/pip install $(PIP_OPTIONS) --editable ".[mutants]"
 	nice -n 19 $(BIN)/python -m thess_agg_dagster_tests.mutants $(MODULES)
 
 clean:  ## remove the virtual environment and the sample lake
 	rm -rf .venv sample-lake
 
-# What running needs, and no more. Modules are compiled when they are first imported: most never are.
+# uv takes a tenth of pip's time, but does not read pip's settings: where these name another index, or uv fails, pip installs.
+# Modules are compiled when they are first imported: most never are.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+define install
+$(PYTHON) -m venv .venv
+if $(BIN)/pip config list | grep -E '[.](index-url|no-index)=' >/dev/null || ! $(BIN)/pip install $(PIP_OPTIONS) uv \
+	|| ! $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable "$(1)"; \
+then $(BIN)/pip install $(PIP_OPTIONS) --editable "$(1)"; fi
+endef
+
+# What running needs, and no more.
 .venv/run: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable .
+	$(call install,.)
 	touch $@
 
 # With what tests and benchmarks need.
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[dev]"
+	$(call install,.[dev])
 	touch .venv/run $@

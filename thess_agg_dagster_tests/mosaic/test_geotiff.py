@@ -22,10 +22,10 @@ from thess_agg_dagster_tests.rasters import noise, read, write_tile
 from thess_agg_dagster_tests.servers import listening
 
 
-def write_cog(tmp_path: Path, band: str = "B04", dtype: str = "uint16", size: int = 2048, **options: Any) -> Path:
+def write_cog(tmp_path: Path, band: str = "B04", dtype: str = "uint16", size: int = 1536, **options: Any) -> Path:
     pixels = noise(1, (size, size), high=12 if dtype == "uint8" else 10000, dtype=dtype)
     empty = np.nan if dtype == "float32" else 0
-    pixels[: size // 2, : size // 4] = empty
+    pixels[: size // 2, : max(512, size // 4)] = empty
     pixels[np.random.default_rng(3).random(pixels.shape) < 0.2] = empty
     tile = write_tile(tmp_path / "tile.tif", pixels, block=512)
     out = tmp_path / "cog.tif"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from thess_agg_dagster.mosaic.tiles import PlanError, Tile
 from thess_agg_dagster.sample import TILE_SIZE, TILES, real_time_serie
 
 
+@functools.cache
 def tile(name: str, pixel: int = 10) -> Tile:
     """A real tile's geometry; there is no file."""
     epsg, left, top = TILES[name]
@@ -64,7 +66,8 @@ def test_a_mosaic_of_two_zones_stays_on_the_first_tiles_grid_and_covers_all(name
     assert north - rows * pixel - slack <= y.min() < north - (rows - 1) * pixel
 
 
-ROWS = [[scene.split("_")[5] for scene in row["tile_ids"].split("|")] for row in real_time_serie()]
+#: The tiles of all rows, each combination once.
+ROWS = {tuple(scene.split("_")[5] for scene in row["tile_ids"].split("|")): None for row in real_time_serie()}
 # Around Thessaloniki, across the border of the two zones at 24 degrees.
 AOI = read_area("POLYGON((23.3 40.3, 24.3 40.35, 24.25 40.9, 23.4 40.8, 23.3 40.3))")
 
