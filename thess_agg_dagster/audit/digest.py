@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
 from thess_agg_dagster.audit.outcome import STATUSES
-from thess_agg_dagster.audit.tables import Row, TimestampRows
+from thess_agg_dagster.audit.rows import Row, TimestampRows
 
 #: What there is to tell of a timestamp, in the order in which it is told.
 Topic: TypeAlias = Literal["newly failed", "failing otherwise", "recovered", "stale", "refetched", "still failing"]

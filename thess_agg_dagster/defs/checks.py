@@ -13,7 +13,7 @@ import dagster as dg
 
 from thess_agg_dagster.audit.event_log import spelled_out
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.audit.tables import COLUMNS
+from thess_agg_dagster.audit.rows import COLUMNS
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie

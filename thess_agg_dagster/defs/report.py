@@ -9,15 +9,8 @@ from thess_agg_dagster.audit import telling
 from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import latest_successes, why_stale
 from thess_agg_dagster.audit.own_lake import why_not_ours
-from thess_agg_dagster.audit.tables import (
-    AuditTables,
-    TimestampRows,
-    audited,
-    composites_rows,
-    newest_event,
-    rows_of,
-    table_schema,
-)
+from thess_agg_dagster.audit.rows import TimestampRows, rows_of
+from thess_agg_dagster.audit.tables import AuditTables, audited, composites_rows, newest_event, table_schema
 from thess_agg_dagster.defs.attempts import AssetEvents
 from thess_agg_dagster.defs.check_specs import report_checks, verification_checks
 from thess_agg_dagster.defs.checks import Made, check_one_grid, check_report, check_same_parameters, made_as

@@ -17,15 +17,12 @@ import dagster as dg
 
 from thess_agg_dagster.audit.digest import Standing, standing_of, standing_of_period
 from thess_agg_dagster.audit.metrics import exposition
+from thess_agg_dagster.audit.rows import COLUMNS, Row, TableFile, TimestampRows
 from thess_agg_dagster.audit.tables import (
-    COLUMNS,
     EVENTS_UP_TO,
     NOT_TOLD,
     TABLES_DIGEST,
     AuditTables,
-    Row,
-    TableFile,
-    TimestampRows,
     table_schema,
     tables_digest,
 )

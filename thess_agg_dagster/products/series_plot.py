@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from thess_agg_dagster.audit.outcome import STATUSES
-from thess_agg_dagster.audit.tables import TimestampRows
+from thess_agg_dagster.audit.rows import TimestampRows
 from thess_agg_dagster.products.quicklook import as_markdown
 
 Values = NDArray[np.float64]

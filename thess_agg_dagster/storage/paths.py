@@ -113,7 +113,7 @@ class NotAFileError(OSError):
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
-        self.why = why
+        self.path, self.why = path, why
 
 
 def open_file(path: File, most: int = _MOST_BYTES, within: Sequence[Path] = ()) -> BinaryIO:

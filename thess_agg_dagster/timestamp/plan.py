@@ -264,7 +264,9 @@ def _mismatches(
             found = checksum_of(path, expected[0].algorithm)
         except ChecksumError as error:
             return Problem("checksum_mismatch", str(error), path)
-        except (FileNotFoundError, IsADirectoryError, NotAFileError, PermissionError):
+        except NotAFileError as error:  # the tile, or a file beside it
+            return None if error.path == path else Problem("unreadable_input", str(error), path)
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
             return None
         if found == expected[0]:
             return None

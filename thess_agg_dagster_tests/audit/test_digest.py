@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from thess_agg_dagster.audit.digest import Memory, Standing, digest, news, standing_of, standing_of_period
 from thess_agg_dagster.audit.metrics import exposition
 from thess_agg_dagster.audit.outcome import STATUSES
-from thess_agg_dagster.audit.tables import TimestampRows
+from thess_agg_dagster.audit.rows import TimestampRows
 
 A, B, C = "2023-02-02 09:21:09+00:00", "2023-04-13 09:20:29+00:00", "2023-06-22 09:15:59+00:00"
 MISSING = Standing(A, "failed_missing_inputs", "B04 of S2A_X: no such file; download the tile again", "run-1")

@@ -17,17 +17,8 @@ import pytest
 from thess_agg_dagster.audit import tables
 from thess_agg_dagster.audit.event_log import attempt_metadata, latest_attempts
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.audit.tables import (
-    COLUMNS,
-    COMPOSITE_COLUMNS,
-    TableFile,
-    audited,
-    composites_rows,
-    newest_event,
-    rows_of,
-    table_schema,
-    tables_digest,
-)
+from thess_agg_dagster.audit.rows import COLUMNS, COMPOSITE_COLUMNS, TableFile, rows_of
+from thess_agg_dagster.audit.tables import audited, composites_rows, newest_event, table_schema, tables_digest
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, RAW_TILES, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 

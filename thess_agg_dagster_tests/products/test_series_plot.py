@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from thess_agg_dagster.audit.tables import TimestampRows
+from thess_agg_dagster.audit.rows import TimestampRows
 from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
 from thess_agg_dagster_tests.conftest import FIRST, SECOND
 from thess_agg_dagster_tests.products.test_quicklook import from_markdown

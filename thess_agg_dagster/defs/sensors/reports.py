@@ -9,7 +9,8 @@ import dagster as dg
 
 from thess_agg_dagster.audit import telling
 from thess_agg_dagster.audit.event_log import first_sight
-from thess_agg_dagster.audit.tables import COLUMNS, EVENTS_UP_TO, TABLES_DIGEST, newest_event, tables_digest
+from thess_agg_dagster.audit.rows import COLUMNS
+from thess_agg_dagster.audit.tables import EVENTS_UP_TO, TABLES_DIGEST, newest_event, tables_digest
 from thess_agg_dagster.defs.jobs import DUE, DUE_PERIODS, due_in
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.defs.sensors.common import Tick, concerns, digest_of, newest_of, sensor_of
