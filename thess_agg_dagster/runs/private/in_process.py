@@ -73,15 +73,20 @@ class PreparedJob:
             job_code_origin=None,
             asset_graph=self._recorded.asset_layer.asset_graph,
         )
+        return self._execute(run, planned.plan, instance, run_config)
+
+    def _execute(
+        self, run: dg.DagsterRun, plan: ExecutionPlan, instance: dg.DagsterInstance, run_config: Mapping[str, Any]
+    ) -> dg.ExecuteInProcessResult:
         outputs: dict[Any, Any] = {}
         events = list(
             ExecuteRunWithPlanIterable(
-                execution_plan=planned.plan,
+                execution_plan=plan,
                 iterator=job_execution_iterator,
                 execution_context_manager=PlanOrchestrationContextManager(
                     context_event_generator=orchestration_context_event_generator,
                     job=InMemoryJob(self._job),
-                    execution_plan=planned.plan,
+                    execution_plan=plan,
                     dagster_run=run,
                     instance=instance,
                     run_config=run_config,
@@ -91,7 +96,7 @@ class PreparedJob:
                 ),
             )
         )
-        ended = cast("dg.DagsterRun", instance.get_run_by_id(run_id))
+        ended = cast("dg.DagsterRun", instance.get_run_by_id(run.run_id))
         return dg.ExecuteInProcessResult(
             job_def=self._job, event_list=events, dagster_run=ended, output_capture=outputs
         )
