@@ -40,6 +40,8 @@ MODULES = {
     "lake/publish": ["lake/test_publish.py"],
     "lake/published": ["lake/test_published.py"],
     "audit/outcome": ["audit/test_outcome.py", "audit/test_statuses.py"],
+    "audit/attempts": ["audit/test_attempts.py", "audit/test_event_log.py"],
+    "audit/rows": ["audit/test_tables.py"],
     "audit/tables": ["audit/test_tables.py"],
     "audit/event_log": ["audit/test_event_log.py"],
     "timestamp/freshness": ["timestamp/test_freshness.py"],
