@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -179,6 +180,8 @@ class AreaOnGrid:
     """An area in the pixel coordinates of a grid, which tells the pixels of a window that it contains."""
 
     polygon: shapely.Geometry
+    # A prepared polygon makes its indices when it is first asked; two threads at once would crash the process.
+    _asking: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def of(cls, area: Geometry, grid: GeoBox) -> AreaOnGrid:
@@ -200,8 +203,9 @@ class AreaOnGrid:
 
     def inside(self, window: Box) -> NDArray[np.bool_] | None:
         """Which pixels of a window have their centre in the area; ``None`` means all."""
-        if shapely.covers(self.polygon, _rectangle(window)):
-            return None
+        with self._asking:
+            if shapely.covers(self.polygon, _rectangle(window)):
+                return None
         translation = Affine.translation(window.left, window.top)
         mask: NDArray[np.bool_] = geometry_mask([self.polygon], window.shape, translation, invert=True)
         return mask

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +157,32 @@ def test_pixels_of_a_window_against_one_rasterization(corners: list[tuple[float,
 def _polygons(geometry: BaseGeometry) -> BaseGeometry:
     parts = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
     return shapely.union_all(parts)
+
+
+ASKED_AT_ONCE = """
+import threading
+import numpy as np, shapely
+from thess_agg_dagster.mosaic.area import AreaOnGrid
+from thess_agg_dagster.mosaic.grid import Box
+
+angles = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
+ring = np.stack([500 + 400 * np.cos(angles), 500 + 400 * np.sin(angles)], axis=-1)
+for _ in range(500):
+    polygon = shapely.Polygon(ring)
+    shapely.prepare(polygon)
+    area, gate = AreaOnGrid(polygon), threading.Barrier(4)
+
+    def ask(number):
+        gate.wait()
+        assert area.inside(Box(490 + number, 510 + number, 490, 510)) is None
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+"""
+
+
+def test_threads_ask_of_an_area_at_once() -> None:
+    """In a process of its own, which crashed."""
+    done = subprocess.run([sys.executable, "-c", ASKED_AT_ONCE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
