@@ -92,15 +92,22 @@ class Call:
 
 
 def calls(log: str) -> Iterator[Call]:
-    """The calls of a log that succeeded, in the order in which they ended."""
+    """The calls of a log that succeeded, in the order in which they ended; a ``close`` when it began, since another thread
+    may be given its number before it has ended."""
     unfinished: dict[str, str] = {}
     for line in log.splitlines():
         thread, _, text = line.partition(" ")
         text = text.strip()
         if text.endswith("<unfinished ...>"):
-            unfinished[thread] = text.removesuffix("<unfinished ...>")
+            begun = text.removesuffix("<unfinished ...>")
+            if closed := re.match(r"close\((\d+)", begun):
+                yield Call(thread, "close", (closed[1],), 0)
+            else:
+                unfinished[thread] = begun
             continue
-        if resumed := re.match(r"<\.\.\. \w+ resumed>", text):
+        if resumed := re.match(r"<\.\.\. (\w+) resumed>", text):
+            if resumed[1] == "close":
+                continue
             text = unfinished.pop(thread) + text[resumed.end() :]
         if found := re.match(r"(\w+)\((.*)\)\s+= (\d+)", text, re.DOTALL):
             yield Call(thread, found[1], tuple(re.split(r", (?![^\[{]*[\]}])", found[2])), int(found[3]))

@@ -162,3 +162,16 @@ def test_without_syncs_the_model_finds_halves(tmp_path: Path, which: str) -> Non
     _, seen, last = distinct(disk, "all/")
     assert {b"", new[name], None} <= {each.get(name) for each in seen}
     assert {None, b""} & {each.get(name) for each in last}
+
+
+def test_a_number_may_be_given_anew_before_its_close_has_ended() -> None:
+    """As strace tells of threads on a busy machine; the sync of the new file was lost."""
+    path = "".join(f"\\x{byte:02x}" for byte in b"/lake/a")
+    lines = (
+        "1 close(7 <unfinished ...>",
+        f'2 openat(AT_FDCWD, "{path}", O_RDONLY) = 7',
+        "1 <... close resumed>) = 0",
+        "2 fsync(7) = 0",
+    )
+    disk = Disk.recorded(Path("/lake"), {"a": b"1"}, "\n".join(lines))
+    assert [type(each) for each in disk.operations] == [Sync]
