@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -78,6 +78,7 @@ class TemplateError(ValueError):
     """A template of tile paths that cannot be used."""
 
 
+@lru_cache
 def _tile_template(text: str) -> tuple[str, str]:
     """The folder and the suffix of a template. Raises :class:`TemplateError`."""
     found = _TEMPLATE.fullmatch(text.strip())
@@ -136,7 +137,7 @@ class DataLake:
         _ = lake.tiles_folder
         return lake
 
-    @property
+    @cached_property
     def tiles_folder(self) -> Path:
         """The folder that contains the folders of the scenes."""
         folder, _ = _tile_template(self.tiles)
@@ -183,7 +184,7 @@ class DataLake:
         """The tables' numbers for Prometheus."""
         return self.tables_folder / "timestamps_aggregation.prom"
 
-    @property
+    @cached_property
     def assets_manifest(self) -> Path:
         """The addresses of the tiles, and their checksums: a table that a catalogue step may write."""
         return self.tables_folder / "assets_manifest_selected.csv"
@@ -223,7 +224,7 @@ class DataLake:
             raise ValueError(f"{scene_id[:80]!r} is not a plain name")
         return self._items / f"{scene_id}.json"
 
-    @property
+    @cached_property
     def _items(self) -> Path:
         return self.root / "cache" / "s2" / "stac_items"
 
