@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import dagster as dg
@@ -23,6 +23,8 @@ from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from thess_agg_dagster.runs.private import (
@@ -59,6 +61,11 @@ class FleetQueue(RunQueue):
 
     The tag is set from the start, so that ``tag_concurrency_limits`` can keep one lake from taking every place.
     """
+
+    def register_instance(self, instance: dg.DagsterInstance) -> None:
+        super().register_instance(instance)
+        # Who has the queue is the daemon, or launches a run.
+        keep_connections(instance)
 
     def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
         run = context.dagster_run
@@ -159,6 +166,34 @@ class FleetLauncher(CeleryRunLauncher):
 def _heartbeat_key(run_id: str) -> str:
     # Called as earlier releases call it: machines are upgraded one after the other.
     return f"thess_agg_dagster/goes_on/{run_id}"
+
+
+def keep_connections(instance: dg.DagsterInstance) -> None:
+    """Have an instance keep its connections to Postgres.
+
+    Dagster opens one for each question, of which the daemon has 50 a second: most of the server's work. Its webserver keeps
+    them, in a way that any long-lived instance can use.
+    """
+    with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+        kept = not isinstance(connection.engine.pool, NullPool)
+    if not kept:  # as the webserver's are, with limits of its own
+        instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)
+
+
+@event.listens_for(Pool, "checkout")
+def _find_broken_connections(connection: Any, record: ConnectionPoolEntry, _: object) -> None:
+    """A kept connection may have broken since (the database restarted), which its first question would find."""
+    if not record.info.pop("new", False):
+        try:
+            with closing(connection.cursor()) as cursor:
+                cursor.execute("SELECT 1")
+        except Exception as error:
+            raise DisconnectionError from error  # a new one is made
+
+
+@event.listens_for(Pool, "connect")
+def _is_new(_: object, record: ConnectionPoolEntry) -> None:
+    record.info["new"] = True
 
 
 @event.listens_for(Engine, "do_connect")

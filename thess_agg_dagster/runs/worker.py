@@ -15,7 +15,7 @@ from kombu.entity import Queue
 
 import thess_agg_dagster.definitions  # noqa: F401
 from thess_agg_dagster.keys import HERE
-from thess_agg_dagster.runs.fleet import ONLY_LAKE, FleetLauncher
+from thess_agg_dagster.runs.fleet import ONLY_LAKE, FleetLauncher, keep_connections
 
 # What Dagster's own Celery task calls; there is no public way to execute a run that was launched.
 from thess_agg_dagster.runs.private.execution import execute_run as execute
@@ -59,7 +59,9 @@ def execute_run(task: Any, execute_job_args_packed: object) -> None:
 @cache
 def _instance() -> dg.DagsterInstance:
     """The instance of a child process, open for as long as it lives."""
-    return dg.DagsterInstance.get()
+    instance = dg.DagsterInstance.get()
+    keep_connections(instance)
+    return instance
 
 
 def _is_of_others(error: Any) -> bool:

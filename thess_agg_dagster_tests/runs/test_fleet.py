@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import rasterio.merge
+import sqlalchemy
 
 from thess_agg_dagster.audit.event_log import latest_successes
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE
@@ -247,6 +248,44 @@ def test_what_is_stopped_and_what_goes_on(one_lake: tuple[SmallLake, Fleet]) -> 
     assert executed_in(found) in pids_of(worker)
     for key in keys:
         check_published(lake, key, ids[key])
+
+
+def test_connections_are_kept_and_made_anew_when_they_break(
+    one_lake: tuple[SmallLake, Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are storages (runs, events, sensors), however much is asked."""
+    _, services = one_lake
+    for name in ("THESS_POSTGRES_URL", "THESS_REDIS_URL"):
+        monkeypatch.setenv(name, services.environment[name])
+    server = sqlalchemy.create_engine(services.environment["THESS_POSTGRES_URL"])
+    monkeypatch.setenv("PGAPPNAME", "kept")
+    known = "FROM pg_stat_activity WHERE application_name = 'kept' AND pid != pg_backend_pid()"
+
+    def ask(instance: dg.DagsterInstance) -> None:
+        instance.get_runs_count()
+        instance.get_dynamic_partitions("timestamp")
+        instance.all_instigator_state()
+
+    def backends() -> set[int]:
+        """The server's processes for the instance."""
+        with server.connect() as connection:
+            return set(connection.execute(sqlalchemy.text(f"SELECT pid {known}")).scalars())
+
+    with dg.DagsterInstance.from_config(str(services.home)) as instance:
+        ask(instance)
+        services.wait_until(lambda: not backends(), 30)  # the server notices later
+        _ = instance.run_coordinator  # as the daemon does first of all
+        ask(instance)
+        kept = backends()
+        assert len(kept) == 3
+        for _ in range(10):
+            ask(instance)
+        assert backends() == kept
+        with server.connect() as connection:
+            connection.execute(sqlalchemy.text(f"SELECT pg_terminate_backend(pid) {known}"))
+        ask(instance)
+        services.wait_until(lambda: len(backends() - kept) == len(backends()) == 3, 30)
+    server.dispose()
 
 
 @pytest.fixture
