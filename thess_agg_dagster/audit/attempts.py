@@ -138,6 +138,7 @@ class AttemptCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._in_vain = False
 
     @classmethod
     def of(cls, instance: dg.DagsterInstance) -> AttemptCache | None:
@@ -172,7 +173,10 @@ class AttemptCache:
         self._ask(lambda database: database.executemany("delete from events where id = ?", rows))
 
     def _ask(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
-        """Do something in one transaction; ``None`` where that cannot be done."""
+        """Do something in one transaction; ``None`` where that cannot be done, and from then on without a try: each may take
+        seconds."""
+        if self._in_vain:
+            return None
         try:
             with closing(sqlite3.connect(self._path, timeout=_PATIENCE_SECONDS)) as database, database:
                 database.execute(
@@ -185,6 +189,8 @@ class AttemptCache:
             if not isinstance(error, sqlite3.OperationalError) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
                 with suppress(OSError):
                     self._path.unlink(missing_ok=True)
+            else:
+                self._in_vain = True
             return None
 
 

@@ -156,11 +156,22 @@ def test_a_damaged_file_is_as_good_as_none(
 def test_a_file_in_use_is_not_waited_for_long(
     instance: dg.DagsterInstance, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Once, and not for every thousand events."""
     monkeypatch.setattr(attempts, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(attempts, "_PAGE", 10)
     before = dict(latest_successes(instance, AGGREGATED))
     with sqlite3.connect(home / "thess_agg_dagster_attempts.db") as holder:
         holder.execute("begin exclusive")
+        opened: list[Path] = []
+        connect = sqlite3.connect
+
+        def counting(path: Path, timeout: float) -> sqlite3.Connection:
+            opened.append(path)
+            return connect(path, timeout)
+
+        monkeypatch.setattr("thess_agg_dagster.audit.attempts.sqlite3.connect", counting)
         assert dict(latest_successes(instance, AGGREGATED)) == before
+        assert len(opened) == 1
 
 
 def test_events_without_an_attempt_are_remembered_as_such(instance: dg.DagsterInstance, read: list[int]) -> None:
