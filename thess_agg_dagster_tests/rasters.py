@@ -1,8 +1,9 @@
-"""Rasters that tests make and read, with plain rasterio."""
+"""Rasters that tests make and read, with plain rasterio, and listings of files that need not be there."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
 from thess_agg_dagster.mosaic.sizes import Sizes
-from thess_agg_dagster.storage.paths import is_remote
+from thess_agg_dagster.storage.fingerprints import Fingerprints
+from thess_agg_dagster.storage.paths import File, is_remote
 
 DATA = Path(__file__).parent / "data"
 ZONE_34, ZONE_35 = "EPSG:32634", "EPSG:32635"
@@ -88,3 +90,9 @@ def half_empty(shape: tuple[int, int], dtype: str = "uint16") -> Array:
     pixels = noise(9, shape).astype(dtype)
     pixels[:, : shape[1] // 2] = 0
     return pixels
+
+
+def listing(files: Mapping[Path, str] | Mapping[File, str]) -> Fingerprints:
+    """The fingerprints of some files, asked for as a path or as text."""
+    known = {str(path): fingerprint for path, fingerprint in files.items()}
+    return lambda path: known.get(str(path))

@@ -223,7 +223,7 @@ def test_identities_stay(tmp_path: Path, given: dict[str, Any], expected: str) -
     acquisition = Acquisition(FIRST, ("S2A_A", "S2A_B"))
     params = TimestampsAggregationParams(**given)
     fingerprints = {".tif": "1666 1690000000000000000", ".json": "9103 1690000000000000000"}
-    found = identify_bands(acquisition, lake, params, ["B04"], lambda path: fingerprints.get(path.suffix))
+    found = identify_bands(acquisition, lake, params, ["B04"], lambda path: fingerprints.get(Path(str(path)).suffix))
     assert found == {"B04": expected}
 
 

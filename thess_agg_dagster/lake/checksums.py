@@ -76,9 +76,8 @@ class ChecksumError(ValueError):
     """A published checksum that cannot be parsed."""
 
 
-def checksum_files(tile: Path) -> list[Path]:
-    """The files next to a tile that may contain its checksum."""
-    return [tile.with_name(tile.name + suffix) for suffix in (".sha256", ".md5")]
+#: How a file next to a tile that may contain its checksum is called: as the tile, and this.
+CHECKSUM_SUFFIXES = (".sha256", ".md5")
 
 
 def parse_checksum_file(data: bytes, name: str) -> Checksum | None:
@@ -118,7 +117,7 @@ def expected_checksum(
     """
     tile = lake.tile(scene_id, band)
     # 1. A file beside the tile.
-    for sibling in filter(fingerprints, checksum_files(tile)):
+    for sibling in filter(fingerprints, (tile.with_name(tile.name + suffix) for suffix in CHECKSUM_SUFFIXES)):
         data = read_if_there(sibling, lake.folders)
         if data is not None:
             found = parse_checksum_file(data, tile.name)

@@ -74,6 +74,17 @@ def is_plain_name(text: str) -> bool:
     return _PLAIN_NAME.fullmatch(text) is not None
 
 
+def _plain(name: str) -> str:
+    if not is_plain_name(name):
+        raise ValueError(f"{name[:80]!r} is not a plain name")
+    return name
+
+
+def folder_name(timestamp: str) -> str:
+    """The name of the folder with a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""
+    return timestamp.replace(":", "_").replace("/", "_")
+
+
 class TemplateError(ValueError):
     """A template of tile paths that cannot be used."""
 
@@ -196,10 +207,16 @@ class DataLake:
 
     def tile(self, scene_id: str, band: str) -> Path:
         """The raw tile of a scene and band. Raises ``ValueError`` unless both are plain names."""
-        for name in (scene_id, band):
-            if not is_plain_name(name):
-                raise ValueError(f"{name[:80]!r} is not a plain name")
-        return self.tiles_folder / scene_id / f"{band}{_tile_template(self.tiles)[1]}"
+        return self.tiles_folder / scene_id / self.tile_path(scene_id, band).rpartition("/")[2]
+
+    def tile_path(self, scene_id: str, band: str) -> str:
+        """The same as text, for who asks for the tiles of ten thousand timestamps."""
+        folder, suffix = self._tile_parts
+        return f"{folder}/{_plain(scene_id)}/{_plain(band)}{suffix}"
+
+    @cached_property
+    def _tile_parts(self) -> tuple[str, str]:
+        return str(self.tiles_folder), _tile_template(self.tiles)[1]
 
     def source(self, scene_id: str, band: str) -> File:
         """Where a raw tile is read: at its place, see :meth:`tile`."""
@@ -220,9 +237,7 @@ class DataLake:
 
     def scene_item(self, scene_id: str) -> Path:
         """The STAC item of a scene, if a download step wrote one. Raises ``ValueError`` unless it is a plain name."""
-        if not is_plain_name(scene_id):
-            raise ValueError(f"{scene_id[:80]!r} is not a plain name")
-        return self._items / f"{scene_id}.json"
+        return self._items / f"{_plain(scene_id)}.json"
 
     @cached_property
     def _items(self) -> Path:
@@ -239,8 +254,8 @@ class DataLake:
         return leads_out_of(path, self.folders)
 
     def timestamp_folder(self, timestamp: str) -> Path:
-        """The folder of a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""
-        return self.aggregated / re.sub(r"[:/]", "_", timestamp)
+        """The folder of a timestamp's mosaics: see :func:`folder_name`."""
+        return self.aggregated / folder_name(timestamp)
 
     def timestamp_of(self, folder: Path) -> str:
         """The timestamp, in ISO 8601, of a folder with mosaics. (Listed timestamps contain neither ``/`` nor ``_``.)"""

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from thess_agg_dagster.storage.paths import NOT_THERE, REQUESTS, File, as_os_errors, is_remote
+from thess_agg_dagster.storage.paths import NOT_THERE, REQUESTS, File, as_os_errors, is_remote, lake_path
 
-#: How to look up the fingerprint of a file, e.g. in a listing made earlier; ``None``: there is no such file.
-Fingerprints = Callable[[File], str | None]
+#: How to look up the fingerprint of a file (or of the one with this path, as text), e.g. in a listing made earlier; ``None``: there
+#: is no such file.
+Fingerprints = Callable[[File | str], str | None]
+
+# Folders whose listings are kept: those of a timestamp's scenes, mosaics and tables, and more.
+_LISTINGS = 64
 
 # What identifies a version of an object, by what the stores' libraries call it. In this order for ever: it is part of identities.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "last_modified", "LastModified")
 
 
-def fingerprint_of(path: File) -> str | None:
+def fingerprint_of(path: File | str) -> str | None:
     """A short text that changes when a file is replaced, or ``None`` if it does not exist.
 
     Size and modification time or, in a bucket, size and ETag. Raises ``OSError`` if a store does not answer.
     """
+    path = lake_path(path) if isinstance(path, str) else path
     with suppress(*NOT_THERE), as_os_errors(path):
         found = path.stat()
         return _fingerprint(cast(Any, found).as_info()) if is_remote(path) else f"{found.st_size} {found.st_mtime_ns}"
@@ -52,10 +59,10 @@ def etag_of(path: File) -> str | None:
 
 def fingerprints_below(folders: Sequence[Path]) -> Fingerprints:
     """:func:`fingerprint_of` for the files in some folders; in a bucket, it uses one listing of each folder, made now,
-    and asks once for any other file."""
+    and asks once for any other file. Elsewhere a folder is listed when its first file is asked for."""
     folders = list(filter(is_remote, folders))
     if not folders:
-        return fingerprint_of
+        return _fingerprints_in_folders()
 
     def listing(folder: Path) -> dict[str, str]:
         remote = cast(Any, folder)
@@ -71,11 +78,41 @@ def fingerprints_below(folders: Sequence[Path]) -> Fingerprints:
     listed = tuple(f"{folder}/" for folder in folders)
     known = {str(folder) for folder in folders}
 
-    def fingerprint(path: File) -> str | None:
+    def fingerprint(path: File | str) -> str | None:
         name = str(path)
         if name not in found and not name.startswith(listed) and name not in known:
             found[name] = fingerprint_of(path)
         return found.get(name)
+
+    return fingerprint
+
+
+def _fingerprints_in_folders() -> Fingerprints:
+    """Most of what may lie beside a tile does not: a listing says so for less than a question per name."""
+
+    @lru_cache(_LISTINGS)
+    def names(folder: str) -> Collection[str] | None:
+        """What is in a folder, or ``None`` if it may not be listed. Case is for the file system to judge."""
+        try:
+            return {entry.name.casefold() for entry in os.scandir(folder)}
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        except OSError:
+            return None
+
+    def fingerprint(path: File | str) -> str | None:
+        if not isinstance(path, str | Path):
+            return fingerprint_of(path)
+        text = str(path)
+        folder, _, name = text.rpartition("/")
+        known = names(folder or "/")
+        if known is not None and name.casefold() not in known:
+            return None
+        try:
+            found = os.stat(text)  # noqa: PTH116 - a path is made in longer than this takes
+        except NOT_THERE:
+            return None
+        return f"{found.st_size} {found.st_mtime_ns}"
 
     return fingerprint
 

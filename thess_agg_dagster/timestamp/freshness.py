@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
 from thess_agg_dagster.lake.catalogue import manifest_value
-from thess_agg_dagster.lake.checksums import checksum_files
+from thess_agg_dagster.lake.checksums import CHECKSUM_SUFFIXES
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import ITEM, NDVI, QUICKLOOK, SOURCE
 from thess_agg_dagster.lake.time_serie import Acquisition, read_time_serie
@@ -61,23 +62,44 @@ def identify_bands(
     fingerprints = fingerprints or lake.fingerprints(acquisition.scene_ids)
     lake = located(lake, params)
     start = f"{PIXELS_VERSION}\n{params.pixel_identity()}\n"
+    items = [_line(lake.scene_item(scene), fingerprints) for scene in acquisition.scene_ids]
+    tiles: dict[tuple[str, str], _TileTold] = {}
+    more = [*([mask_band(params.bands)] if params.mask_scl_classes else []), *filter(None, [params.match_band])]
     found = {}
-    mask = mask_band(params.bands)
     for band in bands:
-        names = [band, *([mask] if params.mask_scl_classes else []), *filter(None, [params.match_band])]
-        tiles = [(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
-        paths = [*(lake.source(*tile) for tile in tiles), *map(lake.scene_item, acquisition.scene_ids)]
-        # A checksum that somebody publishes later may tell that what was read is not what it should have been.
-        paths += [file for tile in tiles for file in checksum_files(lake.tile(*tile)) if fingerprints(file)]
-        published = [
-            f"{scene} {name} {text}\n"
-            for scene, name in tiles
-            if (text := manifest_value(lake, "checksum", scene, name, fingerprints))
-        ]
-        found[band] = _digest(start + "".join(published), paths, fingerprints)
+        names = dict.fromkeys([band, *more])
+        told = []
+        for tile in ((scene, name) for scene in acquisition.scene_ids for name in names):
+            if tile not in tiles:
+                tiles[tile] = _tell_tile(lake, *tile, fingerprints)
+            told.append(tiles[tile])
+        published = (each.published for each in told)
+        beside = (line for each in told for line in each.beside)
+        text = "".join([start, *published, *(each.source for each in told), *items, *beside])
+        found[band] = hashlib.sha256(text.encode()).hexdigest()[:32]
     if ndvi and {RED, NIR} <= found.keys():
         found[NDVI] = together({NDVI: f"{NDVI_VERSION} {ndvi}", RED: found[RED], NIR: found[NIR]})
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _TileTold:
+    """What is told of a tile, in lines: the checksum in a manifest, the file, and the files beside it."""
+
+    published: str
+    source: str
+    beside: Sequence[str]
+
+
+def _tell_tile(lake: DataLake, scene_id: str, band: str, fingerprints: Fingerprints) -> _TileTold:
+    place, text = lake.tile_path(scene_id, band), manifest_value(lake, "checksum", scene_id, band, fingerprints)
+    beside = (f"{place}{suffix}" for suffix in CHECKSUM_SUFFIXES)
+    return _TileTold(
+        f"{scene_id} {band} {text}\n" if text else "",
+        _line(lake.source(scene_id, band) if lake.remote else place, fingerprints),
+        # A checksum that somebody publishes later may tell that what was read is not what it should have been.
+        [_line(file, fingerprints) for file in beside if fingerprints(file)],
+    )
 
 
 def identify_inputs(
@@ -153,19 +175,22 @@ def is_due(
     key = acquisition.timestamp
     # By the record, not by the manifest, which would be a request for each timestamp.
     folder = lake.folder_of(key, last.attempt.output_folder)
-    expected = [lake.manifest(key), folder / QUICKLOOK, *(folder / f"{band}.tif" for band in params.outputs)]
+    names = [QUICKLOOK, *(f"{band}.tif" for band in params.outputs)]
     if params.stac:
-        expected.append(folder / ITEM)
+        names.append(ITEM)
     if params.provenance:
-        expected.append(folder / f"{SOURCE}.tif")
-    return not all(map(fingerprints, expected))
+        names.append(f"{SOURCE}.tif")
+    return not (fingerprints(lake.manifest(key)) and all(fingerprints(f"{folder}/{name}") for name in names))
+
+
+def _line(path: File | str, fingerprints: Fingerprints) -> str:
+    name = "/".join(path.rsplit("/", 2)[1:]) if isinstance(path, str) else f"{path.parent.name}/{path.name}"
+    return f"{name} {fingerprints(path) or 'missing'}\n"
 
 
 def _digest(start: str, paths: Iterable[File], fingerprints: Fingerprints) -> str:
-    digest = hashlib.sha256(start.encode())
-    for path in paths:
-        digest.update(f"{path.parent.name}/{path.name} {fingerprints(path) or 'missing'}\n".encode())
-    return digest.hexdigest()[:32]
+    text = start + "".join(_line(path, fingerprints) for path in paths)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 # What 0.1.0 counted among the parameters, and what stood for those that were not given. Never changed.

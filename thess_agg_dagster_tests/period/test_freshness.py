@@ -24,6 +24,7 @@ from thess_agg_dagster.period.freshness import (
     read_for,
 )
 from thess_agg_dagster.storage.paths import File
+from thess_agg_dagster_tests.rasters import listing
 
 MARCH, APRIL, LATER, MAY = (
     "2023-03-31T23:30:00-02:00",  # April already, in UTC, and the first
@@ -156,7 +157,7 @@ def all_there(*more: str, period: str = PERIOD) -> dict[File, str]:
 
 def test_due_without_a_success_or_with_another() -> None:
     def due(last: RecordedAttempt | None, given: TimestampsAggregationParams) -> bool:
-        return is_due(PERIOD, last, PUBLISHED, LAKE, given, all_there().get)
+        return is_due(PERIOD, last, PUBLISHED, LAKE, given, listing(all_there()))
 
     assert due(None, params())
     assert not due(recorded(made_now()), params())
@@ -196,7 +197,7 @@ def test_due_where_something_is_gone(gone: str, given: dict[str, Any], made: tup
     there = all_there("item.json", "count.tif", "period.tif", "NDVI.tif", "B11.tif")
     del there[LAKE.root / "data_raw" / "composites" / PERIOD / gone]
     last = recorded(made_now(more=made))
-    assert is_due(PERIOD, last, PUBLISHED, LAKE, params(**given), there.get) is (gone in needed)
+    assert is_due(PERIOD, last, PUBLISHED, LAKE, params(**given), listing(there)) is (gone in needed)
 
 
 def test_of_the_periods_asked_for_those_with_something_in_them_are_due(tmp_path: Path) -> None:

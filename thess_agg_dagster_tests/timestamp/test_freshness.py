@@ -28,6 +28,7 @@ from thess_agg_dagster.timestamp.freshness import (
     tile_names,
     together,
 )
+from thess_agg_dagster_tests.rasters import listing
 
 KEY = "2023-02-02 09:21:09+00:00"
 ROW = Acquisition(KEY, ("S2_A", "S2_B"))
@@ -54,7 +55,7 @@ def digest(text: str) -> str:
 def made_now(
     given: TimestampsAggregationParams, fingerprints: Mapping[File, str], status: Any = "success"
 ) -> RecordedAttempt:
-    identities = identify_bands(ROW, LAKE, given, given.bands, fingerprints.get)
+    identities = identify_bands(ROW, LAKE, given, given.bands, listing(fingerprints))
     records = [BandRecord(band, "success", inputs=identities[band]) for band in given.bands]
     return RecordedAttempt(Attempt(KEY, status, "", records, inputs=together(identities)), "run", 1.0, 1)
 
@@ -70,15 +71,15 @@ def test_a_band_is_identified_by_version_parameters_and_files() -> None:
             LAKE.scene_item("S2_B"),
         ]
     )
-    assert identify_bands(ROW, LAKE, params(), ["B04"], fingerprints.get) == {"B04": digest("1\n{}\n" + lines)}
+    assert identify_bands(ROW, LAKE, params(), ["B04"], listing(fingerprints)) == {"B04": digest("1\n{}\n" + lines)}
     del fingerprints[LAKE.tile("S2_B", "B04")]
     missing = lines.replace("S2_B/B04.tif 3", "S2_B/B04.tif missing")
-    assert identify_bands(ROW, LAKE, params(), ["B04"], fingerprints.get) == {"B04": digest("1\n{}\n" + missing)}
+    assert identify_bands(ROW, LAKE, params(), ["B04"], listing(fingerprints)) == {"B04": digest("1\n{}\n" + missing)}
 
 
 def test_all_bands_together_are_identified_by_each() -> None:
     assert together({"B08": "b", "B04": "a"}) == digest('{"B04": "a", "B08": "b"}')
-    fingerprints = all_there().get
+    fingerprints = listing(all_there())
     bands = identify_bands(ROW, LAKE, params(), ["B04", "B08"], fingerprints)
     assert identify_inputs(ROW, LAKE, params(), fingerprints) == digest(json.dumps(bands))
 
@@ -97,9 +98,9 @@ def test_all_bands_together_are_identified_by_each() -> None:
 )
 def test_a_file_changes_the_bands_that_read_it(changed: str, given: dict[str, Any], others: set[str]) -> None:
     fingerprints = all_there()
-    before = identify_bands(ROW, LAKE, params(**given), ["B04", "B08"], fingerprints.get)
+    before = identify_bands(ROW, LAKE, params(**given), ["B04", "B08"], listing(fingerprints))
     after = identify_bands(
-        ROW, LAKE, params(**given), ["B04", "B08"], (fingerprints | {LAKE.root / "cache/s2" / changed: "x"}).get
+        ROW, LAKE, params(**given), ["B04", "B08"], listing(fingerprints | {LAKE.root / "cache/s2" / changed: "x"})
     )
     assert {band for band in before if before[band] != after[band]} == others
 
@@ -115,7 +116,7 @@ def test_a_file_changes_the_bands_that_read_it(changed: str, given: dict[str, An
     ],
 )
 def test_parameters_that_decide_pixels_change_it(given: dict[str, Any], same: bool) -> None:
-    fingerprints = all_there().get
+    fingerprints = listing(all_there())
     assert (
         identify_inputs(ROW, LAKE, params(), fingerprints) == identify_inputs(ROW, LAKE, params(**given), fingerprints)
     ) is same
@@ -147,10 +148,10 @@ def test_tiles_that_a_timestamp_reads() -> None:
 
 def test_due_without_a_success() -> None:
     fingerprints = all_there()
-    assert is_due(ROW, None, LAKE, params(), fingerprints.get)
+    assert is_due(ROW, None, LAKE, params(), listing(fingerprints))
     for status in ("failed_no_tiles", "failed_missing_inputs", "failed_invalid_inputs", "failed_merge", "exception"):
-        assert is_due(ROW, made_now(params(), fingerprints, status), LAKE, params(), fingerprints.get)
-    assert not is_due(ROW, made_now(params(), fingerprints), LAKE, params(), fingerprints.get)
+        assert is_due(ROW, made_now(params(), fingerprints, status), LAKE, params(), listing(fingerprints))
+    assert not is_due(ROW, made_now(params(), fingerprints), LAKE, params(), listing(fingerprints))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_due_without_a_success() -> None:
 )
 def test_due_with_other_parameters(given: dict[str, Any], due: bool) -> None:
     fingerprints = all_there()
-    assert is_due(ROW, made_now(params(), fingerprints), LAKE, params(**given), fingerprints.get) is due
+    assert is_due(ROW, made_now(params(), fingerprints), LAKE, params(**given), listing(fingerprints)) is due
 
 
 @pytest.mark.parametrize("gone", PUBLISHED)
@@ -175,25 +176,25 @@ def test_due_with_other_parameters(given: dict[str, Any], due: bool) -> None:
 def test_due_where_something_is_gone(gone: str, given: dict[str, Any], more: tuple[str, ...]) -> None:
     fingerprints = all_there()
     last = made_now(params(**given), fingerprints)
-    assert not is_due(ROW, last, LAKE, params(**given), fingerprints.get)
+    assert not is_due(ROW, last, LAKE, params(**given), listing(fingerprints))
     del fingerprints[LAKE.timestamp_folder(KEY) / gone]
     expected = gone in ("manifest.json", "quicklook.jpg", "B04.tif", "B08.tif", *more)
-    assert is_due(ROW, last, LAKE, params(**given), fingerprints.get) is expected
+    assert is_due(ROW, last, LAKE, params(**given), listing(fingerprints)) is expected
 
 
 def test_due_with_other_tiles() -> None:
     fingerprints = all_there()
     last = made_now(params(), fingerprints)
-    assert is_due(Acquisition(KEY, ("S2_A",)), last, LAKE, params(), fingerprints.get)
-    assert is_due(Acquisition(KEY, ("S2_B", "S2_A")), last, LAKE, params(), fingerprints.get)
-    assert is_due(ROW, last, LAKE, params(), (fingerprints | {LAKE.tile("S2_B", "B08"): "new"}).get)
+    assert is_due(Acquisition(KEY, ("S2_A",)), last, LAKE, params(), listing(fingerprints))
+    assert is_due(Acquisition(KEY, ("S2_B", "S2_A")), last, LAKE, params(), listing(fingerprints))
+    assert is_due(ROW, last, LAKE, params(), listing(fingerprints | {LAKE.tile("S2_B", "B08"): "new"}))
 
 
 def test_current_bands_are_those_made_of_what_is_there() -> None:
     fingerprints = all_there()
     made = made_now(params(bands=["B04", "B08", "SCL"]), fingerprints).attempt
     fingerprints[LAKE.tile("S2_A", "B08")] = "new"
-    assert current_bands(made, ROW, LAKE, params(), fingerprints.get) == {"B04", "SCL"}
+    assert current_bands(made, ROW, LAKE, params(), listing(fingerprints)) == {"B04", "SCL"}
 
 
 # --- NDVI -----------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_current_bands_are_those_made_of_what_is_there() -> None:
 def test_ndvi_is_identified_by_its_dtype_and_its_two_bands(
     bands: list[str], ndvi: str | None, identified: bool
 ) -> None:
-    found = identify_bands(ROW, LAKE, params(), bands, all_there().get, ndvi)
+    found = identify_bands(ROW, LAKE, params(), bands, listing(all_there()), ndvi)
     assert set(found) == {*bands, *(["NDVI"] if identified else [])}
     if identified:
         spelt = {"B04": found["B04"], "B08": found["B08"], "NDVI": f"1 {ndvi}"}
@@ -221,7 +222,7 @@ def test_ndvi_is_identified_by_its_dtype_and_its_two_bands(
 
 
 def made_with_ndvi(fingerprints: Mapping[File, str], dtype: str = "int16") -> Attempt:
-    found = identify_bands(ROW, LAKE, params(), ["B04", "B08", "SCL"], fingerprints.get, dtype)
+    found = identify_bands(ROW, LAKE, params(), ["B04", "B08", "SCL"], listing(fingerprints), dtype)
     records = [
         BandRecord(band, "success", inputs=text, **({"derived_from": ("B08", "B04")} if band == "NDVI" else {}))  # type: ignore[arg-type]
         for band, text in found.items()
@@ -245,19 +246,19 @@ def test_ndvi_is_current_while_its_bands_are(given: dict[str, Any], current: boo
     made = made_with_ndvi(fingerprints)
     merged = {"B04", "B08", "SCL"}
     expected = merged | {"NDVI"} if current else merged
-    assert current_bands(made, ROW, LAKE, params(**given), fingerprints.get) == expected
+    assert current_bands(made, ROW, LAKE, params(**given), listing(fingerprints)) == expected
     fingerprints[LAKE.tile("S2_A", "B08")] = "new"
-    assert current_bands(made, ROW, LAKE, params(**given), fingerprints.get) == {"B04", "SCL"}
+    assert current_bands(made, ROW, LAKE, params(**given), listing(fingerprints)) == {"B04", "SCL"}
 
 
 def test_ndvi_is_due_where_it_is_asked_for_and_missing() -> None:
     fingerprints = all_there()
     last = RecordedAttempt(made_with_ndvi(fingerprints), "run", 1.0, 1)
-    assert is_due(ROW, last, LAKE, params(ndvi="int16"), fingerprints.get)
+    assert is_due(ROW, last, LAKE, params(ndvi="int16"), listing(fingerprints))
     fingerprints[LAKE.timestamp_folder(KEY) / "NDVI.tif"] = "there"
-    assert not is_due(ROW, last, LAKE, params(ndvi="int16"), fingerprints.get)
-    assert is_due(ROW, last, LAKE, params(ndvi="float32"), fingerprints.get)
-    assert is_due(ROW, made_now(params(), fingerprints), LAKE, params(ndvi="int16"), fingerprints.get)
+    assert not is_due(ROW, last, LAKE, params(ndvi="int16"), listing(fingerprints))
+    assert is_due(ROW, last, LAKE, params(ndvi="float32"), listing(fingerprints))
+    assert is_due(ROW, made_now(params(), fingerprints), LAKE, params(ndvi="int16"), listing(fingerprints))
 
 
 # --- 0.1.0 ----------------------------------------------------------------------------------------------------
@@ -288,13 +289,13 @@ def test_what_0_1_0_made_is_current(given: dict[str, Any], monkeypatch: pytest.M
     bands = ["B04", "B08"]
     records = [BandRecord(band, "success") for band in bands]
     made = Attempt(KEY, "success", "", records, inputs=identity_of_0_1_0(fingerprints, bands, **given), schema=0)
-    assert current_bands(made, ROW, LAKE, params(**given), fingerprints.get) == set(bands)
-    assert not is_due(ROW, RecordedAttempt(made, "run", 1.0, 1), LAKE, params(**given), fingerprints.get)
-    assert current_bands(made, ROW, LAKE, params(**given, resampling="cubic"), fingerprints.get) == set()
-    assert current_bands(replace(made, schema=1), ROW, LAKE, params(**given), fingerprints.get) == set()
+    assert current_bands(made, ROW, LAKE, params(**given), listing(fingerprints)) == set(bands)
+    assert not is_due(ROW, RecordedAttempt(made, "run", 1.0, 1), LAKE, params(**given), listing(fingerprints))
+    assert current_bands(made, ROW, LAKE, params(**given, resampling="cubic"), listing(fingerprints)) == set()
+    assert current_bands(replace(made, schema=1), ROW, LAKE, params(**given), listing(fingerprints)) == set()
     # Other pixels than that release's: then it is not.
     monkeypatch.setattr(freshness, "PIXELS_VERSION", 2)
-    assert current_bands(made, ROW, LAKE, params(**given), fingerprints.get) == set()
+    assert current_bands(made, ROW, LAKE, params(**given), listing(fingerprints)) == set()
 
 
 def test_the_first_version_of_the_pixels_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
