@@ -10,7 +10,7 @@ import dagster as dg
 from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import LakeKeys
-from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.layout import DataLake, folder_name
 from thess_agg_dagster.lake.published import read_manifest
 
 # Whatever became of a timestamp, a run of it leaves one of these; one that was killed, too.
@@ -66,7 +66,7 @@ def _is_here(lake: DataLake, found: RecordedAttempt) -> bool:
 def unknown_timestamps(lake: DataLake, known: Iterable[str]) -> set[str]:
     """Timestamps (or periods, in ``lake.composites``) that are published in a lake, according to their manifests, but not
     among these."""
-    folders = {lake.timestamp_folder(key).name for key in known}
+    folders = set(map(folder_name, known))
     unknown = {path: read_manifest(path) for path in lake.manifests() if path.parent.name not in folders}
     named = {path: found.get("timestamp") or found.get("period") for path, found in unknown.items()}
     # A folder that somebody gave another name is no timestamp.
