@@ -56,7 +56,7 @@ def one_lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallLa
 
 
 def environment(lake: SmallLake, **more: str) -> dict[str, str]:
-    return {"DATA_LAKE": str(lake.root), "THESS_SENSOR_SECONDS": "3"} | more
+    return {"DATA_LAKE": str(lake.root), "THESS_SENSOR_SECONDS": "8"} | more
 
 
 def timestamps(count: int, day: int = 1) -> list[str]:
