@@ -7,7 +7,7 @@ DATA_LAKE ?= $(CURDIR)/DATA_LAKE
 # An image that forbids bytecode has every process compile what it imports, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac test-azure everything debian azurite screenshots lint bench bench-options bench-scaling bench-fleet bench-quick soak coverage mutants clean
+.PHONY: demo dev timestamp-aggregation timestamps-aggregation test test-all test-browser test-fleet test-strace test-stac test-azure everything debian azurite screenshots lint bench bench-options bench-series bench-scaling bench-fleet bench-quick soak coverage mutants clean
 
 demo: .venv/run  ## aggregate a small sample lake and show the result
 	@$(BIN)/python -m thess_agg_dagster demo $(SAMPLE)
@@ -64,11 +64,14 @@ lint: .venv/ready  ## check style and types
 	$(BIN)/mypy
 	cd examples/vegetation && $(CURDIR)/$(BIN)/mypy --strict vegetation test_vegetation.py
 
-bench: .venv/ready  ## compare full-size tiles with other tools and the limit set by the codecs (about 25 minutes, 3 GB in bench-lake)
+bench: .venv/ready  ## compare full-size tiles with other tools and the limit set by the codecs (about 40 minutes, 3 GB in bench-lake)
 	$(BIN)/python -m benchmarks.run
 
 bench-options: .venv/ready  ## measure the cost of areas, masks, coarser pixels and COGs (about 10 minutes, in the same folder)
 	$(BIN)/python -m benchmarks.run --options
+
+bench-series: .venv/ready  ## measure a whole series at full size, 46 timestamps of three tiles, GeoTIFF and JPEG 2000 (an hour, 45 GB)
+	$(BIN)/python -m benchmarks.series
 
 bench-scaling: everything  ## measure the cost of 100 to 10 000 timestamps in databases, sensors and pages (an hour)
 	$(BIN)/python -m benchmarks.scaling

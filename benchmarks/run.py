@@ -22,6 +22,7 @@ import click
 import numpy as np
 import rasterio
 
+from benchmarks import newest
 from benchmarks.tiles import CASES, make_scl, make_tile
 
 HERE = Path(__file__).parent
@@ -39,12 +40,26 @@ class Plan:
     ways: tuple[str, ...]
 
 
-PEERS = ("common recipe", "rasterio.merge to file", "gdalwarp -multi")
+PEERS = (
+    "common recipe",
+    "reproject to a file, then rasterio.merge",
+    "rasterio.merge to file",
+    "odc-stac to file",
+    "gdalwarp -multi",
+    "gdalwarp -multi, newest GDAL",
+)
+OF_ONE_ZONE = (
+    "gdalbuildvrt + gdal_translate",
+    "gdalbuildvrt + gdal_translate, newest GDAL",
+    "gdal raster mosaic, newest GDAL",
+)
+# Decoding is nearly all of the time there: not all of them over again.
+OF_JPEG2000 = ("common recipe", "rasterio.merge to file", "gdalwarp -multi", "gdalwarp -multi, newest GDAL")
 OPTIONS = ("ours, a third as aoi", "ours, SCL mask")
 PLANS = (
     Plan("Three GeoTIFF tiles in two UTM zones", "two zones", False, ("ours", *PEERS, *BOUND)),
-    Plan("Two GeoTIFF tiles of one zone", "one zone", False, ("ours", *PEERS, "gdalbuildvrt + gdal_translate", *BOUND)),
-    Plan("Three JPEG 2000 tiles in two UTM zones", "two zones", True, ("ours", *PEERS, *BOUND)),
+    Plan("Two GeoTIFF tiles of one zone", "one zone", False, ("ours", *PEERS, *OF_ONE_ZONE, *BOUND)),
+    Plan("Three JPEG 2000 tiles in two UTM zones", "two zones", True, ("ours", *OF_JPEG2000, *BOUND)),
     Plan("Twelve GeoTIFF tiles in two UTM zones", "twelve tiles", False, ("ours",)),
 )
 OPTION_PLANS = (
@@ -153,9 +168,11 @@ def markdown(tables: dict[str, list[Result]], facts: dict[str, Any]) -> str:
     lines = [
         "# Benchmark results",
         "",
-        f"`make {facts['target']}`, {facts['rounds']} rounds, tiles of {facts['tile']} x {facts['tile']} pixels, uint16.",
+        f"`make {facts['target']}`, {facts['rounds']} rounds, tiles of {facts['tile']} x {facts['tile']} pixels, uint16, at "
+        f"commit {facts['commit']}.",
         f"{facts['cores']} cores, {facts['cpu']}; Python {facts['python']}, rasterio {facts['rasterio']} with GDAL "
-        f"{facts['gdal']}, numpy {facts['numpy']}; the command-line tools are GDAL {facts['gdal_tools']}.",
+        f"{facts['gdal']}, numpy {facts['numpy']}; the command-line tools are GDAL {facts['gdal_tools']}, "
+        f"the newest GDAL is that inside {newest.WHEEL.replace('==', ' ')}, called through its C API.",
         "",
         "Seconds are medians, imports not counted. The bound is what the same libraries need to decode each tile once, warp "
         "once (GDAL) the tiles that lie off the grid, and encode the mosaic once, all cores busy, each part "
@@ -193,7 +210,8 @@ def options_markdown(tables: dict[str, list[Result]], facts: dict[str, Any], til
     lines = [
         "# What the options cost",
         "",
-        f"`make bench-options`, {rounds} rounds, tiles of {tile} x {tile} pixels, uint16, SCL of half that. {facts['cores']} cores, "
+        f"`make bench-options`, {rounds} rounds, tiles of {tile} x {tile} pixels, uint16, SCL of half that, at commit "
+        f"{facts['commit']}. {facts['cores']} cores, "
         f"{facts['cpu']}; rasterio {facts['rasterio']} with GDAL {facts['gdal']}, numpy {facts['numpy']}.",
         "",
         "Seconds are medians, imports not counted; memory is the peak. The area is the middle third of the mosaic, from top "
@@ -254,7 +272,14 @@ def machine() -> dict[str, Any]:
         "gdal": rasterio.__gdal_version__,
         "numpy": np.__version__,
         "gdal_tools": version.split(",")[0].removeprefix("GDAL "),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """The commit that is measured, and whether files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=7", "--dirty=, with changes"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 @click.command()

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import rasterio
+from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 from rasterio.crs import CRS
 from rasterio.merge import merge
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import calculate_default_transform, reproject
 from rasterio.windows import Window
 
 from benchmarks.measure import peak_megabytes, seconds
+from benchmarks.newest import package_in
 from benchmarks.tiles import scl_beside
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.geotiff import creation_options
@@ -130,14 +137,93 @@ def merge_to_file(tiles: list[Path], out: Path) -> float:
     return time.perf_counter() - started
 
 
+def reproject_then_merge(tiles: list[Path], out: Path) -> float:
+    """Each tile of another CRS reprojected to a temporary file of its own, then ``rasterio.merge`` in memory: how pipelines
+    that grew from scripts do it."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        with rasterio.open(tiles[0]) as first:
+            crs = first.crs
+        same = [_in_crs(tile, crs, Path(folder)) for tile in tiles]
+        with contextlib.ExitStack() as stack:
+            sources = [stack.enter_context(rasterio.open(path)) for path in same]
+            pixels, transform = merge(sources, nodata=0)
+            profile = sources[0].profile | {"height": pixels.shape[1], "width": pixels.shape[2], "transform": transform}
+        profile |= {"driver": "GTiff", "nodata": 0, "compress": "lzw", "tiled": True, "bigtiff": "IF_SAFER"}
+        with rasterio.open(out, "w", **profile) as file:
+            file.write(pixels)
+    return time.perf_counter() - started
+
+
+def _in_crs(tile: Path, crs: CRS, folder: Path) -> Path:
+    with rasterio.open(tile) as file:
+        if file.crs == crs:
+            return tile
+        transform, width, height = calculate_default_transform(file.crs, crs, file.width, file.height, *file.bounds)
+        profile = file.profile | {
+            "driver": "GTiff",
+            "crs": crs,
+            "transform": transform,
+            "width": width,
+            "height": height,
+        }
+        path = folder / f"{tile.stem}.tif"
+        with rasterio.open(path, "w", **profile) as copy:
+            reproject(rasterio.band(file, 1), rasterio.band(copy, 1), src_nodata=0, dst_nodata=0, num_threads=CORES)
+    return path
+
+
+def odc_stac(tiles: list[Path], out: Path) -> float:
+    """``odc.stac.load`` onto our grid, one overpass being one solar day; then to a file with our creation options."""
+    import odc.stac
+    import pystac
+
+    grid, options = plan(tiles).grid, {"driver": "GTiff"} | _creation_options(tiles)
+    items = []
+    for tile in tiles:
+        with rasterio.open(tile) as file:
+            outline = GeoBox.from_rio(file).geographic_extent
+        item = pystac.Item(
+            tile.stem, outline.json, list(outline.boundingbox.bbox), datetime(2023, 4, 1, 9, tzinfo=UTC), {}
+        )
+        item.add_asset("B04", pystac.Asset(str(tile), media_type="image/tiff; application=geotiff", roles=["data"]))
+        items.append(item)
+    started = time.perf_counter()
+    chunks: Any = {"x": 2048, "y": 2048}
+    stack = odc.stac.load(
+        items, bands=["B04"], geobox=grid, dtype="uint16", nodata=0, groupby="solar_day", chunks=chunks
+    )
+    stack["B04"].squeeze("time", drop=True).rio.write_nodata(0).rio.to_raster(out, lock=Lock(), **options)
+    return time.perf_counter() - started
+
+
 def gdalwarp(tiles: list[Path], out: Path) -> float:
     """GDAL's own tool onto our grid. It lets the last file win, so the order is reversed."""
+    return seconds(["gdalwarp", "-q", *_warp_arguments(tiles), *map(str, reversed(tiles)), str(out)])
+
+
+def newest_warp(tiles: list[Path], out: Path) -> float:
+    """The same with the newest GDAL."""
+    return _newest("warp", out, _warp_arguments(tiles), tiles)
+
+
+def _warp_arguments(tiles: list[Path]) -> list[str]:
     grid = plan(tiles).grid
     bounds = [str(value) for value in grid.boundingbox.bbox]
-    command = ["gdalwarp", "-q", "-overwrite", "-multi", "-wo", f"NUM_THREADS={CORES}", "-wm", "512"]
-    command += ["-t_srs", str(grid.crs), "-te", *bounds, "-tr", str(grid.resolution.x), str(-grid.resolution.y)]
-    command += ["-srcnodata", "0", "-dstnodata", "0", *_gdal_options(tiles), *map(str, reversed(tiles)), str(out)]
-    return seconds(command)
+    arguments = [
+        "-overwrite",
+        "-multi",
+        "-wo",
+        f"NUM_THREADS={CORES}",
+        "-wm",
+        "512",
+        "-srcnodata",
+        "0",
+        "-dstnodata",
+        "0",
+    ]
+    arguments += ["-t_srs", str(grid.crs), "-te", *bounds, "-tr", str(grid.resolution.x), str(-grid.resolution.y)]
+    return arguments + _gdal_options(tiles)
 
 
 def vrt_translate(tiles: list[Path], out: Path) -> float:
@@ -147,6 +233,23 @@ def vrt_translate(tiles: list[Path], out: Path) -> float:
     return seconds(["gdalbuildvrt", "-q", "-overwrite", *nodata, str(vrt), *map(str, reversed(tiles))]) + seconds(
         ["gdal_translate", "-q", "--config", "GDAL_NUM_THREADS", str(CORES), *_gdal_options(tiles), str(vrt), str(out)]
     )
+
+
+def newest_vrt_translate(tiles: list[Path], out: Path) -> float:
+    """The same with the newest GDAL."""
+    return _newest("translate_a_vrt", out, _gdal_options(tiles), tiles)
+
+
+def newest_mosaic(tiles: list[Path], out: Path) -> float:
+    """``gdal raster mosaic``, GDAL's newer command for the same."""
+    options = [part for name in _gdal_options(tiles) for part in (["--co"] if name == "-co" else [name])]
+    return _newest("mosaic", out, ["--overwrite", "--src-nodata", "0", "--dst-nodata", "0", *options], tiles)
+
+
+def _newest(tool: str, out: Path, arguments: list[str], tiles: list[Path]) -> float:
+    command = [sys.executable, "-m", "benchmarks.newest", str(package_in(out.parent)), tool, str(out), *arguments]
+    command += ["--", *map(str, reversed(tiles))]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def bound_decode(tiles: list[Path], out: Path) -> float:
@@ -234,8 +337,13 @@ WAYS: dict[str, Callable[[list[Path], Path], float]] = {
     "ours, source and observations": ours_observations,
     "common recipe": common_recipe,
     "rasterio.merge to file": merge_to_file,
+    "reproject to a file, then rasterio.merge": reproject_then_merge,
+    "odc-stac to file": odc_stac,
     "gdalwarp -multi": gdalwarp,
+    "gdalwarp -multi, newest GDAL": newest_warp,
     "gdalbuildvrt + gdal_translate": vrt_translate,
+    "gdalbuildvrt + gdal_translate, newest GDAL": newest_vrt_translate,
+    "gdal raster mosaic, newest GDAL": newest_mosaic,
     "bound: decode": bound_decode,
     "bound: warp": bound_warp,
     "bound: encode": bound_encode,
