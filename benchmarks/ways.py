@@ -177,6 +177,7 @@ def odc_stac(tiles: list[Path], out: Path) -> float:
     """``odc.stac.load`` onto our grid, one overpass being one solar day; then to a file with our creation options."""
     import odc.stac
     import pystac
+    import rioxarray  # noqa: F401 - writes the file
 
     grid, options = plan(tiles).grid, {"driver": "GTiff"} | _creation_options(tiles)
     items = []
