@@ -242,7 +242,7 @@ def plot(tables: dict[str, list[Result]], path: Path) -> None:
         axis.axvline(bound, color="#c0392b", linestyle="--", linewidth=1)
         axis.text(bound, len(peers) - 0.55, " bound", color="#c0392b", va="bottom", fontsize=8)
         axis.invert_yaxis()
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=10, loc="right")
         axis.set_xlabel("seconds")
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
