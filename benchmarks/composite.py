@@ -24,7 +24,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from benchmarks.measure import peak_megabytes
-from benchmarks.tiles import SCENE
+from benchmarks.tiles import SCENE, stac_item
 
 HERE = Path(__file__).parent
 TIMES, BLOCK = 12, 512
@@ -67,18 +67,11 @@ def ours(mosaics: list[Path], out: Path) -> None:
 
 def odc_stac(mosaics: list[Path], out: Path) -> None:
     import odc.stac
-    import pystac
     from odc.geo.geobox import GeoBox
 
     with rasterio.open(mosaics[0]) as file:
         grid = GeoBox.from_rio(file)
-    outline = grid.geographic_extent
-    items = []
-    for number, path in enumerate(mosaics):
-        when = datetime(2023, 4, 1 + number, tzinfo=UTC)
-        item = pystac.Item(str(number), outline.json, list(outline.boundingbox.bbox), when, {})
-        item.add_asset("B04", pystac.Asset(str(path), media_type="image/tiff; application=geotiff", roles=["data"]))
-        items.append(item)
+    items = [stac_item(path, datetime(2023, 4, 1 + number, tzinfo=UTC)) for number, path in enumerate(mosaics)]
     stack = odc.stac.load(items, bands=["B04"], geobox=grid, dtype="uint16", nodata=0, chunks={"x": 2048, "y": 2048})
     cube = stack["B04"]
     _write_dask(cube.where(cube > 0).median("time"), out)

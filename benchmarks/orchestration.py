@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import seconds
+from benchmarks.tiles import CASES
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.sample import TILE_SIZE, TILES
 from thess_agg_dagster_tests.processes import clean_environment
@@ -30,20 +31,26 @@ ROUNDS = 5
 def make_lake(root: Path, timestamps: int = TIMESTAMPS) -> DataLake:
     lake = DataLake(root)
     rng = np.random.default_rng(1)
-    rows = ["acq_datetime,tile_ids"]
+    for scene in write_list(lake, timestamps):
+        epsg, left, top = TILES[scene[-6:]]
+        for band, pixel, dtype in (("B04", 200, "uint16"), ("B08", 200, "uint16"), ("SCL", 400, "uint8")):
+            size = TILE_SIZE // pixel
+            pixels = rng.integers(1, 12, (size, size)).astype(dtype)
+            place: dict[str, Any] = {"crs": f"EPSG:{epsg}", "corner": (left, top), "pixel": pixel}
+            write_tile(lake.tile(scene, band), pixels, **place, tiled=False, compress="none")
+    return lake
+
+
+def write_list(lake: DataLake, timestamps: int) -> list[str]:
+    """List so many timestamps, a minute apart, of three tiles in two zones; returns their scenes, which end in the tile's name."""
+    rows, listed = ["acq_datetime,tile_ids"], []
     for number in range(timestamps):
-        scenes = [f"S2A_{number:03d}_{tile}" for tile in ("T35TKF", "T34TFL", "T34TFK")]
+        scenes = [f"S2A_{number:03d}_{tile}" for tile in CASES["two zones"]]
         rows.append(f"2024-01-01 10:{number:02d}:00+00:00,{'|'.join(scenes)}")
-        for scene in scenes:
-            epsg, left, top = TILES[scene[-6:]]
-            for band, pixel, dtype in (("B04", 200, "uint16"), ("B08", 200, "uint16"), ("SCL", 400, "uint8")):
-                size = TILE_SIZE // pixel
-                pixels = rng.integers(1, 12, (size, size)).astype(dtype)
-                place: dict[str, Any] = {"crs": f"EPSG:{epsg}", "corner": (left, top), "pixel": pixel}
-                write_tile(lake.tile(scene, band), pixels, **place, tiled=False, compress="none")
+        listed += scenes
     lake.tables_folder.mkdir(parents=True)
     lake.time_serie.write_text("\n".join(rows) + "\n")
-    return lake
+    return listed
 
 
 def python(*arguments: str) -> float:

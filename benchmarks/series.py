@@ -19,30 +19,25 @@ import click
 import pandas as pd
 import psutil
 
+from benchmarks.orchestration import TIMESTAMPS, write_list
 from benchmarks.run import HERE, machine, measure
 from benchmarks.tiles import CASES, make_scl, make_tile
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster_tests.processes import clean_environment
 
-TIMESTAMPS = 46
 NAMES = CASES["two zones"]
 RECIPE = "common recipe"
 
 
 def make_lake(root: Path, tiles: Path, timestamps: int, jpeg2000: bool) -> DataLake:
     lake = DataLake(root)
-    rows = ["acq_datetime,tile_ids"]
-    for number in range(timestamps):
-        scenes = [f"S2A_{number:03d}_{name}" for name in NAMES]
-        rows.append(f"2024-01-01 10:{number:02d}:00+00:00,{'|'.join(scenes)}")
-        for scene, name in zip(scenes, NAMES, strict=True):
-            made = {"B04": make_tile(tiles, name, 10, jpeg2000), "SCL": make_scl(tiles, name, 10, jpeg2000)}
-            for band, tile in (made | {"B08": made["B04"]}).items():
-                place = lake.tile(scene, band)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.link(tile, place)
-    lake.tables_folder.mkdir(parents=True)
-    lake.time_serie.write_text("\n".join(rows) + "\n")
+    for scene in write_list(lake, timestamps):
+        name = scene[-6:]
+        made = {"B04": make_tile(tiles, name, 10, jpeg2000), "SCL": make_scl(tiles, name, 10, jpeg2000)}
+        for band, tile in (made | {"B08": made["B04"]}).items():
+            place = lake.tile(scene, band)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.link(tile, place)
     return lake
 
 

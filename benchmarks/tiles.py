@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
 
 from thess_agg_dagster.sample import TILE_SIZE, TILES
 from thess_agg_dagster_tests.rasters import DATA, write_tile
+
+if TYPE_CHECKING:
+    import pystac
 
 SCENE = DATA / "B04.tif"
 
@@ -41,6 +46,17 @@ def make_scl(folder: Path, name: str, pixel: int, jpeg2000: bool) -> Path:
 
 def scl_beside(tile: Path) -> Path:
     return tile.with_name(f"SCL-{tile.name}")
+
+
+def stac_item(path: Path, when: datetime) -> pystac.Item:
+    """What odc-stac is told of a file of band B04."""
+    import pystac  # here: it would count in the memory of all ways
+
+    with rasterio.open(path) as file:
+        outline = GeoBox.from_rio(file).geographic_extent
+    item = pystac.Item(path.stem, outline.json, list(outline.boundingbox.bbox), when, {})
+    item.add_asset("B04", pystac.Asset(str(path), media_type="image/tiff; application=geotiff", roles=["data"]))
+    return item
 
 
 def _write(path: Path, name: str, pixel: int, jpeg2000: bool, pixels: NDArray[Any]) -> None:

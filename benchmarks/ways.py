@@ -19,7 +19,6 @@ from threading import Lock
 from typing import Any
 
 import rasterio
-from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 from rasterio.crs import CRS
 from rasterio.merge import merge
@@ -29,7 +28,7 @@ from rasterio.windows import Window
 
 from benchmarks.measure import peak_megabytes, seconds
 from benchmarks.newest import package_in
-from benchmarks.tiles import scl_beside
+from benchmarks.tiles import scl_beside, stac_item
 from thess_agg_dagster.mosaic.engine import write_mosaic
 from thess_agg_dagster.mosaic.geotiff import creation_options
 from thess_agg_dagster.mosaic.grid import crop, footprint_on
@@ -176,19 +175,10 @@ def _in_crs(tile: Path, crs: CRS, folder: Path) -> Path:
 def odc_stac(tiles: list[Path], out: Path) -> float:
     """``odc.stac.load`` onto our grid, one overpass being one solar day; then to a file with our creation options."""
     import odc.stac
-    import pystac
     import rioxarray  # noqa: F401 - writes the file
 
     grid, options = plan(tiles).grid, {"driver": "GTiff"} | _creation_options(tiles)
-    items = []
-    for tile in tiles:
-        with rasterio.open(tile) as file:
-            outline = GeoBox.from_rio(file).geographic_extent
-        item = pystac.Item(
-            tile.stem, outline.json, list(outline.boundingbox.bbox), datetime(2023, 4, 1, 9, tzinfo=UTC), {}
-        )
-        item.add_asset("B04", pystac.Asset(str(tile), media_type="image/tiff; application=geotiff", roles=["data"]))
-        items.append(item)
+    items = [stac_item(tile, datetime(2023, 4, 1, 9, tzinfo=UTC)) for tile in tiles]
     started = time.perf_counter()
     chunks: Any = {"x": 2048, "y": 2048}
     stack = odc.stac.load(
@@ -211,18 +201,7 @@ def newest_warp(tiles: list[Path], out: Path) -> float:
 def _warp_arguments(tiles: list[Path]) -> list[str]:
     grid = plan(tiles).grid
     bounds = [str(value) for value in grid.boundingbox.bbox]
-    arguments = [
-        "-overwrite",
-        "-multi",
-        "-wo",
-        f"NUM_THREADS={CORES}",
-        "-wm",
-        "512",
-        "-srcnodata",
-        "0",
-        "-dstnodata",
-        "0",
-    ]
+    arguments = f"-overwrite -multi -wo NUM_THREADS={CORES} -wm 512 -srcnodata 0 -dstnodata 0".split()
     arguments += ["-t_srs", str(grid.crs), "-te", *bounds, "-tr", str(grid.resolution.x), str(-grid.resolution.y)]
     return arguments + _gdal_options(tiles)
 

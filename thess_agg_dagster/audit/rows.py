@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
-from operator import attrgetter, itemgetter
+from dataclasses import replace
+from operator import itemgetter
 from typing import Any, NamedTuple, TextIO, TypeAlias, get_type_hints
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column
@@ -182,28 +182,17 @@ def _summary_row(attempt: Attempt) -> Row:
     }
 
 
-# What of a record stands in the table as it is, read in one step: a report on 10 000 timestamps has 30 000 bands.
-_LISTS = [each.name for each in fields(BandRecord) if each.name in _RECORDED and each.default == ()]
-_PLAIN = [name for name in _RECORDED if name not in _LISTS]
-_plain = attrgetter(*_PLAIN)
-
-
 def _band_row(attempt: Attempt, band: BandRecord) -> Row:
-    row = dict(zip(_PLAIN, _plain(band), strict=True))
-    row["timestamp"] = attempt.timestamp
-    for name in _LISTS:
-        value = getattr(band, name)
-        row[name] = _cell(name, value) if value else ""
-    return row
+    return {"timestamp": attempt.timestamp} | {name: _cell(name, getattr(band, name)) for name in _RECORDED}
 
 
-def _cell(name: str, value: Sequence[Any]) -> str:
-    """A list of a record as text for a table."""
+def _cell(name: str, value: Any) -> Any:
+    """A value of a record as text for a table."""
     if name == "bounds":
         return "|".join(f"{edge:.15g}" for edge in value)
     if name == "input_checksums":  # one for each of the input files, equal ones too
         return "|".join(value)
-    return _joined(value)
+    return _joined(value) if isinstance(value, list | tuple) else value
 
 
 def _total(attempt: Attempt, name: str) -> Any:

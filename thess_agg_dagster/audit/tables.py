@@ -125,10 +125,8 @@ def _latest_truth(
 
 def _here(attempt: Attempt, lake: DataLake) -> Attempt:
     """An attempt whose paths are those of the lake at hand."""
-    bands, folder = [_band_here(band, lake) for band in attempt.bands], lake.here(attempt.output_folder)
-    if folder == attempt.output_folder and all(new is old for new, old in zip(bands, attempt.bands, strict=True)):
-        return attempt
-    return replace(attempt, bands=bands, output_folder=folder)
+    bands = [_band_here(band, lake) for band in attempt.bands]
+    return replace(attempt, bands=bands, output_folder=lake.here(attempt.output_folder))
 
 
 def _band_here(band: BandRecord, lake: DataLake) -> BandRecord:

@@ -103,10 +103,8 @@ def _write_rows(obj: AuditTables, lake: DataLake) -> _Written:
         tables = [(name, path, stack.enter_context(_table(name, path))) for name, path in paths.items()]
         for rows in obj.timestamps:
             for name, path, table in tables:
-                try:
+                with _writing(path):
                     table.add(rows.of(name))
-                except OSError as error:
-                    raise _cannot_be_written(path, error) from error
             written.note(rows, obj.stale or {})
     return written
 
@@ -169,17 +167,14 @@ def _table(name: str, path: Path) -> Iterator[TableFile]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
+    """Say what to do about a file that cannot be written."""
     try:
         yield
     except OSError as error:
-        raise _cannot_be_written(path, error) from error
-
-
-def _cannot_be_written(path: Path, error: OSError) -> dg.Failure:
-    return dg.Failure(
-        f"{path}: cannot be written ({first_line(error)}); check disk space, quota and permissions (the old file stays)",
-        allow_retries=False,
-    )
+        raise dg.Failure(
+            f"{path}: cannot be written ({first_line(error)}); check disk space, quota and permissions (the old file stays)",
+            allow_retries=False,
+        ) from error
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -207,16 +207,18 @@ class DataLake:
 
     def tile(self, scene_id: str, band: str) -> Path:
         """The raw tile of a scene and band. Raises ``ValueError`` unless both are plain names."""
-        return self.tiles_folder / scene_id / self.tile_path(scene_id, band).rpartition("/")[2]
+        return self.tiles_folder / self._in_tiles_folder(scene_id, band)
 
     def tile_path(self, scene_id: str, band: str) -> str:
         """The same as text, for who asks for the tiles of ten thousand timestamps."""
-        folder, suffix = self._tile_parts
-        return f"{folder}/{_plain(scene_id)}/{_plain(band)}{suffix}"
+        return f"{self._tiles_folder_path}/{self._in_tiles_folder(scene_id, band)}"
+
+    def _in_tiles_folder(self, scene_id: str, band: str) -> str:
+        return f"{_plain(scene_id)}/{_plain(band)}{_tile_template(self.tiles)[1]}"
 
     @cached_property
-    def _tile_parts(self) -> tuple[str, str]:
-        return str(self.tiles_folder), _tile_template(self.tiles)[1]
+    def _tiles_folder_path(self) -> str:
+        return str(self.tiles_folder)
 
     def source(self, scene_id: str, band: str) -> File:
         """Where a raw tile is read: at its place, see :meth:`tile`."""

@@ -32,7 +32,7 @@ def fingerprint_of(path: File | str) -> str | None:
     path = lake_path(path) if isinstance(path, str) else path
     with suppress(*NOT_THERE), as_os_errors(path):
         found = path.stat()
-        return _fingerprint(cast(Any, found).as_info()) if is_remote(path) else f"{found.st_size} {found.st_mtime_ns}"
+        return _fingerprint(cast(Any, found).as_info()) if is_remote(path) else _of_stat(found)
     return None
 
 
@@ -108,13 +108,15 @@ def _fingerprints_in_folders() -> Fingerprints:
         known = names(folder or "/")
         if known is not None and name.casefold() not in known:
             return None
-        try:
-            found = os.stat(text)  # noqa: PTH116 - a path is made in longer than this takes
-        except NOT_THERE:
-            return None
-        return f"{found.st_size} {found.st_mtime_ns}"
+        with suppress(*NOT_THERE):
+            return _of_stat(os.stat(text))  # noqa: PTH116 - a path is made in longer than this takes
+        return None
 
     return fingerprint
+
+
+def _of_stat(found: os.stat_result) -> str:
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _fingerprint(info: dict[str, Any]) -> str:

@@ -207,30 +207,11 @@ def read_if_there(path: Path, within: Sequence[Path] = ()) -> bytes | None:
 def files_below(folder: Path, name: str, depths: Sequence[int] = (1,)) -> list[Path]:
     """The files of this name at these depths below a folder, sorted; in a bucket, from one listing. Raises ``OSError``."""
     if not is_remote(folder):
-        return [folder.joinpath(*parts) for parts in sorted(_parts_below(str(folder), name, depths))]
+        return sorted(path for depth in depths for path in folder.glob(f"{'*/' * depth}{name}"))
     remote = cast(Any, folder)
     with suppress(FileNotFoundError), as_os_errors(folder):
         below = [path.removeprefix(f"{remote.path}/").split("/") for path in remote.fs.find(remote.path)]
         return sorted(folder.joinpath(*parts) for parts in below if parts[-1] == name and len(parts) - 1 in depths)
-    return []
-
-
-def _parts_below(folder: str, name: str, depths: Sequence[int]) -> Iterator[tuple[str, ...]]:
-    """What ``Path.glob`` finds, in a quarter of its time: there may be tens of thousands."""
-    level: list[tuple[str, ...]] = [()]
-    for depth in range(1, max(depths) + 1):
-        level = [(*parts, each) for parts in level for each in _listed("/".join((folder, *parts)))]
-        if depth in depths:
-            yield from ((*parts, name) for parts in level if _exists("/".join((folder, *parts, name))))
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 - a path is made in longer than this takes
-
-
-def _listed(folder: str) -> list[str]:
-    with suppress(*NOT_THERE):
-        return [entry.name for entry in os.scandir(folder)]
     return []
 
 

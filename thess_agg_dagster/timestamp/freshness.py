@@ -75,8 +75,7 @@ def identify_bands(
             told.append(tiles[tile])
         published = (each.published for each in told)
         beside = (line for each in told for line in each.beside)
-        text = "".join([start, *published, *(each.source for each in told), *items, *beside])
-        found[band] = hashlib.sha256(text.encode()).hexdigest()[:32]
+        found[band] = _digest("".join([start, *published, *(each.source for each in told), *items, *beside]))
     if ndvi and {RED, NIR} <= found.keys():
         found[NDVI] = together({NDVI: f"{NDVI_VERSION} {ndvi}", RED: found[RED], NIR: found[NIR]})
     return found
@@ -114,7 +113,7 @@ def identify_inputs(
 
 def together(bands: Mapping[str, str]) -> str:
     """One text from those that identify several bands."""
-    return hashlib.sha256(json.dumps(bands, sort_keys=True).encode()).hexdigest()[:32]
+    return _digest(json.dumps(bands, sort_keys=True))
 
 
 def is_identified(recorded: str, acquisition: Acquisition, lake: DataLake, params: TimestampsAggregationParams) -> bool:
@@ -188,8 +187,7 @@ def _line(path: File | str, fingerprints: Fingerprints) -> str:
     return f"{name} {fingerprints(path) or 'missing'}\n"
 
 
-def _digest(start: str, paths: Iterable[File], fingerprints: Fingerprints) -> str:
-    text = start + "".join(_line(path, fingerprints) for path in paths)
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -242,5 +240,6 @@ def _is_of_0_1_0(
     names = [*bands, SCL] if params.mask_scl_classes else bands
     paths = [lake.source(scene, name) for scene in acquisition.scene_ids for name in dict.fromkeys(names)]
     paths += map(lake.scene_item, acquisition.scene_ids)
+    lines = "".join(_line(path, fingerprints) for path in paths)
     texts = (json.dumps(values | {"stac": stac}, sort_keys=True) for stac in (True, False))
-    return any(recorded == _digest(f"0.1.0\n{text}\n", paths, fingerprints) for text in texts)
+    return any(recorded == _digest(f"0.1.0\n{text}\n{lines}") for text in texts)
