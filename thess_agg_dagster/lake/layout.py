@@ -214,7 +214,11 @@ class DataLake:
         return f"{self._tiles_folder_path}/{self._in_tiles_folder(scene_id, band)}"
 
     def _in_tiles_folder(self, scene_id: str, band: str) -> str:
-        return f"{_plain(scene_id)}/{_plain(band)}{_tile_template(self.tiles)[1]}"
+        return f"{_plain(scene_id)}/{_plain(band)}{self._tile_suffix}"
+
+    @cached_property
+    def _tile_suffix(self) -> str:
+        return _tile_template(self.tiles)[1]
 
     @cached_property
     def _tiles_folder_path(self) -> str:
