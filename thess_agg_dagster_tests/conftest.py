@@ -29,8 +29,9 @@ import thess_agg_dagster
 from thess_agg_dagster.audit.event_log import latest_attempts
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import AGGREGATED, REPORT, TIME_SERIE
-from thess_agg_dagster.lake.layout import TILES, DataLake
+from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import local_folder
+from thess_agg_dagster.lake.tile_template import TILES
 from thess_agg_dagster.runs.batch import run_asset
 from thess_agg_dagster.runs.private import InstanceRef
 from thess_agg_dagster.runs.sqlite import kept_open

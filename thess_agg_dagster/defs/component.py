@@ -17,7 +17,8 @@ from thess_agg_dagster.defs.lake import definitions_of
 from thess_agg_dagster.defs.lake_definition import LakeDefinition, Pace
 from thess_agg_dagster.defs.resources import ParamsResource
 from thess_agg_dagster.keys import LakeKeys
-from thess_agg_dagster.lake.layout import TILES, DataLake, path_in
+from thess_agg_dagster.lake.layout import DataLake, path_in
+from thess_agg_dagster.lake.tile_template import TILES
 from thess_agg_dagster.params import TimestampsAggregationParams
 
 # A value that YAML leaves to be filled in: `"{{ env.BANDS }}"`.

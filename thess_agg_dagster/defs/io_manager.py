@@ -22,9 +22,10 @@ from thess_agg_dagster.audit.tables import AuditTables
 from thess_agg_dagster.defs.checks import check_plan, check_unmade, record_checks
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.checksums import ChangedError
-from thess_agg_dagster.lake.layout import TILES, DataLake
+from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import staged_folder
 from thess_agg_dagster.lake.published import MANIFEST, QUICKLOOK
+from thess_agg_dagster.lake.tile_template import TILES
 from thess_agg_dagster.lake.time_serie import TimeSerieError, read_time_serie
 from thess_agg_dagster.storage.fingerprints import fingerprint_of
 from thess_agg_dagster.storage.paths import lake_path

@@ -14,12 +14,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
 from thess_agg_dagster.lake.published import ITEM, MANIFEST, Published, published_in
 from thess_agg_dagster.lake.run_names import is_run, run_name
+from thess_agg_dagster.lake.tile_template import TILES, folder_and_suffix, template_and_remote
 from thess_agg_dagster.storage.conditional import version_of
 from thess_agg_dagster.storage.fingerprints import Fingerprints, fingerprints_below
 from thess_agg_dagster.storage.paths import (
@@ -53,17 +54,8 @@ def tile_index_name(what: str) -> str:
     return f"{_INDEX_BEGINS}{what}{_INDEX_ENDS}"
 
 
-#: Where tiles lie, below the root of the lake or anywhere: a template.
-TILES = "cache/s2/{scene_id}/{band}.tif"
-
 # Where the mosaics of timestamps lie, and the composites of periods.
 _SHELVES = _MOSAICS, _COMPOSITES = "aggregated", "composites"
-
-#: Instead of a template, or after it and a comma: tiles that are not there are read at their address.
-REMOTE = "remote"
-
-# A template: any folder, a folder for each scene, a file for each band.
-_TEMPLATE = re.compile(r"(?:([^{}]*)/)?\{scene_id\}/\{band\}(\.[A-Za-z0-9]{1,8})", re.ASCII)
 
 # A scene or band is one name in a path: no separators, no leading dot, ASCII only (no look-alikes), no surprises.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
@@ -83,22 +75,6 @@ def _plain(name: str) -> str:
 def folder_name(timestamp: str) -> str:
     """The name of the folder with a timestamp's mosaics: the partition key with ``:`` and ``/`` turned into ``_``."""
     return timestamp.replace(":", "_").replace("/", "_")
-
-
-class TemplateError(ValueError):
-    """A template of tile paths that cannot be used."""
-
-
-@lru_cache
-def _tile_template(text: str) -> tuple[str, str]:
-    """The folder and the suffix of a template. Raises :class:`TemplateError`."""
-    found = _TEMPLATE.fullmatch(text.strip())
-    if found is None or ".." in (found[1] or "").split("/"):
-        raise TemplateError(
-            f"tiles={text!r} is not a template of tile paths; a template is a folder, then {{scene_id}}/{{band}} and a suffix, e.g. "
-            f"{TILES} (in the lake), /data/{{scene_id}}/{{band}}.jp2 or s3://bucket/{{scene_id}}/{{band}}.tif"
-        )
-    return found[1] or ("/" if text.startswith("/") else ""), found[2]
 
 
 def name_in(root: Path, path: File | str) -> str:
@@ -139,11 +115,7 @@ class DataLake:
     def at(cls, root: str, tables: str | None = None, tiles: str | None = None) -> DataLake:
         """The lake in a folder, or at an address such as ``s3://bucket/prefix``. ``tiles`` is a template, ``remote``,
         or both, separated by a comma. Raises :class:`TemplateError`."""
-        template, _, more = (
-            (tiles or TILES).rpartition(",") if (tiles or "").endswith(f",{REMOTE}") else (tiles, "", "")
-        )
-        remote = more == REMOTE or template == REMOTE
-        template = TILES if not template or template == REMOTE else template
+        template, remote = template_and_remote(tiles)
         lake = cls(lake_path(root), lake_path(tables) if tables else None, template, remote)
         _ = lake.tiles_folder
         return lake
@@ -151,7 +123,7 @@ class DataLake:
     @cached_property
     def tiles_folder(self) -> Path:
         """The folder that contains the folders of the scenes."""
-        folder, _ = _tile_template(self.tiles)
+        folder, _ = folder_and_suffix(self.tiles)
         return path_in(self.root, folder)
 
     @property
@@ -218,7 +190,7 @@ class DataLake:
 
     @cached_property
     def _tile_suffix(self) -> str:
-        return _tile_template(self.tiles)[1]
+        return folder_and_suffix(self.tiles)[1]
 
     @cached_property
     def _tiles_folder_path(self) -> str:

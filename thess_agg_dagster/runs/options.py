@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from thess_agg_dagster.lake.layout import TILES, DataLake, TemplateError
+from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.lake.tile_template import TILES, TemplateError
 from thess_agg_dagster.parameter import Group, Parameter, Parameters
 from thess_agg_dagster.storage.paths import lake_path
 

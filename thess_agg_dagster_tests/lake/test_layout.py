@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from thess_agg_dagster.lake.layout import DataLake, TemplateError, is_plain_name, name_in, path_in
+from thess_agg_dagster.lake.layout import DataLake, is_plain_name, name_in, path_in
+from thess_agg_dagster.lake.tile_template import TemplateError
 
 SCENE = "S2B_MSIL2A_20230202T092109_N0510_R093_T35TKF_20240815T155145"
 FIRST = "2023-02-02 09:21:09.024000+00:00"
