@@ -5,11 +5,12 @@ import gc
 
 def main() -> None:
     from thess_agg_dagster.runs import catalogue_command, try_out  # noqa: F401  (subcommands of main)
+    from thess_agg_dagster.runs.ahead import PIXELS
     from thess_agg_dagster.runs.command import main
     from thess_agg_dagster.runs.private.workers import serve_workers
 
     gc.freeze()  # modules live as long as the process: collecting them would take half a second at its end
-    serve_workers()
+    serve_workers(PIXELS)
     main()
 
 

@@ -253,8 +253,8 @@ class TimestampsAggregationParams(GridParams):
         return [*self.bands, NDVI] if self.ndvi else list(self.bands)
 
     def with_bands(self, bands: Sequence[str]) -> TimestampsAggregationParams:
-        """A copy of these parameters with other bands."""
-        return type(self)(**self.values() | {"bands": list(bands)})
+        """These parameters with other bands. (To make a resource takes Dagster as long as to plan a small mosaic.)"""
+        return self if list(bands) == self.bands else type(self)(**self.values() | {"bands": list(bands)})
 
     def pixel_identity(self) -> str:
         """The parameters that determine a mosaic's pixels, as text: the same text means the same pixels.

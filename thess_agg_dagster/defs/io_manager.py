@@ -92,17 +92,19 @@ class DataLakeIOManager(dg.ConfigurableIOManager):
         return DataLake.at(self.data_lake, self.tables, self.tiles)
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        from thess_agg_dagster.timestamp.plan import TimestampPlan
-
+        if obj is None:  # an asset that keeps its result elsewhere has nothing to store here
+            return
         with stopping_is_final():
-            if isinstance(obj, TimestampPlan):  # or a period's
-                self._write_timestamp(obj, context)
-            elif isinstance(obj, AuditTables):
+            if isinstance(obj, AuditTables):
                 from thess_agg_dagster.defs.report_files import write_report  # a timestamp needs none of its pictures
 
                 context.add_output_metadata(write_report(obj, self.lake, context.log.warning))
-            elif obj is not None:  # an asset that keeps its result elsewhere has nothing to store here
+                return
+            from thess_agg_dagster.timestamp.plan import TimestampPlan  # and the tables nothing of its pixels
+
+            if not isinstance(obj, TimestampPlan):  # or a period's
                 raise TypeError(f"{type(self).__name__} writes mosaics and audit tables, not {type(obj).__name__}")
+            self._write_timestamp(obj, context)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """For ``time_serie`` the parsed list; for ``data_raw/aggregated`` and ``data_raw/composites`` the files of the

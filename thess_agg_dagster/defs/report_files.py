@@ -31,9 +31,7 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import MONTH, kind_of
 from thess_agg_dagster.lake.publish import staged_file
 from thess_agg_dagster.lake.published import QUICKLOOK
-from thess_agg_dagster.products import stac
 from thess_agg_dagster.products.quicklook import as_markdown
-from thess_agg_dagster.products.series_index import series_parquet, tile_indices
 from thess_agg_dagster.products.series_plot import MOST_COLUMNS, first_look, series_at_a_glance
 from thess_agg_dagster.products.year import months_until, year_at_a_glance
 from thess_agg_dagster.storage.errors import first_line
@@ -72,9 +70,9 @@ def write_report(obj: AuditTables, lake: DataLake, warn: Callable[[str], None]) 
         written.first["composites"] = list(obj.periods[:_FIRST_ROWS])
         with _table("composites", lake.audit_table("composites")) as table:
             table.add(obj.periods)
-    collection = _write_collection(lake, stac.MOSAICS)
+    collection = _write_collection(lake)
     if obj.periods:
-        _write_collection(lake.composites, stac.COMPOSITES)
+        _write_collection(lake.composites, composed=True)
     picture = series_at_a_glance(written.latest)
     data = io.BytesIO()
     picture.save(data, "PNG")
@@ -136,20 +134,24 @@ def _pictures_of_months(periods: Sequence[Row], lake: DataLake) -> dict[str, byt
     return {month: data for month, data in found.items() if data}
 
 
-def _write_collection(shelf: DataLake, kind: stac.Kind) -> bool:
+def _write_collection(shelf: DataLake, composed: bool = False) -> bool:
     """The STAC collection of what is published with items, and its indices, where there are any."""
     paths = shelf.items()
+    if not paths:
+        _remove([shelf.collection, shelf.series_parquet, *shelf.tile_indices()])
+        return False
+    from thess_agg_dagster.products import stac
+    from thess_agg_dagster.products.series_index import series_parquet, tile_indices
+
     items = stac.published_items(paths, shelf.aggregated)
     if items:
-        collection = stac.series_collection(items, kind)
+        collection = stac.series_collection(items, stac.COMPOSITES if composed else stac.MOSAICS)
         indices = tile_indices(items)
         for name, data in indices.items():
             _write_table(shelf.aggregated / name, data)
         _write_table(shelf.series_parquet, series_parquet(items, collection))
         _write_table(shelf.collection, collection.encode())
         _remove(path for path in shelf.tile_indices() if path.name not in indices)
-    elif not paths:
-        _remove([shelf.collection, shelf.series_parquet, *shelf.tile_indices()])
     return bool(items)
 
 

@@ -14,6 +14,9 @@ SCL = SENTINEL_2.class_band
 #: The bands that NDVI is made of.
 RED, NIR = SENTINEL_2.red, SENTINEL_2.nir
 
+#: Of the band that tells of each pixel's tile: the number of a pixel that has none. Tiles are numbered from 1, in merge order.
+NOWHERE = 0
+
 # As Sentinel-2's own files are named, `B04_10m`.
 _SIZES = sorted({band.resolution for band in SENTINEL_2.bands.values() if band.resolution})
 _PIXEL_SIZE = re.compile(rf"_({'|'.join(map(str, _SIZES))})M", re.ASCII)

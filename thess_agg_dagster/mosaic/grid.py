@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -80,10 +81,19 @@ def footprint_on(anchor: GeoBox, tile: GeoBox) -> Box:
     100 points a side leave less than 0.01 pixel between chord and curve for a 110 km tile in a
     neighbouring UTM zone. Raises ``ValueError`` where the tile has no place in the anchor's CRS.
     """
-    cols, rows = project_pixels(tile, anchor, *tile.boundary(100).T)
+    cols, rows = project_pixels(tile, anchor, *_boundary(tile.shape.yx).T)
     if not (np.isfinite(cols).all() and np.isfinite(rows).all()):
         raise ValueError(f"it cannot be projected to {anchor.crs}")
     return _outwards(rows, cols)
+
+
+@lru_cache(64)
+def _boundary(shape: tuple[int, int]) -> Floats:
+    """100 points (column, row) on each side of a geobox of this shape. The tiles of a timestamp share a few shapes, and are asked
+    for their footprints several times each."""
+    points: Floats = GeoBox(shape, Affine.identity(), None).boundary(100)
+    points.flags.writeable = False
+    return points
 
 
 def settled(tile: GeoBox, grid: GeoBox) -> GeoBox:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from thess_agg_dagster.mosaic.bands import NOWHERE
 from thess_agg_dagster.mosaic.blocks import Pixels
 from thess_agg_dagster.mosaic.choices import MIXING
 from thess_agg_dagster.mosaic.geotiff import Target, new_geotiff
@@ -24,9 +25,6 @@ from thess_agg_dagster.mosaic.grid import Box
 from thess_agg_dagster.mosaic.placement import Mask
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.preview import Preview
-
-#: The number of a pixel that no tile has. Tiles are numbered from 1, in merge order.
-NOWHERE = 0
 
 
 def several(dtype: np.dtype[Any]) -> int:

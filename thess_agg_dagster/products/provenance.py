@@ -14,8 +14,9 @@ from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
 from thess_agg_dagster.lake.layout import name_in
 from thess_agg_dagster.lake.published import NDVI, is_beside
+from thess_agg_dagster.mosaic.bands import NOWHERE
 from thess_agg_dagster.mosaic.choices import MIXING
-from thess_agg_dagster.mosaic.origins import NOWHERE, several, source_dtype
+from thess_agg_dagster.mosaic.origins import several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.period.plan import PeriodPlan
 from thess_agg_dagster.storage.paths import File

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from thess_agg_dagster.mosaic.bands import SCL, plain
-from thess_agg_dagster.mosaic.origins import NOWHERE
+from thess_agg_dagster.mosaic.bands import NOWHERE, SCL, plain
 from thess_agg_dagster.mosaic.scl import palette
 from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 

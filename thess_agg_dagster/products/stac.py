@@ -22,12 +22,12 @@ from thess_agg_dagster.lake.catalogue import read_item
 from thess_agg_dagster.lake.checksums import BackgroundChecksums, checksum_of
 from thess_agg_dagster.lake.layout import COLLECTION
 from thess_agg_dagster.lake.published import QUICKLOOK
-from thess_agg_dagster.mosaic.bands import is_scl, role_of
+from thess_agg_dagster.mosaic.bands import NOWHERE, is_scl, role_of
 from thess_agg_dagster.mosaic.choices import MIXING
 from thess_agg_dagster.mosaic.degrees import bbox_of, bbox_of_all, cut, outline
 from thess_agg_dagster.mosaic.grid import rasterio_crs
 from thess_agg_dagster.mosaic.ndvi import SCALE
-from thess_agg_dagster.mosaic.origins import NOWHERE, count_dtype, several, source_dtype
+from thess_agg_dagster.mosaic.origins import count_dtype, several, source_dtype
 from thess_agg_dagster.mosaic.plan import MosaicPlan
 from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 from thess_agg_dagster.products.provenance import SOFTWARE, legend

@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 from importlib import import_module
 
-# What plans and makes timestamps and periods; it imports rasterio, numpy and PIL.
-_PIXELS = ("thess_agg_dagster.period.build", "thess_agg_dagster.timestamp.refetch", "thess_agg_dagster.lake.remote")
+#: What plans and makes timestamps and periods; it imports rasterio, numpy and PIL.
+PIXELS = ("thess_agg_dagster.period.build", "thess_agg_dagster.timestamp.refetch", "thess_agg_dagster.lake.remote")
 # What the report draws and writes.
 _REPORT = (
     "pandas",
@@ -24,7 +24,7 @@ _REPORT = (
 
 def import_pixels() -> None:
     """Import what makes mosaics."""
-    for name in _PIXELS:
+    for name in PIXELS:
         import_module(name)
 
 

@@ -20,7 +20,7 @@ from thess_agg_dagster.keys import AGGREGATED
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.runs.ahead import import_pixels
+from thess_agg_dagster.runs.ahead import PIXELS
 from thess_agg_dagster.runs.instance import execute_here, fail_abandoned_runs
 from thess_agg_dagster.runs.sqlite import kept_open
 
@@ -31,8 +31,6 @@ _MOST_WORKERS = 4
 
 
 _pipeline = pipeline_of(LAKE)
-
-import_pixels()  # whoever imports this module has runs to execute: here, or in workers that are forked from this process
 
 
 def run_asset(
@@ -89,7 +87,7 @@ def run_timestamps(
     resources = resources_config(io_manager, params)
     resources["params"]["config"]["threads"] = params.threads or max(1, cores // workers)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *PIXELS])
     initial = [dict(os.environ), instance.get_ref()]
     with ProcessPool(workers, initializer=_start_worker, initargs=initial, context=context) as pool:
         futures: dict[Future[str | None], str] = {

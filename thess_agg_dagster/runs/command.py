@@ -29,7 +29,6 @@ from thess_agg_dagster.audit.tables import NOT_TOLD
 from thess_agg_dagster.defs.checks import details_of
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SERIE, VERIFICATION
-from thess_agg_dagster.lake.download import Downloader
 from thess_agg_dagster.lake.periods import periods_of
 from thess_agg_dagster.lake.time_serie import Acquisition, TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.mosaic import AreaError
@@ -43,7 +42,6 @@ from thess_agg_dagster.runs.options import Sections, data_lake_option, parameter
 from thess_agg_dagster.runs.rebuild import rebuild
 from thess_agg_dagster.runs.summary import summarize, summarize_periods
 from thess_agg_dagster.timestamp.freshness import is_due, tile_names
-from thess_agg_dagster.timestamp.refetch import download_policy, refetch
 from thess_agg_dagster.timestamp.remote import located
 
 ALL_GOOD, SOME_FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
@@ -226,9 +224,13 @@ class _Session:
 
     def _refetch(self, acquisitions: Sequence[Acquisition]) -> None:
         """Fetch what is missing or broken before the runs start, all connections busy."""
-        policy = download_policy(self.params)
-        if policy is None:
+        if not self.params.download_from:
             return
+        from thess_agg_dagster.lake.download import Downloader
+        from thess_agg_dagster.timestamp.refetch import download_policy, refetch
+
+        policy = download_policy(self.params)
+        assert policy is not None
         tiles = [tile for each in acquisitions for tile in tile_names(each, self.params)]
         lake = located(self.lake, self.params)
         columns = (

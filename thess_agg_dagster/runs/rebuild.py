@@ -17,7 +17,6 @@ from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SE
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import read_manifest
 from thess_agg_dagster.params import TimestampsAggregationParams
-from thess_agg_dagster.products.readback import read_back
 from thess_agg_dagster.runs.batch import resources_config, run_asset
 from thess_agg_dagster.runs.instance import open_instance
 from thess_agg_dagster.runs.options import data_lake_option
@@ -77,6 +76,8 @@ def _read_back(
     published: Collection[str],
 ) -> Iterator[tuple[str, str | None]]:
     registered = set(instance.get_dynamic_partitions(str(partitions.name)))
+    from thess_agg_dagster.products.readback import read_back  # here: the command itself does without rasterio
+
     for key in sorted(unknown_timestamps(lake, published)):
         try:
             attempt = read_back(read_manifest(lake.manifest(key)), lake, params)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import click
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,23 +18,23 @@ from thess_agg_dagster.storage.paths import read_bytes
 
 def summarize(lake: DataLake, keys: Sequence[str], skipped: int) -> bool:
     """Tell what became of the timestamps, by the tables; whether all are well."""
-    status, bands = _table(lake, "status").set_index("timestamp"), _table(lake, "band_report")
+    status = {row["timestamp"]: row for row in _table(lake, "status")}
     table = Table(title=None, box=None, pad_edge=False)
     for name in ("timestamp", "status", "size", "CRS", "valid", "seconds"):
         table.add_column(name, justify="right" if name in ("size", "valid", "seconds") else "left", no_wrap=True)
-    # Once over the table: a search of it for every timestamp took a minute where there are ten thousand.
-    made_of: dict[str, list[dict[Hashable, Any]]] = {}
-    for band in bands[bands["status"] == "success"].to_dict("records"):
-        made_of.setdefault(band["timestamp"], []).append(band)
+    made_of: dict[str, list[dict[str, str]]] = {}
+    for band in _table(lake, "band_report"):
+        if band["status"] == "success":
+            made_of.setdefault(band["timestamp"], []).append(band)
     for key in keys:
         made = made_of.get(key, [])
         first = made[0] if made else None
-        state = str(status.loc[key, "status"])
+        state = status[key]["status"]
         table.add_row(
             key,
             f"[{'green' if state == 'success' else 'red'}]{state}[/]",
             f"{int(first['width'])} x {int(first['height'])}" if first else "",
-            str(first["crs"]) if first else "",
+            first["crs"] if first else "",
             f"{float(first['valid_share']):.1%}" if first else "",
             f"{sum(float(band['seconds']) for band in made):.1f}" if first else "",
         )
@@ -43,8 +42,8 @@ def summarize(lake: DataLake, keys: Sequence[str], skipped: int) -> bool:
     out.width = max(out.width, 120)  # a narrow terminal wraps; a timestamp cut short helps nobody
     out.print(table)
     for key in keys:
-        if status.loc[key, "status"] != "success":
-            out.print(f"\n[red]{key}[/]  {escape(str(status.loc[key, 'message']))}", highlight=False, soft_wrap=True)
+        if status[key]["status"] != "success":
+            out.print(f"\n[red]{key}[/]  {escape(status[key]['message'])}", highlight=False, soft_wrap=True)
     called = click.get_current_context().find_root().info_name
     out.print(
         f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
@@ -53,24 +52,23 @@ def summarize(lake: DataLake, keys: Sequence[str], skipped: int) -> bool:
         highlight=False,
         soft_wrap=True,
     )
-    return all(status.loc[key, "status"] == "success" for key in keys)
+    return all(status[key]["status"] == "success" for key in keys)
 
 
 def summarize_periods(lake: DataLake, asked: Sequence[str], made: int) -> bool:
     """Tell what became of the periods; whether all are well."""
-    rows = _table(lake, "composites").set_index("period")
+    rows = {row["period"]: row for row in _table(lake, "composites")}
     out = Console()
-    failed = [key for key in asked if rows.loc[key, "status"] not in ("success", "not_run")]
+    failed = [key for key in asked if rows[key]["status"] not in ("success", "not_run")]
     for key in failed:
-        line = f"\n[red]{key}[/]  {escape(str(rows.loc[key, 'message']))}"
+        line = f"\n[red]{key}[/]  {escape(rows[key]['message'])}"
         out.print(line, highlight=False, soft_wrap=True)
-    without = sum(rows.loc[key, "status"] == "not_run" for key in asked)
+    without = sum(rows[key]["status"] == "not_run" for key in asked)
     told = f"\n{len(asked)} periods, {len(asked) - made - without} unchanged and skipped"
     told += f", {without} without a published timestamp" if without else ""
     out.print(f"{told}\nComposites  {lake.composites.aggregated}", highlight=False, soft_wrap=True)
     return not failed
 
 
-def _table(lake: DataLake, name: str) -> pd.DataFrame:
-    data = io.BytesIO(read_bytes(lake.audit_table(name)))
-    return pd.read_csv(data, dtype=str, keep_default_na=False)
+def _table(lake: DataLake, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(read_bytes(lake.audit_table(name)).decode(), newline="")))

@@ -1,4 +1,4 @@
-"""Workers are forked from a copy of the command itself, without importing everything anew."""
+"""Workers are forked from a copy of the command itself, which imports what makes mosaics while the command goes on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import subprocess
 import sys
 
 _SCRIPT = """
-import multiprocessing, os
+import multiprocessing, os, sys
+from thess_agg_dagster.runs.ahead import PIXELS
 from thess_agg_dagster.runs.private.workers import serve_workers
 
 imported = []
 
 def tell(queue):
-    queue.put((os.getppid(), len(imported)))
+    queue.put((os.getppid(), len(imported), [name for name in sys.modules if name not in known]))
 
 def ask():
     context = multiprocessing.get_context("forkserver")
@@ -24,10 +25,14 @@ def ask():
 
 if __name__ == "__main__":
     imported.append("in this process, before")
-    serve_workers()
-    server, seen = ask()
+    known = set(sys.modules)
+    serve_workers(PIXELS)
+    server, seen, new = ask()
     assert server != os.getpid() and seen == 1
-    assert ask() == (server, 1)
+    ours = ("timestamp.plan", "timestamp.build", "timestamp.refetch", "period.plan", "period.build", "lake.remote")
+    assert {*PIXELS, *(f"thess_agg_dagster.{name}" for name in ours), "rasterio", "numpy", "PIL.Image"} <= set(new)
+    assert ask() == (server, 1, new)
+    assert "rasterio" not in sys.modules
 """
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
 
-def serve_workers() -> None:
-    """Have a copy of this process fork the workers that it will ask for (context ``forkserver``).
+def serve_workers(modules: Sequence[str] = ()) -> None:
+    """Have a copy of this process fork the workers that it will ask for (context ``forkserver``). The copy imports
+    ``modules`` for them, while this process goes on.
 
     Otherwise a new Python is started for that, which imports what this one has imported: seconds. To be called first
     of all: threads, also those of GDAL, and open databases do not survive a fork.
@@ -31,7 +33,7 @@ def serve_workers() -> None:
         if not pid:
             try:
                 os.close(held)
-                forkserver.main(listener.fileno(), alive, preload=[])
+                forkserver.main(listener.fileno(), alive, preload=modules)
             finally:
                 os._exit(0)
     os.close(alive)
