@@ -19,6 +19,7 @@ from typing import Any
 import dagster as dg
 
 from benchmarks.orchestration import make_lake, python
+from benchmarks.run import commit
 from thess_agg_dagster.keys import TIME_SERIE
 from thess_agg_dagster.runs.fleet import ONLY_LAKE
 from thess_agg_dagster.runs.instance import UNFINISHED
@@ -123,7 +124,7 @@ def main() -> None:
     text = (
         f"# A fleet on one machine\n\n`make bench-fleet`: {TIMESTAMPS} timestamps of three small tiles, two zones, three "
         f"bands, one thread a process; medians of {ROUNDS} rounds of one run, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, Dagster {dg.__version__}. Postgres, Redis, code server, webserver and daemon of the "
+        f"{platform.python_version()}, Dagster {dg.__version__}, at commit {commit()}. Postgres, Redis, code server, webserver and daemon of the "
         f"fleet are on the same cores. Before the first run of a backfill Dagster's daemon has to notice it: it looks every "
         f"half minute; then it hands out about one run a second, however many workers there are.\n\n{figures.table()}\n"
     )

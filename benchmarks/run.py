@@ -277,9 +277,14 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is measured, and whether files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=7", "--dirty=, with changes"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip() or "unknown"
+    """The commit that is measured, and whether files differ from it (other than results)."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+    results = [f":!{name}" for name in ("*.md", "*.json", "*.png")]
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *results)
+    return (git("rev-parse", "--short=7", "HEAD") or "unknown") + (", with changes" if changed else "")
 
 
 @click.command()

@@ -682,8 +682,8 @@ def markdown(results: Figures) -> str:
     lines = [
         "# What many timestamps cost",
         "",
-        f"{', '.join(f'`{command}`' for command in results['commands'])}: {facts['cores']} cores, {facts['cpu']}, shared with others meanwhile; Python "
-        f"{facts['python']}. What is simulated and how stands in `benchmarks/scaling.py`; what follows from it in "
+        f"{', '.join(f'`{command}`' for command in results['commands'])}: {facts['cores']} cores, {facts['cpu']}; Python "
+        f"{facts['python']}, at commit {facts['commit']}. What is simulated and how stands in `benchmarks/scaling.py`; what follows from it in "
         "docs/SCALING.md. s: seconds (between parentheses: of a core, in the processes asked, the database's own not "
         "counted; they suffer less from the neighbours); q: SELECTs; MB: the process's largest memory.",
     ]
