@@ -15,6 +15,7 @@ from rasterio.io import MemoryFile
 
 from thess_agg_dagster.mosaic.sizes import Sizes
 from thess_agg_dagster.storage.fingerprints import Fingerprints
+from thess_agg_dagster.storage.gdal import store_env
 from thess_agg_dagster.storage.paths import File, is_remote
 
 DATA = Path(__file__).parent / "data"
@@ -96,3 +97,10 @@ def listing(files: Mapping[Path, str] | Mapping[File, str]) -> Fingerprints:
     """The fingerprints of some files, asked for as a path or as text."""
     known = {str(path): fingerprint for path, fingerprint in files.items()}
     return lambda path: known.get(str(path))
+
+
+def read_index(name: str, options: dict[str, str]) -> tuple[NDArray[Any], dict[str, Any]]:
+    """The pixels of a raster tile index, and its profile."""
+    with store_env(), rasterio.open(name, **options) as raster:
+        assert raster.driver == "GTI"
+        return raster.read(1), {name: raster.profile[name] for name in raster.profile if name != "driver"}

@@ -32,6 +32,10 @@ _PAGE = 1_000
 _PATIENCE_SECONDS = 2
 
 
+#: What an attempt is known by: the storage id of its event, which another event has in another event log, and a checksum.
+Mark: TypeAlias = tuple[int, int]
+
+
 class _Packed(NamedTuple):
     """An event of an asset by its storage id: where its attempt published, and the attempt, nothing where it holds none."""
 
@@ -67,6 +71,10 @@ class Attempts(Mapping[str, RecordedAttempt]):
     def storage_ids(self) -> Mapping[str, int]:
         return {key: packed.storage_id for key, packed in self._packed.items()}
 
+    def mark(self, key: str) -> Mark:
+        packed = self._packed[key]
+        return packed.storage_id, zlib.crc32(packed.content)
+
     def or_later(self, others: Attempts) -> Attempts:
         """Of each partition the later attempt."""
         later = {
@@ -91,7 +99,7 @@ def read_attempts(
         ids |= instance.get_latest_storage_id_by_partition(asset, kind, asked)
     observed = kind == dg.DagsterEventType.ASSET_OBSERVATION
     fetch = instance.fetch_observations if observed else instance.fetch_materializations
-    cache = AttemptCache.of(instance) if len(ids) > _FEW else None
+    cache = AttemptCache.of(instance, len(ids))
     if cache is None:
         found = dict(_read(asset, list(ids.values()), fetch))
     else:
@@ -130,8 +138,8 @@ def _name(asset: dg.AssetKey, kind: dg.DagsterEventType) -> str:
 
 
 class AttemptCache:
-    """Events by kind and storage id, in an SQLite database in ``DAGSTER_HOME``. Which of them still count, only the event
-    log says.
+    """Events by kind and storage id, and what reports tell of them, in an SQLite database in ``DAGSTER_HOME``. Which of them
+    still count, only the event log says.
 
     The file may be removed at any time; one that is damaged, or cannot be read or written, is as good as none.
     """
@@ -141,9 +149,11 @@ class AttemptCache:
         self._in_vain = False
 
     @classmethod
-    def of(cls, instance: dg.DagsterInstance) -> AttemptCache | None:
-        """That of an instance; ``None`` where the instance keeps nothing."""
-        return None if instance.is_ephemeral else cls(Path(instance.root_directory) / "thess_agg_dagster_attempts.db")
+    def of(cls, instance: dg.DagsterInstance, count: int) -> AttemptCache | None:
+        """That of an instance; ``None`` where the instance keeps nothing, and for so few attempts that it would not help."""
+        if instance.is_ephemeral or count <= _FEW:
+            return None
+        return cls(Path(instance.root_directory) / "thess_agg_dagster_attempts.db")
 
     def ids(self, kind: str) -> set[int]:
         """The events of a kind that are known."""
@@ -170,7 +180,23 @@ class AttemptCache:
 
     def remove(self, ids: Iterable[int]) -> None:
         rows = [(number,) for number in ids]
-        self._ask(lambda database: database.executemany("delete from events where id = ?", rows))
+
+        def forget(database: sqlite3.Connection) -> None:
+            for table in ("events", "told"):
+                database.executemany(f"delete from {table} where id = ?", rows)
+
+        self._ask(forget)
+
+    def told(self, made_with: str) -> dict[Mark, bytes]:
+        """What reports keep of attempts, as long as it is made with the same."""
+        ask = "select id, checksum, content from told where made_with = ?"
+        rows = self._ask(lambda database: database.execute(ask, [made_with]).fetchall())
+        return {(number, checksum): content for number, checksum, content in rows or ()}
+
+    def tell(self, made_with: str, kept: Mapping[Mark, bytes]) -> None:
+        insert = "insert or replace into told (id, checksum, made_with, content) values (?, ?, ?, ?)"
+        rows = [(*mark, made_with, content) for mark, content in kept.items()]
+        self._ask(lambda database: database.executemany(insert, rows))
 
     def _ask(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
         """Do something in one transaction; ``None`` where that cannot be done, and from then on without a try: each may take
@@ -182,6 +208,10 @@ class AttemptCache:
                 database.execute(
                     "create table if not exists events"
                     " (id integer primary key, kind text not null, folder text not null, content blob not null)"
+                )
+                database.execute(
+                    "create table if not exists told"
+                    " (id integer primary key, checksum integer not null, made_with text not null, content blob not null)"
                 )
                 return work(database)
         except sqlite3.DatabaseError as error:

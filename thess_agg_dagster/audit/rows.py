@@ -95,26 +95,36 @@ Row: TypeAlias = dict[str, Any]
 
 
 class TimestampRows(NamedTuple):
-    """What the tables say of one timestamp: a row of each, and one for each band."""
+    """What the tables say of one timestamp: a row of each, and one for each band; and the parameters it was made with, if they
+    are known."""
 
     status: Row
     summary: Row
     band_report: Sequence[Row]
+    parameters: str = ""
 
     def of(self, table: str) -> Sequence[Row]:
         return self.band_report if table == "band_report" else [getattr(self, table)]
 
 
-def rows_of(attempt: Attempt, provenance: Row, bands: Sequence[str], listed: bool) -> TimestampRows:
-    """The rows of a timestamp, which ``time_serie.csv`` lists or no longer does. ``bands`` are those of the band report
-    before anything is known about it."""
+def rows_of(attempt: Attempt, provenance: Row, bands: Sequence[str]) -> TimestampRows:
+    """The rows of a timestamp that ``time_serie.csv`` lists. ``bands`` are those of the band report before anything is known
+    about it."""
     if not attempt.bands:  # it ended before there was anything to say about a band
         attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
     return TimestampRows(
-        _status_row(attempt, listed) | provenance,
+        _status_row(attempt) | provenance,
         _summary_row(attempt) | provenance,
         [_band_row(attempt, band) | provenance for band in _sorted_bands(attempt)],
+        attempt.parameters,
     )
+
+
+def unlisted(rows: TimestampRows) -> TimestampRows:
+    """The rows of a timestamp that ``time_serie.csv`` no longer lists."""
+    vanished = "no longer in time_serie.csv (files on disk stay)"
+    message = "; ".join(filter(None, (vanished, rows.status["message"])))
+    return rows._replace(status=rows.status | {"message": message, "listed": False})
 
 
 def period_row(attempt: Attempt) -> Row:
@@ -149,13 +159,12 @@ def _sorted_bands(attempt: Attempt) -> list[BandRecord]:
     return sorted(attempt.bands, key=lambda band: band.band)
 
 
-def _status_row(attempt: Attempt, listed: bool) -> Row:
-    vanished = "" if listed else "no longer in time_serie.csv (files on disk stay)"
+def _status_row(attempt: Attempt) -> Row:
     return {
         "timestamp": attempt.timestamp,
         "status": attempt.status,
-        "message": "; ".join(filter(None, (vanished, attempt.message))),
-        "listed": listed,
+        "message": attempt.message,
+        "listed": True,
         "seconds": _total(attempt, "seconds"),
     }
 

@@ -4,7 +4,7 @@ is in :mod:`thess_agg_dagster.audit.rows`."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -13,7 +13,18 @@ import dagster as dg
 from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import latest_attempts, reason_of_end, unreported
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, RecordedAttempt
-from thess_agg_dagster.audit.rows import COLUMNS, MEANINGS, TYPES, Row, TimestampRows, columns_of, period_row
+from thess_agg_dagster.audit.rows import (
+    COLUMNS,
+    MEANINGS,
+    TYPES,
+    Row,
+    TimestampRows,
+    columns_of,
+    period_row,
+    rows_of,
+    unlisted,
+)
+from thess_agg_dagster.audit.told import ToldRows
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.paths import pieces_if_there
@@ -70,19 +81,39 @@ def tables_digest(lake: DataLake) -> str:
 
 
 def audited(
-    instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake, published: Attempts | None = None
-) -> Iterator[tuple[Attempt, Row]]:
-    """The latest outcome of every registered timestamp, in order, and where it is known from; ``published`` is the result of
-    :func:`latest_successes`, if already known. Paths are those of the current lake, which may have been elsewhere then."""
+    instance: dg.DagsterInstance,
+    keys: LakeKeys,
+    lake: DataLake,
+    bands: Sequence[str],
+    listed: Container[str],
+    published: Attempts | None = None,
+) -> Iterator[TimestampRows]:
+    """The rows of every registered timestamp, in order. ``bands`` are those of the band report before anything is known of a
+    timestamp, ``listed`` what ``time_serie.csv`` lists, ``published`` the result of :func:`latest_successes`, if already known.
+    Paths are those of the current lake, which may have been elsewhere then."""
     recorded = latest_attempts(instance, keys.aggregated, published)
-    return _latest_truth(instance, keys.aggregated, keys.timestamps, recorded, lake)
+    truth = _LatestTruth(instance, keys.aggregated, recorded, lake)
+    told = ToldRows(instance, recorded, lake, bands)
+
+    def make(key: str) -> TimestampRows:
+        attempt, provenance = truth.of(key)
+        return rows_of(attempt, provenance, bands)
+
+    for key in _registered(instance, keys.timestamps):
+        rows = told.of(key, make) if key in recorded and key not in truth.silent else make(key)
+        yield rows if key in listed else unlisted(rows)
+    told.keep()
 
 
 def composites_rows(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake) -> list[Row]:
     """One row per registered period."""
-    recorded = latest_attempts(instance, keys.composites)
-    found = _latest_truth(instance, keys.composites, keys.periods, recorded, lake)
+    truth = _LatestTruth(instance, keys.composites, latest_attempts(instance, keys.composites), lake)
+    found = map(truth.of, _registered(instance, keys.periods))
     return [period_row(attempt) | provenance for attempt, provenance in found]
+
+
+def _registered(instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition) -> list[str]:
+    return sorted(instance.get_dynamic_partitions(str(partitions.name)))
 
 
 @dataclass(frozen=True)
@@ -102,25 +133,25 @@ class AuditTables:
     metrics: bool = False
 
 
-def _latest_truth(
-    instance: dg.DagsterInstance,
-    asset: dg.AssetKey,
-    partitions: dg.DynamicPartitionsDefinition,
-    recorded: Attempts,
-    lake: DataLake,
-) -> Iterator[tuple[Attempt, Row]]:
-    """What became of each registered partition, and where that is known from."""
-    silent = unreported(instance, asset, recorded)
-    reasons = {key: reason_of_end(instance, silent[key]) for key in sorted(silent)[-_MOST_REASONS:]}
-    for key in sorted(instance.get_dynamic_partitions(str(partitions.name))):
-        found = recorded.get(key)
-        if key in silent:
-            attempt = Attempt(key, "exception", _silent_message(reasons.get(key, ""), found))
-        elif found is not None:
-            attempt = _here(found.attempt, lake)
-        else:
-            attempt = Attempt(key, "not_run", "not aggregated yet")
-        yield attempt, {"run_id": silent[key], "finished_at": ""} if key in silent else _provenance(found)
+class _LatestTruth:
+    """What became of each partition of an asset, and where that is known from."""
+
+    def __init__(self, instance: dg.DagsterInstance, asset: dg.AssetKey, recorded: Attempts, lake: DataLake) -> None:
+        self._recorded, self._lake = recorded, lake
+        #: Partitions whose latest run left no attempt, with its run id.
+        self.silent = unreported(instance, asset, recorded)
+        latest = sorted(self.silent)[-_MOST_REASONS:]
+        self._reasons = {key: reason_of_end(instance, self.silent[key]) for key in latest}
+
+    def of(self, key: str) -> tuple[Attempt, Row]:
+        found = self._recorded.get(key)
+        if key in self.silent:
+            message = _silent_message(self._reasons.get(key, ""), found)
+            return Attempt(key, "exception", message), {"run_id": self.silent[key], "finished_at": ""}
+        if found is None:
+            return Attempt(key, "not_run", "not aggregated yet"), {"run_id": "", "finished_at": ""}
+        finished = datetime.fromtimestamp(found.finished_at, UTC).isoformat(timespec="seconds")
+        return _here(found.attempt, self._lake), {"run_id": found.run_id, "finished_at": finished}
 
 
 def _here(attempt: Attempt, lake: DataLake) -> Attempt:
@@ -146,10 +177,3 @@ def _silent_message(reason: str, before: RecordedAttempt | None) -> str:
     elif before is not None:
         parts.append(f"previous attempt: {before.attempt.status}: {before.attempt.message}")
     return "; ".join(parts)
-
-
-def _provenance(found: RecordedAttempt | None) -> Row:
-    if found is None:
-        return {"run_id": "", "finished_at": ""}
-    finished = datetime.fromtimestamp(found.finished_at, UTC).isoformat(timespec="seconds")
-    return {"run_id": found.run_id, "finished_at": finished}

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import spelled_out
-from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.audit.rows import COLUMNS
+from thess_agg_dagster.audit.rows import COLUMNS, TimestampRows
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
@@ -173,12 +172,18 @@ class Made(NamedTuple):
     bands: tuple[tuple[str, bool, str, str], ...]
 
 
-def made_as(attempt: Attempt) -> Made:
+def made_as(rows: TimestampRows) -> Made:
     """What the mosaics of a successful attempt have in common with those of others."""
     bands = (
-        (band.band, band.grid == "fixed", _ground(band), f"{band.width} x {band.height}") for band in attempt.bands
+        (
+            row["band"],
+            row["grid"] == "fixed",
+            f"{row['crs']} {row['bounds'].replace('|', ', ')}",
+            f"{row['width']} x {row['height']}",
+        )
+        for row in rows.band_report
     )
-    return _shared(attempt.parameters, tuple(bands))
+    return _shared(rows.parameters, tuple(bands))
 
 
 # Equal ones, of thousands of timestamps, are one.
@@ -219,10 +224,6 @@ def check_same_parameters(made: Mapping[str, Made]) -> dg.AssetCheckResult:
             if text != most[0][0]
         ],
     )
-
-
-def _ground(band: BandRecord) -> str:
-    return f"{band.crs} {', '.join(f'{edge:.15g}' for edge in band.bounds)}"
 
 
 def _mosaic_faults(mosaic: DatasetReader, plan: MosaicPlan) -> Iterator[str]:

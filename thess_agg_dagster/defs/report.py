@@ -68,15 +68,16 @@ def _report(
 
     def rows() -> Iterator[TimestampRows]:
         """Of one timestamp after the other: there may be more than fit into memory."""
-        for attempt, provenance in audited(instance, keys, lake, published):
-            key = attempt.timestamp
-            if attempt.status == "success":
-                made[key] = made_as(attempt)
-            yield rows_of(attempt, provenance, params.outputs, key in listed)
+        for each in audited(instance, keys, lake, params.outputs, listed, published):
+            if each.status["status"] == "success":
+                made[each.status["timestamp"]] = made_as(each)
+            yield each
 
     yield dg.Output(AuditTables(rows(), composites_rows(instance, keys, lake), up_to, as_of, stale, params.metrics))
     yield check_report(lake, registered)
-    stand = {key: made.get(key) or made_as(published[key].attempt) for key in sorted(listed) if key in published}
+    for key in listed & set(published) - made.keys():  # those that failed since
+        made[key] = made_as(rows_of(published[key].attempt, {}, params.outputs))
+    stand = {key: made[key] for key in sorted(listed) if key in published}
     yield check_one_grid(stand)
     yield check_same_parameters(stand)
 

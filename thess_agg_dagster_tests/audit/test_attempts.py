@@ -97,7 +97,7 @@ def test_what_is_not_in_the_event_log_any_more_is_forgotten(instance: dg.Dagster
     publish(instance, KEYS, COMPOSITES)
     latest_successes(instance, COMPOSITES)
     latest_successes(instance, AGGREGATED)
-    cache = attempts.AttemptCache.of(instance)
+    cache = attempts.AttemptCache.of(instance, len(KEYS))
     assert cache is not None
     kept = cache.ids("data_raw/aggregated ASSET_MATERIALIZATION")
     assert kept == set(latest_successes(instance, AGGREGATED).storage_ids.values())
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_as_good_as_none(
     harm(home / "thess_agg_dagster_attempts.db")
     for _ in range(3):
         assert dict(latest_successes(instance, AGGREGATED)) == dict(before)
-    cache = attempts.AttemptCache.of(instance)
+    cache = attempts.AttemptCache.of(instance, len(KEYS))
     assert cache is not None
     assert len(cache.ids("data_raw/aggregated ASSET_MATERIALIZATION")) == (0 if harm is a_folder else len(KEYS))
 

@@ -17,7 +17,7 @@ import pytest
 from thess_agg_dagster.audit import tables
 from thess_agg_dagster.audit.event_log import attempt_metadata, latest_attempts
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.audit.rows import COLUMNS, COMPOSITE_COLUMNS, TableFile, rows_of
+from thess_agg_dagster.audit.rows import COLUMNS, COMPOSITE_COLUMNS, TableFile
 from thess_agg_dagster.audit.tables import audited, composites_rows, newest_event, table_schema, tables_digest
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, RAW_TILES, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake
@@ -94,12 +94,7 @@ def rows(
     listed: Any = (GOOD, BAD, NEW),
     lake: DataLake = THERE,
 ) -> list[dict[str, Any]]:
-    found = audited(instance, HERE, lake)
-    return [
-        row
-        for attempt, provenance in found
-        for row in rows_of(attempt, provenance, BANDS, attempt.timestamp in listed).of(name)
-    ]
+    return [row for each in audited(instance, HERE, lake, BANDS, listed) for row in each.of(name)]
 
 
 def test_a_table_as_text(instance: dg.DagsterInstance) -> None:
@@ -247,7 +242,7 @@ def test_of_many_silent_runs_the_latest_are_looked_up(
         return ""
 
     monkeypatch.setattr(tables, "reason_of_end", note)
-    list(audited(instance, HERE, THERE))
+    list(audited(instance, HERE, THERE, BANDS, ()))
     assert asked == sorted(keys)[-100:]
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,11 @@ from stac_geoparquet.arrow import stac_table_to_items
 
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.gdal import gdal_name, store_env
+from thess_agg_dagster.storage.paths import is_remote
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, SmallLake, in_folder_and_bucket, scene
 from thess_agg_dagster_tests.defs.test_composites import ASKED, compose, publish_all
 from thess_agg_dagster_tests.products.test_series import FIXED
-from thess_agg_dagster_tests.rasters import noise, read
+from thess_agg_dagster_tests.rasters import noise, read, read_index
 
 
 @pytest.fixture
@@ -52,28 +51,13 @@ def names(lake: DataLake) -> set[str]:
     return {path.name.removeprefix("series_").removesuffix(".gti.gpkg") for path in lake.tile_indices()}
 
 
-_READ = """
-import pickle, sys
-import rasterio
-from thess_agg_dagster.storage.gdal import store_env
-
-name, target, options = pickle.loads(sys.stdin.buffer.read())
-with store_env(), rasterio.open(name, **options) as raster:
-    assert raster.driver == "GTI"
-    found = raster.read(1), {name: raster.profile[name] for name in raster.profile if name != "driver"}
-with open(target, "wb") as file:
-    pickle.dump(found, file)
-"""
-
-
 def opened(lake: DataLake, name: str, **options: str) -> tuple[NDArray[Any], Any]:
-    """The pixels that GDAL reads from an index, as from any raster, and its profile. In a process of its own: rasterio asks
-    some things without letting other threads run, also those of a bucket's server in this process."""
-    with tempfile.NamedTemporaryFile() as file:
-        given = pickle.dumps((index_of(lake, name), file.name, options))
-        subprocess.run([sys.executable, "-c", _READ], input=given, check=True, timeout=60)
-        found: tuple[NDArray[Any], Any] = pickle.load(file)
-    return found
+    """The pixels that GDAL reads from an index, as from any raster, and its profile. In a bucket, in a process of its own: rasterio
+    asks some things without letting other threads run, also those of the bucket's server in this process."""
+    if not is_remote(lake.root):
+        return read_index(index_of(lake, name), options)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(read_index, index_of(lake, name), options).result(60)
 
 
 def layered(lake: DataLake, timestamps: Iterable[str], band: str, profile: Any) -> NDArray[Any]:
