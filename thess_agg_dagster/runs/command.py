@@ -164,7 +164,7 @@ class _Session:
         if todo or due:
             tidy_up(self.instance, self.lake)
         self._report()
-        good = summarize(self.lake, keys, len(keys) - len(todo))
+        good = summarize(self.lake, keys, todo)
         if asked:
             good = summarize_periods(self.lake, list(asked), len(due)) and good
         return ALL_GOOD if good and not series.refused else SOME_FAILED

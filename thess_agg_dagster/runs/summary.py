@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import click
 from rich.console import Console
@@ -15,20 +15,27 @@ from rich.table import Table
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.storage.paths import read_bytes
 
+# More lines than this nobody reads; and ten thousand take ten seconds to be laid out.
+_MOST_LINES = 200
 
-def summarize(lake: DataLake, keys: Sequence[str], skipped: int) -> bool:
-    """Tell what became of the timestamps, by the tables; whether all are well."""
+
+def summarize(lake: DataLake, keys: Sequence[str], made: Collection[str]) -> bool:
+    """Tell what became of the timestamps, by the tables; whether all are well. Of very many, only those that were just made, or
+    failed, have a line."""
     status = {row["timestamp"]: row for row in _table(lake, "status")}
+    failed = [key for key in keys if status[key]["status"] != "success"]
+    news = {*made, *failed}
+    told = keys if len(keys) <= _MOST_LINES else [key for key in keys if key in news]
     table = Table(title=None, box=None, pad_edge=False)
     for name in ("timestamp", "status", "size", "CRS", "valid", "seconds"):
         table.add_column(name, justify="right" if name in ("size", "valid", "seconds") else "left", no_wrap=True)
-    made_of: dict[str, list[dict[str, str]]] = {}
+    bands_of: dict[str, list[dict[str, str]]] = {}
     for band in _table(lake, "band_report"):
         if band["status"] == "success":
-            made_of.setdefault(band["timestamp"], []).append(band)
-    for key in keys:
-        made = made_of.get(key, [])
-        first = made[0] if made else None
+            bands_of.setdefault(band["timestamp"], []).append(band)
+    for key in told:
+        bands = bands_of.get(key, [])
+        first = bands[0] if bands else None
         state = status[key]["status"]
         table.add_row(
             key,
@@ -36,23 +43,23 @@ def summarize(lake: DataLake, keys: Sequence[str], skipped: int) -> bool:
             f"{int(first['width'])} x {int(first['height'])}" if first else "",
             first["crs"] if first else "",
             f"{float(first['valid_share']):.1%}" if first else "",
-            f"{sum(float(band['seconds']) for band in made):.1f}" if first else "",
+            f"{sum(float(band['seconds']) for band in bands):.1f}" if first else "",
         )
     out = Console()
     out.width = max(out.width, 120)  # a narrow terminal wraps; a timestamp cut short helps nobody
-    out.print(table)
-    for key in keys:
-        if status[key]["status"] != "success":
-            out.print(f"\n[red]{key}[/]  {escape(status[key]['message'])}", highlight=False, soft_wrap=True)
+    if told:
+        out.print(table)
+    for key in failed:
+        out.print(f"\n[red]{key}[/]  {escape(status[key]['message'])}", highlight=False, soft_wrap=True)
     called = click.get_current_context().find_root().info_name
     out.print(
-        f"\n{len(keys)} timestamps, {skipped} unchanged and skipped"
+        f"\n{len(keys)} timestamps, {len(keys) - len(made)} unchanged and skipped"
         f"\nMosaics  {lake.aggregated}\nTables   {lake.tables_folder}/timestamps_aggregation_*.csv"
         f"\nUI       DATA_LAKE={lake.root} DAGSTER_HOME={os.environ['DAGSTER_HOME']} {called} ui",
         highlight=False,
         soft_wrap=True,
     )
-    return all(status[key]["status"] == "success" for key in keys)
+    return not failed
 
 
 def summarize_periods(lake: DataLake, asked: Sequence[str], made: int) -> bool:

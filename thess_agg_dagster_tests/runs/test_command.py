@@ -13,6 +13,7 @@ import pytest
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.parameter import Group
 from thess_agg_dagster.params import TimestampsAggregationParams
+from thess_agg_dagster.runs import summary
 from thess_agg_dagster.runs.command import main
 from thess_agg_dagster.runs.options import data_lake_option
 from thess_agg_dagster_tests.conftest import FIRST, SECOND, THIRD, SmallLake, in_folder_and_bucket, scene
@@ -62,6 +63,27 @@ def test_a_whole_lake_then_only_what_changed(small_lake: SmallLake, tmp_path: Pa
     small_lake.lake.mosaic(THIRD, "B04").unlink()
     assert "2 unchanged" in invoke(*command, "--merge-method", "max").stdout
     assert small_lake.lake.mosaic(THIRD, "B04").exists()
+
+
+def test_of_very_many_those_have_a_line_that_were_made_or_failed(
+    small_lake: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "_MOST_LINES", 2)
+    rows = [(key, small_lake.add_timestamp(key, ["B04"])) for key in (FIRST, SECOND)]
+    small_lake.list_rows(*rows, (THIRD, [scene(THIRD, "T34TFL")]))
+    command = ("--data-lake", str(small_lake.root), "--bands", "B04")
+    lines = invoke(*command).stdout.splitlines()
+    assert [key for key in (FIRST, SECOND, THIRD) if any(line.startswith(f"{key}  ") for line in lines)] == [
+        FIRST, SECOND, THIRD,
+    ]  # fmt: skip
+    small_lake.add_tile(rows[1][1][0], "B04", east=True, pixels=noise(77, (120, 120)))
+    again = invoke(*command).stdout
+    assert FIRST not in again
+    assert f"{SECOND}  success" in again
+    assert f"{THIRD}  failed_missing_inputs" in again
+    assert "3 timestamps, 1 unchanged and skipped" in again
+    assert THIRD in (good := invoke(*command, "--timestamps", f"{FIRST},{THIRD}").stdout)
+    assert "no such file" in good
 
 
 def test_environment_and_another_dagster_home(small_lake: SmallLake, tmp_path: Path) -> None:
