@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple, TextIO, TypeAlias, get_type_hints
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column
+
+# A cell may list thousands of files: more than the csv module reads unless it is told to.
+_LONGEST_CELL = 2**31 - 1
 
 # What a record tells of a band, column by column.
 _RECORDED: Mapping[str, Column] = {
@@ -153,6 +157,16 @@ class TableFile:
 
     def add(self, rows: Iterable[Row]) -> None:
         self._writer.writerows(map(self._cells, rows))
+
+
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Have the csv module read whatever a table holds."""
+    before = csv.field_size_limit(_LONGEST_CELL)  # of the whole process: what others read has a limit for a reason
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _sorted_bands(attempt: Attempt) -> list[BandRecord]:

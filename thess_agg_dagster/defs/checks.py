@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import spelled_out
-from thess_agg_dagster.audit.rows import COLUMNS, TimestampRows
+from thess_agg_dagster.audit.rows import COLUMNS, TimestampRows, long_cells
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
@@ -157,7 +157,7 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
     faults = []
     for name, columns in COLUMNS.items():
         path, at = lake.audit_table(name), columns.index("timestamp")
-        with open_text(path) as file:
+        with open_text(path) as file, long_cells():
             missing = sorted(set(registered) - {row[at] for row in csv.reader(file)})
         if missing:
             faults.append(f"{path}: lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")

@@ -75,9 +75,9 @@ def _read_back(
     partitions: dg.DynamicPartitionsDefinition,
     published: Collection[str],
 ) -> Iterator[tuple[str, str | None]]:
-    registered = set(instance.get_dynamic_partitions(str(partitions.name)))
     from thess_agg_dagster.products.readback import read_back  # here: the command itself does without rasterio
 
+    registered = set(instance.get_dynamic_partitions(str(partitions.name)))
     for key in sorted(unknown_timestamps(lake, published)):
         try:
             attempt = read_back(read_manifest(lake.manifest(key)), lake, params)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from thess_agg_dagster.audit.rows import long_cells
 from thess_agg_dagster.lake.layout import DataLake
-from thess_agg_dagster.storage.paths import read_bytes
+from thess_agg_dagster.storage.paths import open_text
 
 # More lines than this nobody reads; and ten thousand take ten seconds to be laid out.
 _MOST_LINES = 200
@@ -29,12 +29,12 @@ def summarize(lake: DataLake, keys: Sequence[str], made: Collection[str]) -> boo
     table = Table(title=None, box=None, pad_edge=False)
     for name in ("timestamp", "status", "size", "CRS", "valid", "seconds"):
         table.add_column(name, justify="right" if name in ("size", "valid", "seconds") else "left", no_wrap=True)
-    bands_of: dict[str, list[dict[str, str]]] = {}
-    for band in _table(lake, "band_report"):
-        if band["status"] == "success":
-            bands_of.setdefault(band["timestamp"], []).append(band)
+    bands_of: dict[str, list[dict[str, str]]] = {key: [] for key in told}
+    for band in _table(lake, "band_report") if told else ():
+        if band["status"] == "success" and band["timestamp"] in bands_of:
+            bands_of[band["timestamp"]].append(band)
     for key in told:
-        bands = bands_of.get(key, [])
+        bands = bands_of[key]
         first = bands[0] if bands else None
         state = status[key]["status"]
         table.add_row(
@@ -77,5 +77,6 @@ def summarize_periods(lake: DataLake, asked: Sequence[str], made: int) -> bool:
     return not failed
 
 
-def _table(lake: DataLake, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(read_bytes(lake.audit_table(name)).decode(), newline="")))
+def _table(lake: DataLake, name: str) -> Iterator[dict[str, str]]:
+    with open_text(lake.audit_table(name)) as file, long_cells():
+        yield from csv.DictReader(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 from thess_agg_dagster.audit import tables
 from thess_agg_dagster.audit.event_log import attempt_metadata, latest_attempts
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
-from thess_agg_dagster.audit.rows import COLUMNS, COMPOSITE_COLUMNS, TableFile
+from thess_agg_dagster.audit.rows import COLUMNS, COMPOSITE_COLUMNS, TableFile, long_cells
 from thess_agg_dagster.audit.tables import audited, composites_rows, newest_event, table_schema, tables_digest
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, RAW_TILES, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake
@@ -95,6 +96,21 @@ def rows(
     lake: DataLake = THERE,
 ) -> list[dict[str, Any]]:
     return [row for each in audited(instance, HERE, lake, BANDS, listed) for row in each.of(name)]
+
+
+def test_a_table_is_read_whatever_a_cell_holds(instance: dg.DagsterInstance) -> None:
+    """Thousands of tiles are more than the csv module reads by itself, whose limit stays for whoever reads a list."""
+    tiles = [f"/archive/S2_{number}/B04.tif" for number in range(10_000)]
+    band = BandRecord("B04", "success", 'said "no",\nthen é', tiles)
+    record(instance, Attempt(GOOD, "success", "", [band]))
+    text = io.StringIO(newline="")
+    TableFile("band_report", text).add(rows(instance, "band_report", [GOOD]))
+    text.seek(0)
+    before = csv.field_size_limit()
+    with long_cells():
+        (found,) = (row for row in csv.DictReader(text) if row["timestamp"] == GOOD)
+    assert (found["input_files"], found["message"]) == ("|".join(tiles), band.message)
+    assert len(found["input_files"]) > before == csv.field_size_limit()
 
 
 def test_a_table_as_text(instance: dg.DagsterInstance) -> None:

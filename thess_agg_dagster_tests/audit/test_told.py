@@ -51,7 +51,7 @@ def publish(instance: dg.DagsterInstance, key: str, word: str = "well", bands: S
 def rows(
     instance: dg.DagsterInstance, lake: DataLake = LAKE, bands: Sequence[str] = ("B04",), listed: Container[str] = KEYS
 ) -> list[str]:
-    """As text, in which NaN is itself; of few fields more than a table has."""
+    """As text, in which NaN equals itself."""
     return [repr(each) for each in audited(instance, HERE, lake, bands, listed)]
 
 
