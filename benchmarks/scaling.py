@@ -34,7 +34,7 @@ import psutil
 import sqlalchemy as sa
 
 from benchmarks.run import machine
-from thess_agg_dagster.keys import AGGREGATED, RAW_TILES, REPORT, TIME_SERIE, timestamps
+from thess_agg_dagster.keys import AGGREGATED, RAW_TILES, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import MANIFEST, QUICKLOOK
 from thess_agg_dagster.sample import real_time_serie, write_scene
@@ -357,44 +357,8 @@ def measured(place: Place, *command: str) -> Figures:
     return figures
 
 
-def child(what: str, key: str | None) -> None:
-    """In a process of its own: one of the things that are measured."""
-    from sqlalchemy import event
-
-    from thess_agg_dagster.runs.batch import run_asset
-
-    queries = 0
-
-    def seen(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        nonlocal queries
-        queries += statement.lstrip().upper().startswith("SELECT")
-
-    event.listen(sa.Engine, "before_cursor_execute", seen)
-    resources = {"io_manager": {"config": {"data_lake": os.environ["DATA_LAKE"]}}}
-    works: dict[str, Callable[[dg.DagsterInstance], Any]] = {
-        "report": lambda instance: run_asset(instance, resources, REPORT),
-        "list": lambda instance: run_asset(instance, resources, TIME_SERIE),
-        "timestamp": lambda instance: _attempt(instance, resources, key),
-        "keys": lambda instance: instance.get_dynamic_partitions(str(timestamps.name)),
-    }
-    with dg.DagsterInstance.get() as instance:
-        instance.get_runs_count()
-        queries = 0
-        started, busy = time.perf_counter(), time.process_time()
-        works[what](instance)
-        seconds, cpu = time.perf_counter() - started, time.process_time() - busy
-        print(json.dumps({"seconds": seconds, "cpu": cpu, "queries": queries}))
-
-
-def _attempt(instance: dg.DagsterInstance, resources: Figures, key: str | None) -> None:
-    from thess_agg_dagster.runs.batch import run_asset
-
-    with suppress(dg.Failure):  # one is meant to fail
-        run_asset(instance, resources, AGGREGATED, key)
-
-
 def run_child(place: Place, what: str, key: str = "") -> Figures:
-    return measured(place, "-m", "benchmarks.scaling", "--child", what, *(["--key", key] if key else []))
+    return measured(place, "-m", "benchmarks.scaling_child", what, *([key] if key else []))
 
 
 # --- the webserver and the daemon ---
@@ -738,13 +702,8 @@ def markdown(results: Figures) -> str:
     "--out", type=click.Path(path_type=Path), default=HERE, show_default="benchmarks", help="Folder of the results."
 )
 @click.option("--add", is_flag=True, help="Keep what is in the results already, for other counts or backends.")
-@click.option("--child", "what", hidden=True)
-@click.option("--key", hidden=True)
-def main(counts: str, backends: str, backfills: str, out: Path, add: bool, what: str | None, key: str | None) -> None:
+def main(counts: str, backends: str, backfills: str, out: Path, add: bool) -> None:
     """Measure, and write SCALING.md and scaling.json."""
-    if what:
-        child(what, key)
-        return
     started = time.perf_counter()
 
     command = f"python -m benchmarks.scaling --counts {counts} --backends {backends} --backfills {backfills}"

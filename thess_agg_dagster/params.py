@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from pydantic import field_validator, model_validator
@@ -263,6 +264,14 @@ class TimestampsAggregationParams(GridParams):
         choice of bands does not count. The aoi counts by its shape, not its name. Raises ``AreaError`` if the aoi
         cannot be used.
         """
+        return self._pixel_identity if self.aoi is None else self._identify_pixels()
+
+    @cached_property
+    def _pixel_identity(self) -> str:
+        """Where no file is read for it, it is asked for once for each of ten thousand timestamps."""
+        return self._identify_pixels()
+
+    def _identify_pixels(self) -> str:
         return self._differing(name for name, each in self.declared().items() if each.pixels)
 
     def composite_identity(self) -> str:

@@ -263,7 +263,7 @@ def _attempt_from(data: dict[str, Any]) -> Attempt:
 
 def _known(kind: type[_T], data: Mapping[str, Any]) -> _T:
     names = _NAMES[kind]
-    return kind(**{name: value for name, value in data.items() if name in names})
+    return kind(**(data if data.keys() <= names else {name: data[name] for name in data.keys() & names}))
 
 
 # Asked for some 30 000 times by a report on 10 000 timestamps.

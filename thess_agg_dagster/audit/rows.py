@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO, TypeAlias, get_type_hints
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column
@@ -99,16 +101,20 @@ Row: TypeAlias = dict[str, Any]
 
 
 class TimestampRows(NamedTuple):
-    """What the tables say of one timestamp: a row of each, and one for each band; and the parameters it was made with, if they
-    are known."""
+    """What the tables say of one timestamp: a row of each, and one for each band; the parameters it was made with, if they
+    are known; and the lines of each table, where they were written before."""
 
     status: Row
     summary: Row
     band_report: Sequence[Row]
     parameters: str = ""
+    lines: Mapping[str, str] = MappingProxyType({})
 
     def of(self, table: str) -> Sequence[Row]:
         return self.band_report if table == "band_report" else [getattr(self, table)]
+
+    def with_lines(self) -> TimestampRows:
+        return self._replace(lines={table: _lines_of(table, self.of(table)) for table in COLUMNS})
 
 
 def rows_of(attempt: Attempt, provenance: Row, bands: Sequence[str]) -> TimestampRows:
@@ -128,7 +134,7 @@ def unlisted(rows: TimestampRows) -> TimestampRows:
     """The rows of a timestamp that ``time_serie.csv`` no longer lists."""
     vanished = "no longer in time_serie.csv (files on disk stay)"
     message = "; ".join(filter(None, (vanished, rows.status["message"])))
-    return rows._replace(status=rows.status | {"message": message, "listed": False})
+    return rows._replace(status=rows.status | {"message": message, "listed": False}, lines={})
 
 
 def period_row(attempt: Attempt) -> Row:
@@ -150,13 +156,22 @@ class TableFile:
     """A table that is written row by row: as text, numbers in full, nothing for what is missing."""
 
     def __init__(self, name: str, file: TextIO) -> None:
-        columns = columns_of(name)
-        self._cells = itemgetter(*columns)
-        self._writer = csv.writer(file, lineterminator="\n")
-        self._writer.writerow(columns)
+        self._name, self._file = name, file
+        file.write(_lines_of(name, [{column: column for column in columns_of(name)}]))
 
     def add(self, rows: Iterable[Row]) -> None:
-        self._writer.writerows(map(self._cells, rows))
+        self._file.write(_lines_of(self._name, rows))
+
+    def add_timestamp(self, rows: TimestampRows) -> None:
+        lines = rows.lines.get(self._name)
+        self._file.write(_lines_of(self._name, rows.of(self._name)) if lines is None else lines)
+
+
+def _lines_of(name: str, rows: Iterable[Row]) -> str:
+    """Rows of a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(itemgetter(*columns_of(name)), rows))
+    return text.getvalue()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class ToldRows:
         if mark in self._kept:
             with suppress(zlib.error, ValueError, TypeError):
                 return TimestampRows(*json.loads(zlib.decompress(self._kept[mark])))
-        rows = make(timestamp)
+        rows = make(timestamp).with_lines()
         if self._cache:
             self._new[mark] = zlib.compress(json.dumps(rows).encode(), 1)
         return rows

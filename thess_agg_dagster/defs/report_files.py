@@ -55,7 +55,8 @@ class _Written:
         self.latest.append(rows)
         for name in COLUMNS:
             shown = self.first.setdefault(name, [])
-            shown.extend(rows.of(name)[: _FIRST_ROWS - len(shown)])
+            if (more := _FIRST_ROWS - len(shown)) > 0:
+                shown.extend(rows.of(name)[:more])
         if rows.status["listed"]:
             self.standings.append(standing_of(rows, stale.get(rows.status["timestamp"], "")))
 
@@ -98,11 +99,11 @@ def _write_rows(obj: AuditTables, lake: DataLake) -> _Written:
     written = _Written()
     with ExitStack() as stack:
         paths = {name: lake.audit_table(name) for name in COLUMNS}
-        tables = [(name, path, stack.enter_context(_table(name, path))) for name, path in paths.items()]
+        tables = [(path, stack.enter_context(_table(name, path))) for name, path in paths.items()]
         for rows in obj.timestamps:
-            for name, path, table in tables:
+            for path, table in tables:
                 with _writing(path):
-                    table.add(rows.of(name))
+                    table.add_timestamp(rows)
             written.note(rows, obj.stale or {})
     return written
 

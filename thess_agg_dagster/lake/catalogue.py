@@ -28,11 +28,16 @@ def manifest_value(
 
     Raises ``OSError`` if the file exists but cannot be read.
     """
+    return manifest_values(lake, fingerprints).get((word, scene_id, band.lower()), "")
+
+
+def manifest_values(lake: DataLake, fingerprints: Fingerprints) -> Mapping[tuple[str, str, str], str]:
+    """All values of the manifest, by word, scene id and band in lower case."""
     path = lake.assets_manifest
     if fingerprint := fingerprints(path):
         with suppress(FileNotFoundError):  # removed since
-            return _read_manifest(path, fingerprint).get((word, scene_id, band.lower()), "")
-    return ""
+            return _read_manifest(path, fingerprint)
+    return {}
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -61,6 +61,7 @@ _SHELVES = _MOSAICS, _COMPOSITES = "aggregated", "composites"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 
 
+@lru_cache  # a scene is asked about for each of its tiles
 def is_plain_name(text: str) -> bool:
     """Whether ``text`` can be part of a path as a single, harmless name."""
     return _PLAIN_NAME.fullmatch(text) is not None
@@ -216,6 +217,14 @@ class DataLake:
     def scene_item(self, scene_id: str) -> Path:
         """The STAC item of a scene, if a download step wrote one. Raises ``ValueError`` unless it is a plain name."""
         return self._items / f"{_plain(scene_id)}.json"
+
+    def scene_item_path(self, scene_id: str) -> str:
+        """The same as text, as :meth:`tile_path`."""
+        return f"{self._items_path}/{_plain(scene_id)}.json"
+
+    @cached_property
+    def _items_path(self) -> str:
+        return str(self._items)
 
     @cached_property
     def _items(self) -> Path:

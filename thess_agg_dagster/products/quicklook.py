@@ -75,11 +75,17 @@ def greenness(index: Preview) -> NDArray[np.uint8]:
 
 def _stretched(preview: Preview) -> Image.Image:
     """One channel, its middle 96 % of values spread over the greys."""
-    values = preview.compressed().astype(float)
-    values = values[np.isfinite(values)]
+    values: NDArray[Any] = preview.compressed()
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
     low, high = np.percentile(values, (2, 98)) if values.size else (0, 1)
-    grey = np.clip((preview.filled(0).astype(float) - low) / max(high - low, 1e-9), 0, 1) * 205 + 50
-    return Image.fromarray(np.where(np.ma.getmaskarray(preview), _BACKGROUND, grey).astype(np.uint8))
+    grey = preview.filled(0).astype(np.float32)
+    grey -= np.float32(low)
+    grey *= np.float32(205 / max(high - low, 1e-9))
+    np.clip(grey, 0, 205, out=grey)
+    grey += 50
+    grey[np.ma.getmaskarray(preview)] = _BACKGROUND
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def _with_seams(picture: Image.Image, origins: NDArray[np.integer[Any]] | None) -> Image.Image:
@@ -98,7 +104,7 @@ def thumbnail(picture: Image.Image) -> str:
     """A small version as Markdown, a few kilobytes, for an event's metadata."""
     small = picture.copy()
     small.thumbnail((_THUMBNAIL_WIDTH, _THUMBNAIL_WIDTH))
-    return as_markdown(small, "WEBP", quality=60)
+    return as_markdown(small, "WEBP", quality=60, method=2)
 
 
 def as_markdown(picture: Image.Image, kind: str, **options: int) -> str:

@@ -115,6 +115,7 @@ def _start_worker(environment: dict[str, str], instance_ref: Any) -> None:
     # A run that Dagster launched may have an instance without a DAGSTER_HOME. There is no public way to hand one on.
     _worker_instance = dg.DagsterInstance.from_ref(kept_open(instance_ref))
     gc.freeze()
+    gc.enable()  # the server that forked this process only imports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 

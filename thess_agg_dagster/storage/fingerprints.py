@@ -101,7 +101,7 @@ def _fingerprints_in_folders() -> Fingerprints:
             return None
 
     def fingerprint(path: File | str) -> str | None:
-        if not isinstance(path, str | Path):
+        if type(path) is not str and not isinstance(path, Path):
             return fingerprint_of(path)
         text = str(path)
         folder, _, name = text.rpartition("/")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thess_agg_dagster.audit.outcome import Attempt, RecordedAttempt
-from thess_agg_dagster.lake.catalogue import manifest_value
+from thess_agg_dagster.lake.catalogue import manifest_values
 from thess_agg_dagster.lake.checksums import CHECKSUM_SUFFIXES
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import ITEM, NDVI, QUICKLOOK, SOURCE
@@ -62,7 +62,8 @@ def identify_bands(
     fingerprints = fingerprints or lake.fingerprints(acquisition.scene_ids)
     lake = located(lake, params)
     start = f"{PIXELS_VERSION}\n{params.pixel_identity()}\n"
-    items = [_line(lake.scene_item(scene), fingerprints) for scene in acquisition.scene_ids]
+    items = [_line(lake.scene_item_path(scene), fingerprints) for scene in acquisition.scene_ids]
+    checksums = manifest_values(lake, fingerprints)
     tiles: dict[tuple[str, str], _TileTold] = {}
     more = [*([mask_band(params.bands)] if params.mask_scl_classes else []), *filter(None, [params.match_band])]
     found = {}
@@ -71,7 +72,7 @@ def identify_bands(
         told = []
         for tile in ((scene, name) for scene in acquisition.scene_ids for name in names):
             if tile not in tiles:
-                tiles[tile] = _tell_tile(lake, *tile, fingerprints)
+                tiles[tile] = _tell_tile(lake, *tile, fingerprints, checksums)
             told.append(tiles[tile])
         published = (each.published for each in told)
         beside = (line for each in told for line in each.beside)
@@ -90,8 +91,14 @@ class _TileTold:
     beside: Sequence[str]
 
 
-def _tell_tile(lake: DataLake, scene_id: str, band: str, fingerprints: Fingerprints) -> _TileTold:
-    place, text = lake.tile_path(scene_id, band), manifest_value(lake, "checksum", scene_id, band, fingerprints)
+def _tell_tile(
+    lake: DataLake,
+    scene_id: str,
+    band: str,
+    fingerprints: Fingerprints,
+    checksums: Mapping[tuple[str, str, str], str],
+) -> _TileTold:
+    place, text = lake.tile_path(scene_id, band), checksums.get(("checksum", scene_id, band.lower()))
     beside = (f"{place}{suffix}" for suffix in CHECKSUM_SUFFIXES)
     return _TileTold(
         f"{scene_id} {band} {text}\n" if text else "",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sqlite3
 import zlib
 from collections.abc import Container, Iterator, Sequence
@@ -15,6 +17,7 @@ import pytest
 from thess_agg_dagster.audit import attempts, told
 from thess_agg_dagster.audit.event_log import attempt_metadata, failure_observation
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord
+from thess_agg_dagster.audit.rows import COLUMNS, TableFile
 from thess_agg_dagster.audit.tables import audited
 from thess_agg_dagster.keys import AGGREGATED, HERE, timestamps
 from thess_agg_dagster.lake.layout import DataLake
@@ -147,3 +150,21 @@ def test_of_few_nothing_is_kept(instance: dg.DagsterInstance) -> None:
         publish(instance, key)
     rows(instance)
     assert not kept(instance).exists()
+
+
+@pytest.mark.parametrize("listed", [KEYS, KEYS[:-1], []])
+@pytest.mark.parametrize("table", COLUMNS)
+def test_what_is_written_of_them_are_their_cells(
+    instance: dg.DagsterInstance, table: str, listed: Container[str]
+) -> None:
+    rows(instance)
+    file = io.StringIO(newline="")
+    writing, expected = TableFile(table, file), [list(COLUMNS[table])]
+    for each in audited(instance, HERE, LAKE, ("B04",), listed):
+        writing.add_timestamp(each)
+        for row in each.of(table):
+            cells = [row[column] for column in COLUMNS[table]]
+            expected.append(["" if cell is None else str(cell) for cell in cells])
+    file.seek(0)
+    assert list(csv.reader(file)) == expected
+    assert len(expected) > len(KEYS)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import os
 import subprocess
 import sys
+
+from thess_agg_dagster.runs.batch import _start_worker
+from thess_agg_dagster_tests.conftest import SmallLake
 
 _SCRIPT = """
 import multiprocessing, os, sys
@@ -39,3 +45,15 @@ if __name__ == "__main__":
 def test_a_worker_has_what_this_process_has() -> None:
     done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_worker_collects_garbage_though_its_server_does_not(small_lake: SmallLake) -> None:
+    def work() -> None:
+        gc.disable()
+        _start_worker(dict(os.environ), small_lake.instance.get_ref())
+        sys.exit(0 if gc.isenabled() else 3)
+
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
