@@ -717,10 +717,9 @@ def main(counts: str, backends: str, backfills: str, out: Path, add: bool) -> No
         (out / "SCALING.md").write_text(markdown(results))
 
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
-        root = Path(folder)
-        make_lake(root)
-        say("lake made")
         for backend in backends.split(","):
+            root = Path(folder, backend)
+            make_lake(root)
             with make_place(root, backend) as place:
                 one = measure_one(place)
                 data = results["backends"].setdefault(backend, {"one": one, "many": {}})

@@ -11,7 +11,8 @@ from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake, folder_name
-from thess_agg_dagster.lake.published import read_manifest
+from thess_agg_dagster.lake.published import MANIFEST, read_manifest
+from thess_agg_dagster.storage.paths import names_in
 
 # Whatever became of a timestamp, a run of it leaves one of these; one that was killed, too.
 _TRACES = (
@@ -66,8 +67,8 @@ def _is_here(lake: DataLake, found: RecordedAttempt) -> bool:
 def unknown_timestamps(lake: DataLake, known: Iterable[str]) -> set[str]:
     """Timestamps (or periods, in ``lake.composites``) that are published in a lake, according to their manifests, but not
     among these."""
-    folders = set(map(folder_name, known))
-    unknown = {path: read_manifest(path) for path in lake.manifests() if path.parent.name not in folders}
+    names = set(names_in(lake.aggregated)) - set(map(folder_name, known))
+    unknown = {path: read_manifest(path) for path in (lake.aggregated / name / MANIFEST for name in names)}
     named = {path: found.get("timestamp") or found.get("period") for path, found in unknown.items()}
     # A folder that somebody gave another name is no timestamp.
     return {key for path, key in named.items() if isinstance(key, str) and lake.manifest(key) == path}
