@@ -5,7 +5,7 @@ time, and its ``dagster.yaml`` does not mention this one. For each statement, Da
 compiles the statement again; for each run's database, it looks through its migrations, a hundred modules. The run of a
 timestamp with small tiles has 26 events, for which this took two thirds of the time. Here connections stay open, a run's
 database begins as a copy of an empty one, and one that has been begun is opened as it is. Events of a run that this process
-executes are written in groups, see :mod:`thess_agg_dagster.runs.together`.
+executes are written in groups, see :mod:`thess_agg_dagster.runs.together`. Ticks of sensors use it, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import os
 import sqlite3
 import tempfile
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -48,12 +49,21 @@ class _Engines:
     _MOST = 16
 
     def __init__(self) -> None:
-        self._process = os.getpid()
+        self._process, self._lock = os.getpid(), threading.Lock()
         self._engines: OrderedDict[str, Engine] = OrderedDict()
+        self._files: dict[str, int | None] = {}
 
     def engine(self, address: str) -> Engine:
         if self._process != os.getpid():
-            self._process, self._engines = os.getpid(), OrderedDict()
+            self._process, self._lock, self._engines = os.getpid(), threading.Lock(), OrderedDict()
+        with self._lock:
+            return self._engine(address)
+
+    def _engine(self, address: str) -> Engine:
+        file = _file_of(address)
+        if address in self._engines and self._files[address] not in (None, file):  # another one is in its place
+            self._engines.pop(address).dispose()
+        self._files[address] = file
         if address not in self._engines:
             # One connection is kept; a thread that comes beside gets one for itself.
             engine = sqlalchemy.create_engine(
@@ -75,6 +85,12 @@ class _Engines:
             for engine in self._engines.values():
                 engine.dispose()
         self._engines.clear()
+
+
+def _file_of(address: str) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(address.removeprefix("sqlite:///")).st_ino  # noqa: PTH116 - asked for each question
+    return None
 
 
 def _do_not_wait_for_the_disk(connection: sqlite3.Connection, _record: object) -> None:

@@ -10,6 +10,7 @@ import dagster as dg
 from thess_agg_dagster.audit.outcome import RecordedAttempt
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.runs.instance import CAUSE
+from thess_agg_dagster.runs.private.sensors import SensorOfOpenInstance
 
 Tick = dg.SensorResult | dg.SkipReason
 
@@ -24,7 +25,7 @@ def sensor_of(
     seconds: int | None = None,
 ) -> dg.SensorDefinition:
     """A sensor of a lake, which looks at its pace, or every so many ``seconds``."""
-    return dg.SensorDefinition(
+    return SensorOfOpenInstance(
         definition.named(name),
         # (Called directly, as tests do, a sensor is given its resources a second time.)
         evaluation_fn=lambda context, **_: tick(context, definition),
