@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import io
 import multiprocessing.util
 import os
@@ -81,15 +80,6 @@ _BEGUN_FIRST = (
     "test_composites_command",
     "test_provenance",
 )
-
-
-# Every Python that is started from here reads start/sitecustomize.py, those of xdist, too.
-START = Path(__file__).with_name("start")
-os.environ["PYTHONPATH"] = f"{START}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()  # all modules: they stay, and no child process needs to copy them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

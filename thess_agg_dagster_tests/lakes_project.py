@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,7 +73,7 @@ def environment_of(project: Path, home: Path) -> dict[str, str]:
         (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     python = Path(sys.executable).parent
     return clean_environment() | {
-        "PYTHONPATH": f"{project}{os.pathsep}{os.environ['PYTHONPATH']}",
+        "PYTHONPATH": str(project),
         "VIRTUAL_ENV": str(python.parent),
         "PATH": f"{python}:/usr/bin:/bin",
         "DAGSTER_HOME": str(home),
