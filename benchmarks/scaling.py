@@ -646,8 +646,8 @@ def markdown(results: Figures) -> str:
     lines = [
         "# What many timestamps cost",
         "",
-        f"{', '.join(f'`{command}`' for command in results['commands'])}: {facts['cores']} cores, {facts['cpu']}; Python "
-        f"{facts['python']}, at commit {facts['commit']}. What is simulated and how stands in `benchmarks/scaling.py`; what follows from it in "
+        f"{', '.join(results['commands'])}: {facts['cores']} cores, {facts['cpu']}; Python "
+        f"{facts['python']}. What is simulated and how stands in `benchmarks/scaling.py`; what follows from it in "
         "docs/SCALING.md. s: seconds (between parentheses: of a core, in the processes asked, the database's own not "
         "counted; they suffer less from the neighbours); q: SELECTs; MB: the process's largest memory.",
     ]
@@ -708,8 +708,9 @@ def main(counts: str, backends: str, backfills: str, out: Path, add: bool) -> No
 
     command = f"python -m benchmarks.scaling --counts {counts} --backends {backends} --backfills {backfills}"
     earlier: Figures = json.loads((out / "scaling.json").read_text()) if add else {"commands": [], "backends": {}}
-    commands = [*earlier["commands"], command]
-    results: Figures = {"commands": commands, "machine": machine(), "backends": earlier["backends"]}
+    facts = machine()
+    commands = [*earlier["commands"], f"`{command}` at commit {facts['commit']}"]
+    results: Figures = {"commands": commands, "machine": facts, "backends": earlier["backends"]}
 
     def say(text: str) -> None:
         click.echo(f"{time.perf_counter() - started:6.0f} s  {text}", err=True)
