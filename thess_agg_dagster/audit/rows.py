@@ -163,8 +163,10 @@ class TableFile:
         self._file.write(_lines_of(self._name, rows))
 
     def add_timestamp(self, rows: TimestampRows) -> None:
-        lines = rows.lines.get(self._name)
-        self._file.write(_lines_of(self._name, rows.of(self._name)) if lines is None else lines)
+        if self._name in rows.lines:
+            self._file.write(rows.lines[self._name])
+        else:
+            self.add(rows.of(self._name))
 
 
 def _lines_of(name: str, rows: Iterable[Row]) -> str:

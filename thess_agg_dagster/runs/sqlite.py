@@ -50,8 +50,8 @@ class _Engines:
 
     def __init__(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._engines: OrderedDict[str, Engine] = OrderedDict()
-        self._files: dict[str, int | None] = {}
+        #: With the file that each was opened on.
+        self._engines: OrderedDict[str, tuple[int | None, Engine]] = OrderedDict()
 
     def engine(self, address: str) -> Engine:
         if self._process != os.getpid():
@@ -61,30 +61,34 @@ class _Engines:
 
     def _engine(self, address: str) -> Engine:
         file = _file_of(address)
-        if address in self._engines and self._files[address] not in (None, file):  # another one is in its place
-            self._engines.pop(address).dispose()
-        self._files[address] = file
-        if address not in self._engines:
-            # One connection is kept; a thread that comes beside gets one for itself.
-            engine = sqlalchemy.create_engine(
-                address,
-                poolclass=QueuePool,
-                pool_size=1,
-                max_overflow=-1,
-                connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
-            )
-            sqlalchemy.event.listen(engine, "connect", _do_not_wait_for_the_disk)
-            self._engines[address] = engine
-        self._engines.move_to_end(address)
+        before, engine = self._engines.pop(address, (None, None))
+        if engine and before not in (None, file):  # another one is in its place
+            engine.dispose()
+            engine = None
+        engine = engine or _new_engine(address)
+        self._engines[address] = file, engine
         while len(self._engines) > self._MOST:
-            self._engines.popitem(last=False)[1].dispose()
-        return self._engines[address]
+            self._engines.popitem(last=False)[1][1].dispose()
+        return engine
 
     def close(self) -> None:
         if self._process == os.getpid():
-            for engine in self._engines.values():
+            for _, engine in self._engines.values():
                 engine.dispose()
         self._engines.clear()
+
+
+def _new_engine(address: str) -> Engine:
+    """One connection is kept; a thread that comes beside gets one for itself."""
+    engine = sqlalchemy.create_engine(
+        address,
+        poolclass=QueuePool,
+        pool_size=1,
+        max_overflow=-1,
+        connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+    )
+    sqlalchemy.event.listen(engine, "connect", _do_not_wait_for_the_disk)
+    return engine
 
 
 def _file_of(address: str) -> int | None:
