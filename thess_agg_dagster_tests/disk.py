@@ -21,6 +21,8 @@ from pathlib import Path
 
 import cloudpickle
 
+from thess_agg_dagster.runs.ahead import PIXELS
+
 #: Calls that change files and folders, or tell where the next write goes.
 CALLS = (
     "openat,close,read,lseek,write,pwrite64,writev,pwritev,ftruncate,truncate,fallocate,copy_file_range,sendfile,dup,"
@@ -42,7 +44,7 @@ def traced(work: Callable[[], object], *options: str) -> tuple[int, str]:
     The child is not forked from here: threads of a pytest process may hold locks, which would stay locked in it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["thess_agg_dagster.runs.batch"])
+    context.set_forkserver_preload(["thess_agg_dagster.runs.batch", *PIXELS])
     waiting, go = context.Pipe(duplex=False)
     child = context.Process(target=_do, args=(cloudpickle.dumps(work), waiting))
     child.start()

@@ -9,8 +9,13 @@ from __future__ import annotations
 import gc
 from importlib import import_module
 
-#: What plans and makes timestamps and periods; it imports rasterio, numpy and PIL.
-PIXELS = ("thess_agg_dagster.period.build", "thess_agg_dagster.timestamp.refetch", "thess_agg_dagster.lake.remote")
+#: What plans and makes timestamps and periods (it imports rasterio, numpy and PIL), and what Dagster opens an instance with.
+PIXELS = (
+    "thess_agg_dagster.period.build",
+    "thess_agg_dagster.timestamp.refetch",
+    "thess_agg_dagster.lake.remote",
+    "upath.core",
+)
 # What the report draws and writes.
 _REPORT = (
     "pandas",
@@ -29,10 +34,7 @@ def import_pixels() -> None:
 
 
 def import_the_rest() -> None:
-    """Import what the report needs, too, and the formats of pictures."""
+    """Import what the report needs, too."""
     for name in _REPORT:
         import_module(name)
-    from PIL import Image
-
-    Image.init()
     gc.freeze()

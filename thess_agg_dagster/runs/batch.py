@@ -21,8 +21,8 @@ from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.publish import remove_abandoned
 from thess_agg_dagster.params import TimestampsAggregationParams
 from thess_agg_dagster.runs.ahead import PIXELS
+from thess_agg_dagster.runs.databases import opened
 from thess_agg_dagster.runs.instance import execute_here, fail_abandoned_runs
-from thess_agg_dagster.runs.sqlite import kept_open
 
 Resources = dict[str, Any]
 
@@ -113,7 +113,7 @@ def _start_worker(environment: dict[str, str], instance_ref: Any) -> None:
     os.environ.clear()  # the server that forked this process may be older than what the command settled
     os.environ.update(environment)
     # A run that Dagster launched may have an instance without a DAGSTER_HOME. There is no public way to hand one on.
-    _worker_instance = dg.DagsterInstance.from_ref(kept_open(instance_ref))
+    _worker_instance = opened(instance_ref)
     gc.freeze()
     gc.enable()  # the server that forked this process only imports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle

@@ -77,9 +77,9 @@ def open_instance(lake_root: Path) -> Iterator[dg.DagsterInstance]:
     with (home / ".opening").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Here, because definitions import this module, and only who opens databases needs SQLAlchemy.
-        from thess_agg_dagster.runs.sqlite import kept_open
+        from thess_agg_dagster.runs.databases import opened
 
-        instance = dg.DagsterInstance.from_ref(kept_open(InstanceRef.from_dir(str(home))))
+        instance = opened(InstanceRef.from_dir(str(home)))
         instance.get_dynamic_partitions(str(timestamps.name))  # storages make their databases at first use
         instance.get_runs_count()
     with instance:

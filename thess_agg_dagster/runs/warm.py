@@ -28,6 +28,7 @@ import dagster as dg
 
 from thess_agg_dagster.keys import HERE
 from thess_agg_dagster.runs.ahead import import_pixels, import_the_rest
+from thess_agg_dagster.runs.databases import opened
 from thess_agg_dagster.runs.instance import GONE, PROCESS_TAG, is_alive, process_tags
 from thess_agg_dagster.runs.private import (
     AutoloadDefsModuleCodePointer,
@@ -39,7 +40,6 @@ from thess_agg_dagster.runs.private import (
     ModuleCodePointer,
     WorkerStatus,
 )
-from thess_agg_dagster.runs.sqlite import kept_open
 
 #: How Dagster finds the definitions in a module.
 Pointer = ModuleCodePointer | AutoloadDefsModuleCodePointer
@@ -200,7 +200,7 @@ def _fork(function: Any, launched: dict[str, str]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         ref = dg.deserialize_value(launched["instance"], InstanceRef)
-        with dg.DagsterInstance.from_ref(kept_open(ref)) as instance:
+        with opened(ref) as instance:
             function(instance, launched["run_id"])
         code = 0
     except BaseException:

@@ -15,7 +15,8 @@ from kombu.entity import Queue
 
 import thess_agg_dagster.definitions  # noqa: F401
 from thess_agg_dagster.keys import HERE
-from thess_agg_dagster.runs.fleet import ONLY_LAKE, FleetLauncher, keep_connections
+from thess_agg_dagster.runs.fleet import ONLY_LAKE, FleetLauncher
+from thess_agg_dagster.runs.postgres import keep_connections
 
 # What Dagster's own Celery task calls; there is no public way to execute a run that was launched.
 from thess_agg_dagster.runs.private.execution import execute_run as execute

@@ -23,6 +23,7 @@ from thess_agg_dagster.audit.event_log import latest_successes
 from thess_agg_dagster.keys import AGGREGATED, TIME_SERIE
 from thess_agg_dagster.lake.checksums import checksum_of
 from thess_agg_dagster.lake.layout import DataLake
+from thess_agg_dagster.runs.databases import opened
 from thess_agg_dagster.runs.fleet import ONLY_LAKE
 from thess_agg_dagster.runs.instance import PROCESS_TAG, UNFINISHED
 from thess_agg_dagster_tests.conftest import BANDS, FIRST, SmallLake, scene
@@ -250,8 +251,9 @@ def test_what_is_stopped_and_what_goes_on(one_lake: tuple[SmallLake, Fleet]) -> 
         check_published(lake, key, ids[key])
 
 
+@pytest.mark.parametrize("who", ["daemon", "command"])
 def test_connections_are_kept_and_made_anew_when_they_break(
-    one_lake: tuple[SmallLake, Fleet], monkeypatch: pytest.MonkeyPatch
+    who: str, one_lake: tuple[SmallLake, Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as there are storages (runs, events, sensors), however much is asked."""
     _, services = one_lake
@@ -273,8 +275,11 @@ def test_connections_are_kept_and_made_anew_when_they_break(
 
     with dg.DagsterInstance.from_config(str(services.home)) as instance:
         ask(instance)
-        services.wait_until(lambda: not backends(), 30)  # the server notices later
-        _ = instance.run_coordinator  # as the daemon does first of all
+    services.wait_until(lambda: not backends(), 30)  # the server notices later
+    ref = instance.get_ref()
+    with opened(ref) if who == "command" else dg.DagsterInstance.from_ref(ref) as instance:
+        if who == "daemon":
+            _ = instance.run_coordinator  # as it does first of all
         ask(instance)
         kept = backends()
         assert len(kept) == 3

@@ -33,11 +33,10 @@ class SensorOfOpenInstance(dg.SensorDefinition):
 
 
 def _opened(ref: InstanceRef) -> dg.DagsterInstance:
-    from thess_agg_dagster.runs.sqlite import kept_open  # here, because definitions open no databases
+    from thess_agg_dagster.runs.databases import opened  # here, because definitions open no databases
 
-    kept = kept_open(ref)
-    name = dg.serialize_value(kept)
+    name = dg.serialize_value(ref)
     with _opening:
         if name not in _open:
-            _open[name] = dg.DagsterInstance.from_ref(kept)
+            _open[name] = opened(ref)
         return _open[name]
