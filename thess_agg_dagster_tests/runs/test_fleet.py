@@ -260,8 +260,8 @@ def test_connections_are_kept_and_made_anew_when_they_break(
     for name in ("THESS_POSTGRES_URL", "THESS_REDIS_URL"):
         monkeypatch.setenv(name, services.environment[name])
     server = sqlalchemy.create_engine(services.environment["THESS_POSTGRES_URL"])
-    monkeypatch.setenv("PGAPPNAME", "kept")
-    known = "FROM pg_stat_activity WHERE application_name = 'kept' AND pid != pg_backend_pid()"
+    monkeypatch.setenv("PGAPPNAME", who)
+    known = f"FROM pg_stat_activity WHERE application_name = '{who}' AND pid != pg_backend_pid()"
 
     def ask(instance: dg.DagsterInstance) -> None:
         instance.get_runs_count()
