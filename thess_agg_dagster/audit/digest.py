@@ -47,11 +47,8 @@ class Standing:
 
 def standing_of(rows: TimestampRows, stale: str = "") -> Standing:
     """How a timestamp stands according to its rows in the audit tables. ``stale`` says what has changed."""
-    fetched = [tile for row in rows.band_report for tile in str(row["refetched"]).split("|") if tile]
     row = rows.status
-    return Standing(
-        row["timestamp"], row["status"], row["message"], row["run_id"], stale, tuple(dict.fromkeys(fetched))
-    )
+    return Standing(row["timestamp"], row["status"], row["message"], row["run_id"], stale, rows.common.refetched)
 
 
 def standing_of_period(row: Row) -> Standing:

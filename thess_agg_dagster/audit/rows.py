@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from operator import itemgetter
-from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO, TypeAlias, get_type_hints
 
 from thess_agg_dagster.audit.outcome import Attempt, BandRecord, Column
@@ -100,21 +100,57 @@ def columns_of(name: str) -> Sequence[str]:
 Row: TypeAlias = dict[str, Any]
 
 
-class TimestampRows(NamedTuple):
-    """What the tables say of one timestamp: a row of each, and one for each band; the parameters it was made with, if they
-    are known; and the lines of each table, where they were written before."""
+class Mosaic(NamedTuple):
+    """What a mosaic has in common with those of other timestamps: whether its grid is fixed, what ground it covers, and with how
+    many pixels."""
+
+    band: str
+    is_fixed: bool
+    ground: str
+    pixels: str
+
+
+class Common(NamedTuple):
+    """What a report looks at, of every timestamp, beside its status: the parameters it was made with, if they are known, its
+    mosaics, and its tiles that were downloaded again."""
+
+    parameters: str
+    mosaics: tuple[Mosaic, ...]
+    refetched: tuple[str, ...]
+
+
+# Equal ones, of thousands of timestamps, are one.
+_shared = lru_cache(maxsize=64)(Common)
+
+
+@dataclass(frozen=True)
+class TimestampRows:
+    """What the tables say of one timestamp: a row of each, and one for each band; and the lines of each table, where they were
+    written before. Then ``make`` makes the rows of the summary and of the bands when somebody looks at them: of thousands of
+    timestamps, few are looked at."""
 
     status: Row
-    summary: Row
-    band_report: Sequence[Row]
-    parameters: str = ""
-    lines: Mapping[str, str] = MappingProxyType({})
+    common: Common
+    make: Callable[[], tuple[Row, Sequence[Row]]]
+    lines: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> Row:
+        return self._made[0]
+
+    @property
+    def band_report(self) -> Sequence[Row]:
+        return self._made[1]
+
+    @cached_property
+    def _made(self) -> tuple[Row, Sequence[Row]]:
+        return self.make()
 
     def of(self, table: str) -> Sequence[Row]:
         return self.band_report if table == "band_report" else [getattr(self, table)]
 
     def with_lines(self) -> TimestampRows:
-        return self._replace(lines={table: _lines_of(table, self.of(table)) for table in COLUMNS})
+        return replace(self, lines={table: _lines_of(table, self.of(table)) for table in COLUMNS})
 
 
 def rows_of(attempt: Attempt, provenance: Row, bands: Sequence[str]) -> TimestampRows:
@@ -122,19 +158,23 @@ def rows_of(attempt: Attempt, provenance: Row, bands: Sequence[str]) -> Timestam
     about it."""
     if not attempt.bands:  # it ended before there was anything to say about a band
         attempt = replace(attempt, bands=[BandRecord(band, "skipped", attempt.message) for band in bands])
-    return TimestampRows(
-        _status_row(attempt) | provenance,
-        _summary_row(attempt) | provenance,
-        [_band_row(attempt, band) | provenance for band in _sorted_bands(attempt)],
-        attempt.parameters,
-    )
+    summary = _summary_row(attempt) | provenance
+    of_bands = [_band_row(attempt, band) | provenance for band in _sorted_bands(attempt)]
+    refetched = dict.fromkeys(tile for row in of_bands for tile in row["refetched"].split("|") if tile)
+    common = _shared(attempt.parameters, tuple(map(_mosaic, of_bands)), tuple(refetched))
+    return TimestampRows(_status_row(attempt) | provenance, common, lambda: (summary, of_bands))
+
+
+def _mosaic(row: Row) -> Mosaic:
+    ground = f"{row['crs']} {row['bounds'].replace('|', ', ')}"
+    return Mosaic(row["band"], row["grid"] == "fixed", ground, f"{row['width']} x {row['height']}")
 
 
 def unlisted(rows: TimestampRows) -> TimestampRows:
     """The rows of a timestamp that ``time_serie.csv`` no longer lists."""
     vanished = "no longer in time_serie.csv (files on disk stay)"
     message = "; ".join(filter(None, (vanished, rows.status["message"])))
-    return rows._replace(status=rows.status | {"message": message, "listed": False}, lines={})
+    return replace(rows, status=rows.status | {"message": message, "listed": False}, lines={})
 
 
 def period_row(attempt: Attempt) -> Row:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from thess_agg_dagster.audit.event_log import spelled_out
-from thess_agg_dagster.audit.rows import COLUMNS, TimestampRows, long_cells
+from thess_agg_dagster.audit.rows import COLUMNS, Common, long_cells
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.time_serie import TimeSerie
@@ -164,37 +163,11 @@ def check_report(lake: DataLake, registered: Sequence[str]) -> dg.AssetCheckResu
     return result_of("complete", faults)
 
 
-class Made(NamedTuple):
-    """What a series has in common, of the mosaics of one timestamp: their parameters, if they are known, and of each
-    whether its grid is fixed, what ground it covers, and with how many pixels."""
-
-    parameters: str
-    bands: tuple[tuple[str, bool, str, str], ...]
-
-
-def made_as(rows: TimestampRows) -> Made:
-    """What the mosaics of a successful attempt have in common with those of others."""
-    bands = (
-        (
-            row["band"],
-            row["grid"] == "fixed",
-            f"{row['crs']} {row['bounds'].replace('|', ', ')}",
-            f"{row['width']} x {row['height']}",
-        )
-        for row in rows.band_report
-    )
-    return _shared(rows.parameters, tuple(bands))
-
-
-# Equal ones, of thousands of timestamps, are one.
-_shared = lru_cache(maxsize=64)(Made)
-
-
-def check_one_grid(made: Mapping[str, Made]) -> dg.AssetCheckResult:
+def check_one_grid(made: Mapping[str, Common]) -> dg.AssetCheckResult:
     """Whether the mosaics of the listed timestamps stack, according to their records; applies once some have a fixed grid."""
     grounds: Counter[str] = Counter()
     grids: dict[str, Counter[str]] = {}
-    bands = [(key, *band) for key, each in made.items() for band in each.bands]
+    bands = [(key, *mosaic) for key, each in made.items() for mosaic in each.mosaics]
     fixed = [each for each in bands if each[2]]
     for _, band, _, ground, pixels in fixed:
         grounds[ground] += 1
@@ -211,7 +184,7 @@ def check_one_grid(made: Mapping[str, Made]) -> dg.AssetCheckResult:
     return result_of("one_grid", faults)
 
 
-def check_same_parameters(made: Mapping[str, Made]) -> dg.AssetCheckResult:
+def check_same_parameters(made: Mapping[str, Common]) -> dg.AssetCheckResult:
     """Whether the mosaics of the listed timestamps were made with the same parameters. For those made before release 0.2,
     this is unknown."""
     known = {key: each.parameters for key, each in made.items() if each.parameters}

@@ -9,11 +9,11 @@ from thess_agg_dagster.audit import telling
 from thess_agg_dagster.audit.attempts import Attempts
 from thess_agg_dagster.audit.event_log import latest_successes, why_stale
 from thess_agg_dagster.audit.own_lake import why_not_ours
-from thess_agg_dagster.audit.rows import TimestampRows, rows_of
+from thess_agg_dagster.audit.rows import Common, TimestampRows, rows_of
 from thess_agg_dagster.audit.tables import AuditTables, audited, composites_rows, newest_event, table_schema
 from thess_agg_dagster.defs.attempts import AssetEvents
 from thess_agg_dagster.defs.check_specs import report_checks, verification_checks
-from thess_agg_dagster.defs.checks import Made, check_one_grid, check_report, check_same_parameters, made_as
+from thess_agg_dagster.defs.checks import check_one_grid, check_report, check_same_parameters
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
 from thess_agg_dagster.defs.verification import check_published
 from thess_agg_dagster.keys import LakeKeys
@@ -64,19 +64,19 @@ def _report(
     stale = None
     if params.metrics or telling.is_asked_for():  # it takes a look at every tile
         stale = _stale(context, published, lake, params)
-    made: dict[str, Made] = {}
+    made: dict[str, Common] = {}
 
     def rows() -> Iterator[TimestampRows]:
         """Of one timestamp after the other: there may be more than fit into memory."""
         for each in audited(instance, keys, lake, params.outputs, listed, published):
             if each.status["status"] == "success":
-                made[each.status["timestamp"]] = made_as(each)
+                made[each.status["timestamp"]] = each.common
             yield each
 
     yield dg.Output(AuditTables(rows(), composites_rows(instance, keys, lake), up_to, as_of, stale, params.metrics))
     yield check_report(lake, registered)
     for key in listed & set(published) - made.keys():  # those that failed since
-        made[key] = made_as(rows_of(published[key].attempt, {}, params.outputs))
+        made[key] = rows_of(published[key].attempt, {}, params.outputs).common
     stand = {key: made[key] for key in sorted(listed) if key in published}
     yield check_one_grid(stand)
     yield check_same_parameters(stand)

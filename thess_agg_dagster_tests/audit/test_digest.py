@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from thess_agg_dagster.audit.digest import Memory, Standing, digest, news, standing_of, standing_of_period
 from thess_agg_dagster.audit.metrics import exposition
-from thess_agg_dagster.audit.outcome import STATUSES
-from thess_agg_dagster.audit.rows import TimestampRows
+from thess_agg_dagster.audit.outcome import STATUSES, Attempt, BandRecord
+from thess_agg_dagster.audit.rows import rows_of
 
 A, B, C = "2023-02-02 09:21:09+00:00", "2023-04-13 09:20:29+00:00", "2023-06-22 09:15:59+00:00"
 MISSING = Standing(A, "failed_missing_inputs", "B04 of S2A_X: no such file; download the tile again", "run-1")
@@ -64,10 +64,12 @@ def test_what_is_news(before: list[list[Standing]], now: list[Standing], expecte
 
 
 def test_standings_are_read_from_the_rows() -> None:
-    status = {"timestamp": A, "status": "success", "message": "", "run_id": "1", "listed": True}
-    made = TimestampRows(status, {}, [{"refetched": "X|Y"}, {"refetched": "Y|Z"}, {"refetched": ""}])
+    bands = [
+        BandRecord(band, "success", refetched=list(tiles)) for band, tiles in (("a", "XY"), ("b", "YZ"), ("c", ""))
+    ]
+    made = rows_of(Attempt(A, "success", "", bands), {"run_id": "1"}, [])
     assert standing_of(made, "a tile") == Standing(A, "success", "", "1", "a tile", ("X", "Y", "Z"))
-    failed = TimestampRows(status | {"status": "exception", "message": "why"}, {}, [{"refetched": ""}])
+    failed = rows_of(Attempt(A, "exception", "why"), {"run_id": "1"}, ["a"])
     assert standing_of(failed) == Standing(A, "exception", "why", "1")
     period = {"period": "2023-04", "status": "failed_merge", "message": "full", "run_id": "4"}
     assert standing_of_period(period) == Standing("2023-04", "failed_merge", "full", "4")

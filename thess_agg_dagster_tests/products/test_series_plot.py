@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from thess_agg_dagster.audit.rows import TimestampRows
+from thess_agg_dagster.audit.outcome import Attempt, BandRecord
+from thess_agg_dagster.audit.rows import rows_of
 from thess_agg_dagster.products.series_plot import first_look, series_at_a_glance
 from thess_agg_dagster_tests.conftest import FIRST, SECOND
 from thess_agg_dagster_tests.products.test_quicklook import from_markdown
 
 
 def test_the_series_at_a_glance_has_a_cell_per_timestamp_and_band() -> None:
-    columns = ["band", "status", "valid_share", "cloud_share"]
-    made = [("B04", "success", 0.9, None), ("SCL", "success", 0.9, 0.2)]
-    failed = [("B04", "missing_input", None, None), ("SCL", "skipped", None, None)]
-    rows = [
-        TimestampRows(
-            {"timestamp": key, "status": status}, {}, [dict(zip(columns, band, strict=True)) for band in bands]
-        )
-        for key, status, bands in ((FIRST, "success", made), (SECOND, "failed_missing_inputs", failed))
+    made = [
+        BandRecord("B04", "success", valid_share=0.9),
+        BandRecord("SCL", "success", valid_share=0.9, cloud_share=0.2),
     ]
+    failed = [BandRecord("B04", "missing_input"), BandRecord("SCL", "skipped")]
+    attempts = [Attempt(FIRST, "success", "", made), Attempt(SECOND, "failed_missing_inputs", "", failed)]
+    rows = [rows_of(attempt, {}, []) for attempt in attempts]
     picture = series_at_a_glance(rows)
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     counts = {name: int((pixels == list(bytes.fromhex(colour))).all(axis=1).sum()) for name, colour in (
