@@ -35,7 +35,7 @@ test-azure: everything  ## test lakes in Azure's blob storage, as Azurite plays 
 	$(BIN)/python -m pytest -m azure -n 0
 
 everything:  ## set up the virtual environment and install what is not from Python, at the same time
-	@$(MAKE) --no-print-directory --jobs=2 .venv/ready debian azurite
+	@$(MAKE) --no-print-directory --jobs=2 .venv/compiled debian azurite
 
 azurite: .venv/node_modules/azurite
 .venv/node_modules/azurite: | debian
@@ -116,3 +116,8 @@ endef
 .venv/ready: pyproject.toml constraints.txt
 	$(call install,.[dev])
 	touch .venv/run $@
+
+# What tests import, compiled while Debian's packages are installed: otherwise each of pytest's four workers does it.
+.venv/compiled: .venv/ready
+	-$(BIN)/python -m pytest -n 0 --collect-only -qq > /dev/null
+	touch $@
