@@ -16,6 +16,7 @@ from thess_agg_dagster.audit.outcome import Attempt
 from thess_agg_dagster.defs.attempts import RETRIES, AssetEvents, attempted
 from thess_agg_dagster.defs.check_specs import composites_checks
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
+from thess_agg_dagster.defs.registering import register
 from thess_agg_dagster.keys import LakeKeys
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.periods import KINDS, MONTH, kind_of, period_of, periods_of, quarter_of
@@ -96,7 +97,7 @@ def register_periods(
     wanted = periods_of(listed, params.composites)
     known = set(instance.get_dynamic_partitions(str(keys.periods.name))) if wanted else set()
     if new := [period for period in wanted if period not in known]:
-        instance.add_dynamic_partitions(str(keys.periods.name), new)
+        register(instance, keys.periods, new)
         yield from observed(instance, keys, new, listed)
 
 

@@ -10,6 +10,7 @@ from thess_agg_dagster.defs.check_specs import time_serie_checks
 from thess_agg_dagster.defs.checks import check_time_serie, failed_schema
 from thess_agg_dagster.defs.composites import register_periods
 from thess_agg_dagster.defs.lake_definition import LakeDefinition
+from thess_agg_dagster.defs.registering import register
 from thess_agg_dagster.lake.time_serie import TimeSerie, TimeSerieError, read_time_serie
 from thess_agg_dagster.timestamp.freshness import changed_inputs
 
@@ -55,11 +56,10 @@ def time_serie_of(definition: LakeDefinition) -> dg.AssetsDefinition:
 def _register(context: dg.AssetExecutionContext, definition: LakeDefinition, series: TimeSerie) -> None:
     """Register what is new in the list as partitions, and tell what cannot be used."""
     keys = definition.keys
-    partitions = str(keys.timestamps.name)
-    registered = set(context.instance.get_dynamic_partitions(partitions))
+    registered = set(context.instance.get_dynamic_partitions(str(keys.timestamps.name)))
     new = [key for key in series.acquisitions if key not in registered]
     if new:
-        context.instance.add_dynamic_partitions(partitions, new)
+        register(context.instance, keys.timestamps, new)
     for key in new:
         context.log_event(first_sight(keys, key, series.acquisitions[key].scene_ids))
     for event in register_periods(context.instance, keys, series.acquisitions, definition.params_of(context)):

@@ -13,6 +13,7 @@ from thess_agg_dagster.audit.event_log import attempt_metadata, first_sight, lat
 from thess_agg_dagster.audit.own_lake import unknown_timestamps, why_foreign
 from thess_agg_dagster.defs.composites import observed
 from thess_agg_dagster.defs.io_manager import DataLakeIOManager
+from thess_agg_dagster.defs.registering import register
 from thess_agg_dagster.keys import AGGREGATED, COMPOSITES, HERE, REPORT, TIME_SERIE, periods, timestamps
 from thess_agg_dagster.lake.layout import DataLake
 from thess_agg_dagster.lake.published import read_manifest
@@ -85,7 +86,7 @@ def _read_back(
             yield key, f"{lake.manifest(key)}: cannot be restored ({type(error).__name__}: {first_line(error)})"
             continue
         if key not in registered:
-            instance.add_dynamic_partitions(str(partitions.name), [key])
+            register(instance, partitions, [key])
             if asset == AGGREGATED:
                 seen = [first_sight(HERE, key)]
             else:

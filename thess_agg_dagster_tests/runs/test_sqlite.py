@@ -13,7 +13,10 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
+import sqlalchemy
 
+from thess_agg_dagster.defs.registering import register
+from thess_agg_dagster.keys import timestamps
 from thess_agg_dagster.runs.private import InstanceRef
 from thess_agg_dagster.runs.sqlite import kept_open
 from thess_agg_dagster_tests.disk import calls_with_paths, traced
@@ -208,3 +211,25 @@ def test_the_disk_is_waited_for_at_the_end_of_a_run_and_hardly_before(tmp_path: 
             assert "sync" in found[written:], path
     assert sum(found.count("sync") for found in calls.values()) < 25
     assert sum(found.count("write") for found in logs.values()) > 100
+
+
+def test_a_process_that_registers_a_partition_at_the_same_time(tmp_path: Path) -> None:
+    """Between Dagster's look at those that are there and its insert, another one adds one of them."""
+    ref = InstanceRef.from_dir(str(tmp_path))
+    raced: list[str] = []
+
+    def be_quicker(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO dynamic_partitions") and not raced:
+            raced.append(statement)
+            with dg.DagsterInstance.from_ref(ref) as other:
+                other.add_dynamic_partitions("timestamp", ["b"])
+
+    with dg.DagsterInstance.from_ref(kept_open(ref)) as instance:
+        instance.add_dynamic_partitions("timestamp", ["a"])
+        sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", be_quicker)
+        try:
+            register(instance, timestamps, ["a", "b", "c"])
+        finally:
+            sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", be_quicker)
+        assert raced
+        assert sorted(instance.get_dynamic_partitions("timestamp")) == ["a", "b", "c"]
