@@ -195,7 +195,7 @@ def serving_s3() -> Iterator[S3Server]:
     from moto.moto_server.werkzeug_app import create_backend_app
     from waitress import create_server
 
-    # Tests hold requests back: nobody waits for a thread, or says so.
+    # It warns where requests wait for a thread, as those do that a test holds back.
     logging.getLogger("waitress").setLevel(logging.ERROR)
     api = create_backend_app("s3")  # not moto's own server, which looks through all of AWS for each request
     server = S3Server()

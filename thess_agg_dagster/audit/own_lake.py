@@ -32,9 +32,9 @@ def why_not_ours(instance: dg.DagsterInstance, keys: LakeKeys, lake: DataLake, p
     if stranger := why_foreign(lake, published):
         return f"{home} belongs to another lake: {stranger}. Set DAGSTER_HOME to the instance of {here}; nothing was changed"
     unknown = unknown_timestamps(lake, published)
-    if unknown:  # or it knows them otherwise: their runs were killed, or somebody marked them in the UI
-        traces = [instance.get_latest_storage_id_by_partition(keys.aggregated, kind) for kind in _TRACES]
-        unknown -= {key for found in traces for key in found}
+    if unknown:  # unless it knows them otherwise: their runs were killed, or somebody marked them in the UI
+        known = {key for kind in _TRACES for key in instance.get_latest_storage_id_by_partition(keys.aggregated, kind)}
+        unknown = unknown_timestamps(lake, known)
     if not unknown:
         return None
     named = f"THESS_LAKE={keys.name} " if keys.name else ""

@@ -11,8 +11,7 @@ def register(instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefin
     Dagster looks for these before it adds the others: if another process was quicker, it is told of them the next time.
     """
     from sqlalchemy.exc import IntegrityError  # here, because definitions ask no database
-    from tenacity import retry as retrying
-    from tenacity import retry_if_exception_type, stop_after_attempt
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-    again = retrying(retry=retry_if_exception_type(IntegrityError), stop=stop_after_attempt(5), reraise=True)
-    again(instance.add_dynamic_partitions)(str(partitions.name), list(keys))
+    again = Retrying(retry=retry_if_exception_type(IntegrityError), stop=stop_after_attempt(5), reraise=True)
+    again(instance.add_dynamic_partitions, str(partitions.name), list(keys))

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, WebPImagePlugin
+from PIL import (
+    Image,
+    WebPImagePlugin,  # noqa: F401 - otherwise Pillow looks through all formats that it knows, in each process
+)
 
 from thess_agg_dagster.mosaic.bands import NOWHERE, SCL, plain
 from thess_agg_dagster.mosaic.scl import palette
 from thess_agg_dagster.mosaic.sentinel2 import SENTINEL_2
 
-# Otherwise the first picture of each process looks for the formats that Pillow knows: for WebP, through all of them.
+# The usual formats: otherwise the first picture of each process imports them.
 Image.preinit()
-assert WebPImagePlugin
 
 # The picture in the event log: every materialization carries one, so it must be small.
 _THUMBNAIL_WIDTH = 420
